@@ -1,0 +1,275 @@
+"""The configuration: one typed tree, read from a YAML file and dotted command-line overrides.
+
+    python jobs/build_memory.py --config jobs/configs/demo.yaml memory.units=32 model.num_layers=10
+
+Overrides win over the file, the file over the defaults below. Unknown keys, wrong types and impossible values raise
+`InputError` with the key, the value and what would be accepted.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from l2d_ray.errors import InputError
+
+
+class Section(BaseModel):
+    """A part of the tree: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_one(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read `units: true` as 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("a boolean is not accepted here")
+        return value
+
+
+class ColumnsConfig(Section):
+    """The names of the columns of `data.source: table`."""
+
+    user: str = "user_id"
+    """Column of the interactions that holds the user."""
+    item: str = "item_id"
+    """Column of the interactions, and of the items, that holds the item."""
+    timestamp: str = "timestamp"
+    """Column of the interactions that orders a user's history: whole numbers of any unit, or an Arrow timestamp."""
+    title: str = "title"
+    """Column of the items that holds the title."""
+
+
+class DataConfig(Section):
+    """Raw interactions and items, and how they become samples."""
+
+    source: Literal["demo", "movielens", "amazon", "d3", "table"] = "demo"
+    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached."""
+    interactions: str | None = None
+    """File or folder of the raw interactions (d3: the folder with train/, valid/ and test/)."""
+    items: str | None = None
+    """File or folder of the raw items; movielens and d3 find theirs beside the interactions."""
+    columns: ColumnsConfig = ColumnsConfig()
+    min_interactions: int = Field(5, ge=1)
+    """k of the k-core: users and items with fewer interactions are dropped, repeatedly, until none is left to drop."""
+    max_title_words: int = Field(20, ge=1)
+    """Items with a longer title are dropped (20 is D3's rule, arXiv 2406.14900)."""
+    since: date | None = None
+    """Interactions before this day (UTC) are dropped."""
+    until: date | None = None
+    """Interactions on this day (UTC) or later are dropped."""
+    split: Literal["time", "leave-one-out"] = "time"
+    """`time`: all samples by the time of their target, 8:1:1 (D3); `leave-one-out`: each user's last two."""
+    num_blocks: int | None = Field(None, ge=1)
+    """Parts the users are dealt into while preparing; each is held in one worker's memory. None: one per 64 MB read."""
+    max_users: int | None = Field(None, ge=1)
+    """Keep only so many users, chosen by the hash of their id, after every filter: a quick look at large data."""
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> Self:
+        if self.source != "demo" and self.interactions is None:
+            raise ValueError(f"data.interactions is needed when data.source is {self.source!r}")
+        if self.source in ("amazon", "table") and self.items is None:
+            raise ValueError(f"data.items is needed when data.source is {self.source!r}")
+        return self
+
+
+class HistoryConfig(Section):
+    """The window: which items of a history the model sees."""
+
+    max_items: int = Field(10, ge=1)
+    """The last so many items (the paper's 10)."""
+    stride: int = Field(10, ge=1)
+    """The window's left edge moves in steps of this many items, so that neighbouring samples share their beginning and
+    histories are max_items to max_items + stride - 1 long. 1 is the paper's window; 10 runs several times fewer
+    tokens (README, results)."""
+
+
+class PromptConfig(Section):
+    """The template. Its parts are tokenised separately and joined as token ids."""
+
+    prefix: str = "The user watched or bought, in this order:\n"
+    item: str = "{title}\n"
+    """One item's form; it must contain {title} once."""
+    suffix: str = "Next:"
+    max_item_tokens: int = Field(32, ge=1)
+    """Titles are cut to this many tokens."""
+
+    @field_validator("item")
+    @classmethod
+    def _has_a_title(cls, item: str) -> str:
+        if item.count("{title}") != 1:
+            raise ValueError("the item form must contain {title} exactly once")
+        return item
+
+
+class ModelConfig(Section):
+    """The language model whose last hidden state stands for a history."""
+
+    name: str = "demo"
+    """A hub id, a folder, or a GGUF file; `demo` is SmolLM2-135M-Instruct, downloaded and cached."""
+    adapter: str | None = None
+    """Folder or hub id of a PEFT adapter, merged into the model."""
+    num_layers: int | None = Field(None, ge=1)
+    """Keep only the first so many layers."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively)."""
+
+
+class MemoryConfig(Section):
+    """The store of hidden states."""
+
+    num_shards: int = Field(4, ge=1)
+    """All rows of an item live in shard hash(item) mod num_shards."""
+    units: int | None = Field(None, ge=1)
+    """Slices of the histories that are committed one by one. None: one per 100,000 samples but at least 64, so that a
+    crash loses little and a cluster has enough to deal out."""
+    sample_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training samples to keep, chosen by sample id: 0.3 is a subset of 0.5."""
+
+
+class WorkersConfig(Section):
+    """The actors that run the model."""
+
+    min: int = Field(1, ge=1)
+    """Workers to start with; the pool grows while work waits and resources are free."""
+    max: int | None = Field(None, ge=1)
+    """Workers at most. None: as many as fit into the cluster when the job starts."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs for each worker; fractions share one."""
+    cpus: int = Field(1, ge=1)
+    """CPUs for each worker; also its number of threads. Several workers of one thread beat one of several threads."""
+    tokens_per_pack: int | None = Field(None, ge=64)
+    """Distinct tokens in one forward pass. None: 2,048 on a CPU, 16,384 on a GPU."""
+
+    @model_validator(mode="after")
+    def _max_is_not_below_min(self) -> Self:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"workers.max={self.max} is below workers.min={self.min}")
+        return self
+
+
+class Config(BaseSettings):
+    """Every setting of every stage; see the sections."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    workspace: str = "workspace"
+    """Folder or URI (s3://…, gs://…: whatever pyarrow.fs opens) that holds everything the stages leave behind."""
+    data: DataConfig = DataConfig()
+    history: HistoryConfig = HistoryConfig()
+    prompt: PromptConfig = PromptConfig()
+    model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: no environment variables, no dotenv files."""
+        return (init_settings,)
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """The configuration of a command line: `[--config FILE] [key=value | --key=value | --key value …]`.
+
+    Raises InputError. `--help` prints every key with its default and exits.
+    """
+    arguments = [f"--{a}" if re.match(r"[a-z_]+(\.[a-z_]+)*=", a) else a for a in argv]
+    path, arguments = _take_config(arguments)
+    origin = path or "the command line"
+    try:
+        command_line = CliSettingsSource[Any](
+            Config,
+            cli_parse_args=arguments,
+            cli_exit_on_error=False,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_parse_none_str="null",
+        )()
+        return Config(**_merge(_read_yaml(path), command_line))
+    except SettingsError as error:
+        raise InputError(_explain_arguments(str(error))) from None
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(dict(e), origin) for e in error.errors())) from None
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    for i, argument in enumerate(arguments):
+        if argument == "--config":
+            if i + 1 == len(arguments):
+                raise InputError("--config needs a file")
+            return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _read_yaml(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}; name a readable YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree or {}, dict):
+        raise InputError(f"--config {path}: expected keys and values, found a {type(tree).__name__}")
+    return tree or {}
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        mergeable = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if mergeable else value
+    return merged
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _did_you_mean(key: str) -> str:
+    near = get_close_matches(key, _keys(Config), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "--help lists the keys"
+
+
+def _explain(error: dict[str, Any], origin: str) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{origin}: unknown key {key}; {_did_you_mean(key)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict | BaseModel):
+        return f"{origin}: {message}" if key in message else f"{origin}: {key}: {message}"
+    return f"{origin}: {key}={error['input']!r}: {message}"
+
+
+def _explain_arguments(message: str) -> str:
+    unknown = re.search(r"unrecognized arguments: --([^ =]+)", message)
+    if unknown:
+        return f"the command line: unknown key {unknown[1]}; {_did_you_mean(unknown[1])}"
+    return f"the command line: {message.removeprefix('error parsing CLI: ')}"

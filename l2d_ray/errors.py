@@ -1,0 +1,8 @@
+"""The one error that is the user's to mend."""
+
+
+class InputError(ValueError):
+    """Bad input or configuration: the message is one line that names the file or key, the value and the remedy.
+
+    Jobs print it on stderr and exit with 2; every other exception is a fault of ours or of the machine and exits with 1.
+    """
