@@ -1,0 +1,1 @@
+"""The papers on arrays: numpy and torch, no files, no engine."""

@@ -1,0 +1,97 @@
+"""What every script in `jobs/` does around its one stage: configuration, Ray, the result line and the exit status."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+
+import ray
+from ray.exceptions import RayError
+
+from l2d_ray.config import Config, load_config
+from l2d_ray.errors import InputError
+
+
+class Result(Protocol):
+    """A frozen dataclass of counts, times and locations."""
+
+    __dataclass_fields__: Any
+
+
+def run(stage: Callable[[Config], Result]) -> NoReturn:
+    """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
+
+    Exit status: 0 done; 2 bad input or configuration and 1 no space, no permission and the like, both with one line on
+    stderr; 1 with a traceback for anything else.
+    """
+    try:
+        config = load_config(sys.argv[1:])
+        connect(config)
+        result = stage(config)
+    except InputError as error:
+        _fail(2, str(error))
+    except OSError as error:
+        _fail(1, f"{error}; mend that and run the same command again")
+    except RayError as error:
+        cause = root_error(error)
+        if isinstance(cause, RayError):
+            raise
+        hint = "" if isinstance(cause, InputError) else "; mend that and run the same command again"
+        _fail(2 if isinstance(cause, InputError) else 1, f"{cause}{hint}")
+    print(json.dumps(dataclasses.asdict(result)))
+    sys.exit(0)
+
+
+def connect(config: Config) -> None:
+    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
+
+    Refuses a relative workspace inside a submitted job, whose working folder is a temporary copy.
+    """
+    if "://" not in config.workspace and not os.path.isabs(config.workspace) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # noqa: PTH117
+        raise InputError(
+            f"workspace={config.workspace!r}: a submitted job runs in a temporary copy of this folder, where the result"
+            " would be lost; give an absolute path or a URI"
+        )
+    quiet()
+    if ray.is_initialized():
+        return
+    if "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        return
+    # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
+    ray.init(
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def quiet() -> None:
+    """Keep Ray Data's plans and tracebacks in its log files; the job says what matters."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def root_error(error: RayError) -> Exception:
+    """The InputError or OSError that a worker raised, as far as `error` tells; else `error` itself.
+
+    Ray Data raises a UserCodeException that holds the original exception as text only.
+    """
+    text = str(error)
+    ours = re.search(r"^l2d_ray\.errors\.InputError: (.+)$", text, re.MULTILINE)
+    if ours:
+        return InputError(ours[1])
+    system = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", text, re.MULTILINE)
+    return OSError(system[1]) if system else error
+
+
+def _fail(status: int, message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
