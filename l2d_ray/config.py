@@ -49,7 +49,8 @@ class ColumnsConfig(Section):
     item: str = "item_id"
     """Column of the interactions, and of the items, that holds the item."""
     timestamp: str = "timestamp"
-    """Column of the interactions that orders a user's history: whole numbers of any unit, or an Arrow timestamp."""
+    """Column of the interactions that orders a user's history: whole numbers of any unit, or an Arrow timestamp.
+    data.since and data.until take whole numbers for Unix seconds."""
     title: str = "title"
     """Column of the items that holds the title."""
 
@@ -58,7 +59,7 @@ class DataConfig(Section):
     """Raw interactions and items, and how they become samples."""
 
     source: Literal["demo", "movielens", "amazon", "d3", "table"] = "demo"
-    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached."""
+    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached; `d3` is kept as published, unfiltered."""
     interactions: str | None = None
     """File or folder of the raw interactions (d3: the folder with train/, valid/ and test/)."""
     items: str | None = None
@@ -85,6 +86,10 @@ class DataConfig(Section):
             raise ValueError(f"data.interactions is needed when data.source is {self.source!r}")
         if self.source in ("amazon", "table") and self.items is None:
             raise ValueError(f"data.items is needed when data.source is {self.source!r}")
+        if self.source == "d3" and (self.since or self.until):
+            raise ValueError("data.since and data.until must be absent when data.source is 'd3': it is kept as published")
+        if self.since and self.until and self.since >= self.until:
+            raise ValueError(f"data.since={self.since} must be before data.until={self.until}")
         return self
 
 

@@ -1,0 +1,15 @@
+"""Prepare a dataset: raw interactions and items in, histories with their splits out.
+
+    python jobs/prepare_data.py
+    python jobs/prepare_data.py data.source=movielens data.interactions=ml-1m
+    python jobs/prepare_data.py data.source=amazon data.interactions=Beauty_5.json.gz data.items=meta_Beauty.json.gz
+    python jobs/prepare_data.py data.source=table data.interactions=s3://bucket/log/ data.items=items.parquet
+
+The last line on stdout: users, items, interactions, samples, train, valid, test, dropped (by reason), seconds, dataset.
+"""
+
+from l2d_ray.distributed.job import run
+from l2d_ray.distributed.prepare import prepare
+
+if __name__ == "__main__":
+    run(prepare)

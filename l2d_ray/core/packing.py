@@ -1,0 +1,154 @@
+"""Prefix-tree packing: run every distinct token of a batch of prompts once.
+
+The samples of one user have prompts that begin alike. Inserted into a prefix tree, each shared token needs one place in
+a packed sequence; a token attends to its ancestors in the tree, its position id is its depth, and the state of a prompt
+is read at its leaf. Attention then gives exactly what each prompt alone would give.
+
+The tree is never built. Sorted lexicographically, prompts come in the tree's depth-first order: what a prompt adds to
+its predecessor is the tokens after their longest common prefix. In that order the descendants of token j are the tokens
+j .. ends[j] - 1, so that token i attends to token j exactly when `j <= i < ends[j]`.
+
+The forest of a whole batch is then streamed through the model in equal chunks, as in chunked prefill: a chunk needs the
+keys and values of its own tokens and of those earlier tokens whose subtrees are still open, the *path*, which is never
+longer than a prompt. So no token is run twice, chunks can be as small as the processor's cache likes, and a prompt may
+be longer than a chunk.
+
+Planning is integers only; `models/hidden_states.py` runs the plan.
+
+Shapes: N prompts, L longest prompt, T distinct tokens, C tokens of a chunk, P tokens of its path.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N token sequences, one after the other."""
+
+    tokens: NDArray[np.int32]
+    """The tokens of all prompts."""
+    offsets: IntArray
+    """[N + 1] prompt n is `tokens[offsets[n]:offsets[n + 1]]`."""
+
+    @classmethod
+    def join(cls, sequences: Sequence[NDArray[np.int32]]) -> "Prompts":
+        """The prompts with these tokens."""
+        offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+        return cls(np.concatenate([np.empty(0, np.int32), *sequences]), offsets)
+
+    @property
+    def lengths(self) -> IntArray:
+        """[N] tokens of each prompt."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    def __getitem__(self, n: int) -> NDArray[np.int32]:
+        return self.tokens[self.offsets[n] : self.offsets[n + 1]]
+
+
+@dataclass(frozen=True)
+class PrefixForest:
+    """The distinct tokens of a batch of prompts, in depth-first order."""
+
+    tokens: IntArray
+    """[T] token ids."""
+    positions: IntArray
+    """[T] depth in the tree, which is the position in every prompt that contains the token."""
+    ends: IntArray
+    """[T] one past the last descendant."""
+    leaves: IntArray
+    """[N] the token at which each prompt ends, in the order of the prompts given."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A slice of a forest. Its *keys* are the P path tokens followed by its own C tokens."""
+
+    tokens: IntArray
+    """[C] token ids."""
+    positions: IntArray
+    """[C] position ids."""
+    path: IntArray
+    """[P] the path tokens, as indices into the keys of the chunk before."""
+    ends: IntArray
+    """[P + C] one past the last descendant of each key, in this chunk's keys; query i is key P + i."""
+    prompts: IntArray
+    """The prompts that end in this chunk."""
+    leaves: IntArray
+    """The token of this chunk at which each of them ends."""
+
+
+def plan_forest(prompts: Prompts) -> PrefixForest:
+    """The prefix forest of N prompts, none of them empty. Takes memory in proportion to N times the longest."""
+    lengths = prompts.lengths
+    assert lengths.size and lengths.min() > 0, "there must be prompts, and each needs a last token"
+    rows = _padded(prompts)
+    order = _lexicographic_order(rows)
+    rows, lengths = rows[order], lengths[order]
+    common = _common_prefixes(rows, lengths)
+    depth = np.arange(rows.shape[1])
+    is_new = (depth >= common[:, None]) & (depth < lengths[:, None])
+    stops = np.cumsum(lengths - common)
+    leaves = np.empty_like(stops)
+    leaves[order] = stops - 1
+    return PrefixForest(
+        tokens=rows[is_new].astype(np.int64) - 1,
+        positions=np.broadcast_to(depth, is_new.shape)[is_new],
+        ends=_subtree_ends(common, depth, starts=stops - (lengths - common), total=int(stops[-1]))[is_new],
+        leaves=leaves,
+    )
+
+
+def split_chunks(forest: PrefixForest, tokens_per_chunk: int) -> Iterator[Chunk]:
+    """The forest in chunks of `tokens_per_chunk` tokens (the last may be shorter), to be run in this order."""
+    by_leaf = np.argsort(forest.leaves, kind="stable")
+    sorted_leaves = forest.leaves[by_leaf]
+    keys = np.empty(0, np.int64)
+    for start in range(0, forest.tokens.size, tokens_per_chunk):
+        stop = min(start + tokens_per_chunk, forest.tokens.size)
+        path = np.flatnonzero(forest.ends[keys] > start)
+        keys = np.concatenate([keys[path], np.arange(start, stop)])
+        own = slice(*np.searchsorted(sorted_leaves, (start, stop)))
+        yield Chunk(
+            tokens=forest.tokens[start:stop],
+            positions=forest.positions[start:stop],
+            path=path,
+            ends=np.minimum(forest.ends[keys], stop) - start + path.size,
+            prompts=by_leaf[own],
+            leaves=sorted_leaves[own] - start,
+        )
+
+
+def _padded(prompts: Prompts) -> NDArray[np.int32]:
+    """[N, L] tokens plus one, so that the padding 0 sorts before every token."""
+    rows = np.zeros((len(prompts), prompts.lengths.max()), np.int32)
+    rows[np.arange(rows.shape[1]) < prompts.lengths[:, None]] = prompts.tokens + 1
+    return rows
+
+
+def _lexicographic_order(rows: NDArray[np.int32]) -> IntArray:
+    """[N] the stable order of the rows: big-endian numbers compare like their bytes."""
+    comparable = np.ascontiguousarray(rows.astype(">i4")).view(f"V{4 * rows.shape[1]}")
+    return np.argsort(comparable.ravel(), kind="stable")
+
+
+def _common_prefixes(rows: NDArray[np.int32], lengths: IntArray) -> IntArray:
+    """[N] tokens that each row shares with the one before it."""
+    differs = rows[1:] != rows[:-1]
+    first_difference = np.where(differs.any(1), differs.argmax(1), lengths[1:])
+    return np.concatenate([[0], first_difference])
+
+
+def _subtree_ends(common: IntArray, depth: IntArray, starts: IntArray, total: int) -> IntArray:
+    """[N, L] a token at depth d ends where the next prompt begins that shares at most d tokens with its predecessor."""
+    closes = np.where(common[:, None] <= depth, starts[:, None], total)
+    closes[:-1], closes[-1] = closes[1:], total
+    return np.minimum.accumulate(closes[::-1])[::-1]

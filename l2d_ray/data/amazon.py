@@ -1,0 +1,97 @@
+"""Amazon reviews as JSON lines, gzipped or not: 2014, 2018 (`reviewerID`, `asin`) and 2023 (`user_id`, `parent_asin`).
+
+The edition is read off the keys. Metadata of 2014 are Python literals, one dict a line. Titles are cleaned as D3 does
+(arXiv 2406.14900): HTML entities, outer spaces and quotes go; a title that holds page source ("<span id") is none.
+"""
+
+import ast
+import html
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from l2d_ray.config import Config
+from l2d_ray.data import columns
+from l2d_ray.data.files import children, json_objects, numbered_lines
+from l2d_ray.errors import InputError
+
+_CHUNK_ROWS = 200_000
+_EDITIONS = (("reviewerID", "asin", "unixReviewTime"), ("user_id", "parent_asin", "timestamp"))
+
+
+def read_items(config: Config) -> pa.Table:
+    """All items of the metadata, in the order of the files. Of lines that repeat an id (2018 has some), the first."""
+    titles: dict[str, str] = {}
+    for path in children("data.items", str(config.data.items)):
+        for line, record in _metadata(path):
+            item_id = record.get("parent_asin") or record.get("asin")
+            if not isinstance(item_id, str):
+                raise InputError(f"{path}: line {line}: neither parent_asin nor asin; give the metadata file (meta_…)")
+            titles.setdefault(item_id, _clean(record.get("title")))
+    return columns.items([(pa.array(titles.keys(), pa.string()), pa.array(titles.values(), pa.string()))])
+
+
+def interaction_files(config: Config) -> list[str]:
+    """The review file, or all files of its folder."""
+    return children("data.interactions", str(config.data.interactions))
+
+
+def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
+    """The reviews in the order of the file, in Unix seconds (2014, 2018) or milliseconds (2023)."""
+    records = json_objects(path)
+    row = 1
+    while chunk := list(islice(records, _CHUNK_ROWS)):
+        user, item, time = keys = _edition(path, chunk[0])
+        values = zip(*(_values(path, line, record, keys) for line, record in chunk), strict=True)
+        users, items, times = (list(column) for column in values)
+        moments = columns.whole_numbers(times, path, time, row)
+        if time == "timestamp":
+            moments = moments.cast(pa.timestamp("ms"))
+        yield columns.interactions(
+            columns.ids(users, path, user, row), columns.ids(items, path, item, row), moments, row
+        )
+        row += len(chunk)
+
+
+def _metadata(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in numbered_lines(path):
+        record = _literal(line)
+        if not isinstance(record, dict):
+            raise InputError(f"{path}: line {number}: neither JSON nor a Python dict; give the metadata file (meta_…)")
+        yield number, record
+
+
+def _literal(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(line.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _clean(title: Any) -> str:
+    if not isinstance(title, str) or "<span id" in title:
+        return ""
+    return html.unescape(title).strip(" ").strip('"')
+
+
+def _edition(path: str, first: tuple[int, dict[str, Any]]) -> tuple[str, str, str]:
+    line, record = first
+    for keys in _EDITIONS:
+        if keys[0] in record:
+            return keys
+    wanted = " nor ".join(", ".join(keys) for keys in _EDITIONS)
+    raise InputError(f"{path}: line {line}: neither {wanted}; give the reviews file as published")
+
+
+def _values(path: str, line: int, record: dict[str, Any], keys: Iterable[str]) -> list[Any]:
+    try:
+        return [record[key] for key in keys]
+    except KeyError as error:
+        raise InputError(f"{path}: line {line}: no key {error}; complete the row or remove it") from None

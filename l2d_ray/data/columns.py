@@ -1,0 +1,158 @@
+"""What a raw column may hold, and the one-line refusal when it does not.
+
+`first_row` is the number, from 1, of a chunk's first row in its file, so that a message can name the row.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from l2d_ray.errors import InputError
+
+INTERACTIONS = pa.schema(
+    [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("row", pa.int64())]
+)
+"""What every reader of interactions yields. `timestamp` may also be an Arrow timestamp when the unit is known; whole
+numbers count as Unix seconds where `data.since` and `data.until` are compared. `row` orders equal timestamps."""
+
+ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
+"""What every reader of items returns, in the order of the file; a missing title is empty."""
+
+_WHOLE = "give whole numbers, such as Unix seconds, or an Arrow timestamp column"
+
+
+def require(path: str, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
+    """Raise InputError unless every wanted column is there."""
+    for name in wanted:
+        if name not in found:
+            raise InputError(f"{path}: no column {name!r} among {', '.join(map(repr, found))}; {remedy}")
+
+
+def interactions(user: Any, item: Any, timestamp: Any, first_row: int) -> pa.Table:
+    """One chunk of interactions from three checked columns."""
+    rows = pa.array(np.arange(first_row, first_row + len(timestamp), dtype=np.int64))
+    return pa.table([user, item, timestamp, rows], names=INTERACTIONS.names)
+
+
+def items(parts: Iterable[tuple[pa.Array, pa.Array]]) -> pa.Table:
+    """The items of all chunks, from checked pairs of ids and titles."""
+    return pa.concat_tables([ITEMS.empty_table(), *(pa.table(list(part), schema=ITEMS) for part in parts)])
+
+
+def ids(column: Any, path: str, name: str, first_row: int) -> pa.Array:
+    """The column as strings: text and whole numbers are ids; null, empty and everything else is refused."""
+    array = _one_array(column, path, name, first_row, (str, int))
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not (_is_text(array.type) or pa.types.is_integer(array.type) or pa.types.is_null(array.type)):
+        raise InputError(f"{path}: column {name!r} is of type {array.type}; give text or whole numbers as ids")
+    text = _valid(array.cast(pa.string()), path, name)
+    bad = pc.fill_null(pc.equal(text, ""), True)
+    if pc.any(bad).as_py():
+        raise InputError(f"{path}: row {_first(bad, first_row)}: {name} is empty; fill it in or remove the row")
+    return text
+
+
+def titles(column: Any, path: str, name: str, first_row: int) -> pa.Array:
+    """The column as strings, with null as the empty title."""
+    array = _one_array(column, path, name, first_row, (str,))
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if not (_is_text(array.type) or pa.types.is_null(array.type)):
+        raise InputError(f"{path}: column {name!r} is of type {array.type}; give text as titles")
+    return pc.fill_null(_valid(array.cast(pa.string()), path, name), "")
+
+
+def whole_numbers(column: Any, path: str, name: str, first_row: int, parse: bool = False) -> pa.Array:
+    """The column as int64, or as an Arrow timestamp in microseconds if it is a date or a time.
+
+    Floating-point numbers must be finite and whole. Text is refused unless `parse`, for formats that hold only text.
+    """
+    array = _one_array(column, path, name, first_row, (int, float))
+    if pc.any(array.is_null()).as_py():
+        raise InputError(
+            f"{path}: row {_first(array.is_null(), first_row)}: {name} is null; fill it in or remove the row"
+        )
+    if pa.types.is_temporal(array.type) and not (pa.types.is_time(array.type) or pa.types.is_duration(array.type)):
+        return array.cast(pa.timestamp("us"), safe=False)
+    if parse and _is_text(array.type):
+        array = _parsed(array, path, name, first_row)
+    if pa.types.is_floating(array.type):
+        return _from_floats(array, path, name, first_row)
+    if not pa.types.is_integer(array.type):
+        value = array[0].as_py() if len(array) else None
+        raise InputError(f"{path}: row {first_row}: {name}={value!r} is of type {array.type}; {_WHOLE}")
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:
+        raise InputError(f"{path}: {name} holds values past 64 bits; {_WHOLE}") from None
+
+
+def _parsed(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:
+        pass
+    try:
+        return array.cast(pa.float64())
+    except pa.ArrowInvalid:
+        for row, value in enumerate(array.to_pylist(), start=first_row):
+            if not _is_number(value):
+                raise InputError(f"{path}: row {row}: {name}={value!r} is not a whole number; {_WHOLE}") from None
+        raise
+
+
+def _from_floats(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
+    values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.isfinite(values) & (values == np.trunc(values)) & (np.abs(values) < 2.0**63))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(f"{path}: row {first_row + row}: {name}={values[row]} is not a whole number; {_WHOLE}")
+    return pa.array(values.astype(np.int64))
+
+
+def _one_array(column: Any, path: str, name: str, first_row: int, accepted: tuple[type, ...]) -> pa.Array:
+    """The Arrow array of a column or of a list of Python values; a list must not mix types."""
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks()
+    if isinstance(column, pa.Array):
+        return column
+    try:
+        return pa.array(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        for row, value in enumerate(column, start=first_row):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
+                expected = " or ".join(t.__name__ for t in accepted)
+                raise InputError(f"{path}: row {row}: {name}={value!r}: expected {expected}; correct the row") from None
+        if str in accepted and int in accepted:
+            return pa.array([value if value is None else str(value) for value in column], type=pa.string())
+        raise InputError(f"{path}: row {first_row} on: {name} mixes types or passes 64 bits; correct it") from None
+
+
+def _valid(text: pa.Array, path: str, name: str) -> pa.Array:
+    """The same; Parquet may hold text that is no text."""
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: {name}: {error} is not UTF-8; write the file again from decoded text") from None
+    return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _first(bad: pa.Array, first_row: int) -> int:
+    return first_row + int(np.argmax(bad.to_numpy(zero_copy_only=False)))

@@ -1,0 +1,65 @@
+"""Delimited text (CSV, TSV and their kin), streamed by pyarrow with every column as text.
+
+Text, because a column's type must not depend on how its first rows look: `columns` checks and converts.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+from pyarrow import csv
+
+from l2d_ray.data.columns import require
+from l2d_ray.data.files import readable
+from l2d_ray.errors import InputError
+
+_BLOCK_BYTES = 16 << 20
+
+
+def read_delimited(
+    path: str,
+    wanted: Sequence[str],
+    *,
+    delimiter: str = ",",
+    names: Sequence[str] | None = None,
+    quoted: bool = True,
+    remedy: str = "name the column in data.columns",
+) -> Iterator[tuple[int, pa.Table]]:
+    """Chunks of the wanted columns, each with the number of its first row, from 1 and not counting the header.
+
+    `names` are the columns of a file without a header. Raises InputError: no such column (with `remedy`), no rows, not
+    UTF-8, or rows of another width.
+    """
+    parse = csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
+    read = csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names)
+    if names is None:
+        names = _header(path, parse)
+    require(path, wanted, names, remedy)
+    # Without a type for every column, pyarrow would guess those that are left out, and fail on them.
+    convert = csv.ConvertOptions(include_columns=list(wanted), column_types=dict.fromkeys(names, pa.string()))
+    row = 1
+    try:
+        with readable(path) as stream:
+            for batch in csv.open_csv(stream, read, parse, convert):
+                yield row, pa.Table.from_batches([batch])
+                row += batch.num_rows
+    except pa.ArrowInvalid as error:
+        raise InputError(_explain(path, str(error), row)) from None
+    if row == 1:
+        raise InputError(f"{path}: no rows below the header; give the complete file, or take it out of the folder")
+
+
+def _header(path: str, parse: csv.ParseOptions) -> list[str]:
+    """The names in the first line."""
+    read = csv.ReadOptions(block_size=_BLOCK_BYTES)
+    try:
+        with readable(path) as stream:
+            names: list[str] = csv.open_csv(stream, read, parse).schema.names
+            return names
+    except pa.ArrowInvalid as error:
+        raise InputError(_explain(path, str(error), 1)) from None
+
+
+def _explain(path: str, message: str, row: int) -> str:
+    if "UTF8" in message:
+        return f"{path}: row {row} or later: {message}; convert the file (iconv -f latin1 -t utf-8)"
+    return f"{path}: row {row} or later: {message}; correct the row"

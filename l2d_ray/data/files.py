@@ -1,0 +1,137 @@
+"""Raw files, wherever they are: a folder, a file or a URI that `pyarrow.fs` opens, gzipped or not.
+
+Paths travel as strings that any worker can open: absolute, or URIs. Everything is read as a stream.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from l2d_ray.errors import InputError
+
+
+def children(key: str, value: str) -> list[str]:
+    """The file that `value` names or, if it is a folder, the files directly in it, sorted; hidden ones are left out.
+
+    Raises InputError, naming the configuration's `key`, if nothing is there.
+    """
+    filesystem, path = _locate(value)
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.NotFound:
+        raise InputError(f"{key}={value!r}: not found; give a file, a folder or a URI that is there")
+    if kind == pafs.FileType.File:
+        return [value if "://" in value else path]
+    found = filesystem.get_file_info(pafs.FileSelector(path))
+    names = sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+    return [join(value if "://" in value else path, name) for name in names if name[0] not in "._"]
+
+
+def join(folder: str, name: str) -> str:
+    """The path of `name` in `folder`; the query of a URI (s3://…?region=…) stays at its end."""
+    stem, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
+    return f"{stem.rstrip('/')}/{name}{mark}{query}"
+
+
+def folder_of(path: str) -> str:
+    """The folder of a file, as a path or URI that `children` takes."""
+    stem, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return f"{stem.rpartition('/')[0] or '/'}{mark}{query}"
+
+
+def file_name(path: str) -> str:
+    """The last part of a path or URI."""
+    stem = path.partition("?")[0] if "://" in path else path
+    return stem.rstrip("/").rpartition("/")[2]
+
+
+def suffix(path: str) -> str:
+    """The lower-case suffix without `.gz`: `.csv` for ratings.CSV.gz."""
+    return Path(file_name(path).lower().removesuffix(".gz")).suffix
+
+
+def size(path: str) -> int:
+    """Bytes of the file as it is stored."""
+    filesystem, local = _locate(path)
+    return int(filesystem.get_file_info(local).size or 0)
+
+
+@contextmanager
+def readable(path: str) -> Iterator[pa.NativeFile]:
+    """A stream over the file's bytes, decompressed when its name ends in .gz.
+
+    Raises InputError if the file is empty, or when what is read turns out not to be gzip or to be cut short.
+    """
+    if size(path) == 0:
+        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
+    filesystem, local = _locate(path)
+    try:
+        with filesystem.open_input_stream(local, compression="detect") as stream:
+            yield stream
+    except OSError as error:
+        if "zlib" not in str(error) and "ompressed" not in str(error):
+            raise
+        raise InputError(f"{path}: {error}; the gzip file is damaged, get it again") from None
+
+
+@contextmanager
+def seekable(path: str) -> Iterator[pa.NativeFile]:
+    """The same for formats read by offset (Parquet); never decompressed."""
+    if size(path) == 0:
+        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
+    filesystem, local = _locate(path)
+    with filesystem.open_input_file(local) as file:
+        yield file
+
+
+def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1: UTF-8, or `fallback` for a line that is not.
+
+    Raises InputError for an empty file, and for a line that neither encoding reads.
+    """
+    seen = False
+    with readable(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
+            text = _decode(line, fallback, f"{path}: line {number}").rstrip("\r\n")
+            if text.strip():
+                seen = True
+                yield number, text
+    if not seen:
+        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
+
+
+def json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file, with their line numbers. Raises InputError for anything else."""
+    for number, line in numbered_lines(path):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number}: not JSON ({error}); give one JSON object a line") from None
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: line {number}: {line[:40]!r} is no JSON object; give one JSON object a line")
+        yield number, value
+
+
+def _decode(line: bytes, fallback: str | None, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if fallback is not None:
+            return line.decode(fallback)
+        bad = line[error.start : error.start + 1]
+        raise InputError(f"{where}: byte {bad!r} is not UTF-8; convert the file (iconv -f latin1 -t utf-8)") from None
+
+
+def _locate(path: str) -> tuple[pafs.FileSystem, str]:
+    if "://" not in path:
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().resolve())
+    try:
+        filesystem, local = pafs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path!r}: {error}; give a path, or a URI that pyarrow.fs opens") from None
+    return filesystem, local

@@ -1,0 +1,90 @@
+"""Any table: Parquet, CSV, TSV or JSON lines, one file or a folder of them, with the columns that `data.columns` names.
+
+The format is the suffix (`.gz` may follow all but Parquet). Times are whole numbers of any unit, or Arrow timestamps,
+which become microseconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from l2d_ray.config import Config
+from l2d_ray.data import columns
+from l2d_ray.data.delimited import read_delimited
+from l2d_ray.data.files import children, json_objects, seekable, suffix
+from l2d_ray.errors import InputError
+
+_CHUNK_ROWS = 200_000
+_REMEDY = "name the column in data.columns"
+
+
+def read_items(config: Config) -> pa.Table:
+    """All items, in the order of the sorted files and their rows."""
+    item, title = config.data.columns.item, config.data.columns.title
+    return columns.items(
+        (columns.ids(chunk[item], path, item, row), columns.titles(chunk[title], path, title, row))
+        for path in children("data.items", str(config.data.items))
+        for row, chunk in _chunks(path, (item, title))
+    )
+
+
+def interaction_files(config: Config) -> list[str]:
+    """The file, or the sorted files of the folder."""
+    return children("data.interactions", str(config.data.interactions))
+
+
+def read_interactions(path: str, config: Config) -> Iterator[pa.Table]:
+    """The rows in the order of the file."""
+    names = config.data.columns
+    is_text = suffix(path) in _DELIMITERS
+    for row, chunk in _chunks(path, (names.user, names.item, names.timestamp)):
+        yield columns.interactions(
+            columns.ids(chunk[names.user], path, names.user, row),
+            columns.ids(chunk[names.item], path, names.item, row),
+            columns.whole_numbers(chunk[names.timestamp], path, names.timestamp, row, parse=is_text),
+            row,
+        )
+
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_JSON_LINES = (".jsonl", ".json", ".ndjson")
+
+
+def _chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Chunks as something that maps a column's name to its values, each with the number of its first row from 1."""
+    kind = suffix(path)
+    if kind in _DELIMITERS:
+        return read_delimited(path, wanted, delimiter=_DELIMITERS[kind], remedy=_REMEDY)
+    if kind in _JSON_LINES:
+        return _json_chunks(path, wanted)
+    if kind == ".parquet":
+        return _parquet_chunks(path, wanted)
+    known = ", ".join([".parquet", *_DELIMITERS, *_JSON_LINES])
+    raise InputError(f"{path}: the suffix {kind!r} is none of {known}; rename or convert the file")
+
+
+def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    row = 1
+    try:
+        with seekable(path) as stream:
+            file = pq.ParquetFile(stream)
+            columns.require(path, wanted, file.schema_arrow.names, _REMEDY)
+            for batch in file.iter_batches(_CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
+                yield row, pa.Table.from_batches([batch])
+                row += batch.num_rows
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: {error}; the Parquet file is damaged, write it again") from None
+    if row == 1:
+        raise InputError(f"{path}: no rows; give the complete file, or take it out of the folder")
+
+
+def _json_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    records = json_objects(path)
+    row = 1
+    while chunk := list(islice(records, _CHUNK_ROWS)):
+        columns.require(path, wanted, list(chunk[0][1]), _REMEDY)
+        yield row, {name: [record.get(name) for _, record in chunk] for name in wanted}
+        row += len(chunk)

@@ -1,0 +1,140 @@
+"""The main job: histories to a memory of hidden states, with Ray Data.
+
+The driver deals out units of users (`extraction.plan_units`); a pool of actors builds them, each with the model loaded
+once, and commits every unit as it is finished. Ray Data grows the pool with the work, restarts actors that die and
+moves their unit elsewhere. What survives a crash of anything, the driver included, are the committed units: the same
+command again builds the rest.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from l2d_ray.config import Config
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
+from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The snapshot that was built; counts are of the whole of it, times of this run."""
+
+    samples: int
+    """Training samples looked at: rows and quarantined."""
+    rows: int
+    quarantined: int
+    tokens: int
+    """Tokens that went through the model."""
+    tokens_one_by_one: int
+    """Tokens that would have, one sample at a time."""
+    units: int
+    units_reused: int
+    """Units that an earlier run had committed."""
+    seconds: float
+    samples_per_second: float
+    """Samples of this run alone, by its whole duration."""
+    snapshot: int
+    memory: str
+    """Where the memory is."""
+
+
+def build_memory(config: Config) -> BuildResult:
+    """Build, or finish building, the memory that `config` describes, and record it as a snapshot.
+
+    Raises InputError if there is no dataset or model, or if the workspace holds a memory made in another way.
+    """
+    started = time.monotonic()
+    workspace = Workspace.open(config.workspace)
+    store = MemoryStore(workspace)
+    dataset = Dataset.open(workspace)
+    identity = identify_memory(config)
+    store.accept(identity)
+    units = plan_units(config, dataset)
+    known = store.units()
+    missing = [unit for unit in units if unit.name not in known]
+    built = [record for record in _progress(_build(config, identity, missing), len(missing))]
+    records = [*(known[unit.name] for unit in units if unit.name in known), *built]
+    snapshot = store.take_snapshot((unit.name for unit in units), dataset.digest, config.memory.sample_fraction)
+    for unit in missing:
+        store.remove_strays(unit.name)
+    seconds = time.monotonic() - started
+    return BuildResult(
+        samples=snapshot.rows + snapshot.quarantined,
+        rows=snapshot.rows,
+        quarantined=snapshot.quarantined,
+        tokens=sum(record.tokens for record in records),
+        tokens_one_by_one=sum(record.tokens_one_by_one for record in records),
+        units=len(units),
+        units_reused=len(units) - len(missing),
+        seconds=round(seconds, 3),
+        samples_per_second=round(sum(record.rows + record.quarantined for record in built) / seconds, 3),
+        snapshot=snapshot.number,
+        memory=workspace.path("memory"),
+    )
+
+
+class UnitActor:
+    """A UnitExtractor where Ray Data can call it: one unit in, its record out."""
+
+    def __init__(self, config: dict[str, Any], identity: dict[str, Any]) -> None:
+        """Load the model. The arguments are plain so that a worker can read them whatever it has imported."""
+        self._extractor = UnitExtractor(Config(**config), MemoryIdentity(**identity))
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """Build the one unit of a batch of one."""
+        unit = Unit(str(rows["name"][0]), int(rows["start"][0]), int(rows["stop"][0]))
+        return {"record": [self._extractor.build(unit).model_dump_json()]}
+
+
+def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
+    """The records of these units, in the order in which they are finished."""
+    if not units:
+        return
+    workers = config.workers
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(workers.min, len(units)),
+        max_size=min(workers.max or workers_that_fit(config), len(units)),
+        max_tasks_in_flight_per_actor=2,
+    )
+    records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
+        UnitActor,
+        batch_size=1,
+        compute=pool,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+        fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
+    )
+    for row in records.iter_rows():
+        yield UnitRecord.model_validate_json(row["record"])
+
+
+def workers_that_fit(config: Config) -> int:
+    """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`."""
+    resources = ray.cluster_resources()
+    cores = resources.get("CPU", 1)
+    if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has
+        cores = min(cores, os.cpu_count() or 1)
+    rooms = [cores / config.workers.cpus]
+    if config.workers.gpus:
+        rooms.append(resources.get("GPU", 0) / config.workers.gpus)
+    return max(config.workers.min, int(min(rooms)))
+
+
+def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:
+    """Show units, samples and tokens a second, and the time left, on stderr."""
+    started, samples, tokens = time.monotonic(), 0, 0
+    with tqdm(total=total, desc="building the memory", unit="unit", disable=total == 0) as bar:
+        for record in records:
+            samples, tokens = samples + record.rows + record.quarantined, tokens + record.tokens
+            seconds = time.monotonic() - started
+            bar.set_postfix_str(f"{samples / seconds:.1f} samples/s, {tokens / seconds:.0f} tokens/s", refresh=False)
+            bar.update()
+            yield record

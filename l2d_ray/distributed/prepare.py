@@ -1,0 +1,305 @@
+"""Raw interactions to a dataset, with Ray.
+
+Read tasks stream the files and keep what is known and titled; one range-partitioned sort by the hash of the user (Ray
+Data, which spills to disk) brings all interactions of a user into one block. After that every step is a task a block
+with a small answer: passes of the k-core, passes that find where time cuts the samples, and the writing of a part. The
+driver holds the items and one number or two for each, never the interactions. The result does not depend on
+the number of blocks, the number of workers or their timing.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+from tqdm import tqdm
+
+from l2d_ray.config import Config
+from l2d_ray.data import d3
+from l2d_ray.data.catalogue import Catalogue, Rejection, read_catalogue
+from l2d_ray.data.dataset import Part, write_manifest, write_part
+from l2d_ray.data.files import size
+from l2d_ray.data.histories import Lists, as_lists, group, item_counts, range_boundaries, select
+from l2d_ray.data.interactions import read, take_tallies
+from l2d_ray.data.sources import source_of
+from l2d_ray.data.splits import SHARES, Cut, by_time, find_cut, histogram, leave_one_out, share_ties, target_times
+from l2d_ray.distributed.job import root_error
+from l2d_ray.errors import InputError
+from l2d_ray.schema import HISTORIES, ITEMS
+from l2d_ray.workspace import Workspace
+
+_BYTES_PER_BLOCK = 64 << 20
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What became of the raw data."""
+
+    users: int
+    items: int
+    interactions: int
+    samples: int
+    train: int
+    valid: int
+    test: int
+    dropped: dict[str, int]
+    """Interactions that were left out, by reason."""
+    seconds: float
+    dataset: str
+    """Where the dataset is."""
+
+
+def prepare(config: Config) -> PrepareResult:
+    """Read, filter, split and write the dataset of `config.data` into `config.workspace`.
+
+    Raises InputError for input that is missing or malformed, and when the filters leave nothing.
+    """
+    started = time.monotonic()
+    workspace = Workspace.open(config.workspace)
+    try:
+        catalogue = read_catalogue(config)
+        blocks, dropped = _histories(config, catalogue)
+        if config.data.source != "d3":
+            blocks, dropped["k_core"] = _core(blocks, len(catalogue), config.data.min_interactions)
+        if config.data.max_users is not None:
+            blocks, dropped["max_users"] = _first_users(blocks, config.data.max_users)
+        dropped = {reason: count for reason, count in dropped.items() if count}
+        blocks = blocks.without_empty()
+        if not blocks.refs:
+            raise InputError(_nothing_left(config, dropped))
+        items, new_index = _surviving_items(blocks, catalogue)
+        cuts = _cuts(blocks) if config.data.split == "time" and config.data.source != "d3" else None
+        parts = _write_parts(blocks, workspace, new_index, cuts)
+    except RayError as error:
+        raise root_error(error) from None
+    about = {"data": config.data.model_dump(mode="json"), **_counts(items, parts), "dropped": dropped}
+    write_manifest(workspace, items, parts, about)
+    seconds = round(time.monotonic() - started, 3)
+    return PrepareResult(**_counts(items, parts), dropped=dropped, seconds=seconds, dataset=workspace.path("dataset"))
+
+
+class _Blocks:
+    """Tables in Ray's object store; in this order they are ranges of users in order."""
+
+    def __init__(self, refs: Sequence[Any]):
+        self.refs = list(refs)
+
+    def map(self, function: Callable[..., pa.Table], *shared: Any, each: Sequence[Any] | None = None) -> "_Blocks":
+        """The blocks that `function(block, *shared)` returns, or `function(block, each[b], *shared)`; does not wait."""
+        return _Blocks(self._submit(function, shared, each))
+
+    def ask(
+        self, label: str, function: Callable[..., Any], *shared: Any, each: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """The small answers of a function called as in `map`, in the order of the blocks."""
+        answers = dict(self.stream(label, function, *shared, each=each))
+        return [answers[number] for number in range(len(self.refs))]
+
+    def stream(
+        self, label: str, function: Callable[..., Any], *shared: Any, each: Sequence[Any] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """(block number, answer) as they come, so that a sum over them needs to hold only one."""
+        waiting = {ref: number for number, ref in enumerate(self._submit(function, shared, each))}
+        with tqdm(total=len(waiting), desc=label, unit="block", disable=None) as bar:
+            while waiting:
+                for ref in ray.wait(list(waiting))[0]:
+                    yield waiting.pop(ref), ray.get(ref)
+                    bar.update()
+
+    def without_empty(self) -> "_Blocks":
+        """The blocks that hold any user."""
+        users = self.ask("count users", _num_users)
+        return _Blocks([ref for ref, count in zip(self.refs, users, strict=True) if count])
+
+    def _submit(self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any] | None) -> list[Any]:
+        task = ray.remote(function)
+        if each is None:
+            return [task.remote(ref, *shared) for ref in self.refs]
+        return [task.remote(ref, own, *shared) for ref, own in zip(self.refs, each, strict=True)]
+
+
+def _histories(config: Config, catalogue: Catalogue) -> tuple[_Blocks, dict[str, int]]:
+    """Read the files, bring users together and make their histories; and what reading dropped, by reason."""
+    files = source_of(config).interaction_files(config)
+    if not files:
+        raise InputError(
+            f"data.interactions={config.data.interactions!r}: no files there; give the folder that has them"
+        )
+    parts = config.data.num_blocks or -(-sum(size(path) for path in files) // _BYTES_PER_BLOCK)
+    shared = ray.put(catalogue)
+    rows = [{"path": path, "file": number} for number, path in enumerate(files)]
+    with tqdm(desc="read and bring users together", bar_format="{desc}: {elapsed}", disable=None):
+        # Given boundaries, the sort neither samples nor splits: block b is the b-th range. It takes two at least.
+        dealt = (
+            ray.data.from_items(rows, override_num_blocks=len(files))
+            .map_batches(partial(_read, config=config, catalogue=shared), batch_size=1, batch_format="pyarrow")
+            .sort("user_hash", boundaries=range_boundaries(max(parts, 2)))
+            .materialize()
+        )
+    blocks = _Blocks(dealt.to_arrow_refs())
+    # Tallies have the smallest of hashes.
+    tallies = _Blocks(blocks.refs[:1]).ask("count", _tallies)[0]
+    dropped = {Rejection(reason).name.lower(): count for reason, count in sorted(tallies.items())}
+    if config.data.source == "d3":
+        return blocks.map(_group_published, shared, files), dropped
+    return blocks.map(_group), dropped
+
+
+def _core(blocks: _Blocks, candidates: int, k: int) -> tuple[_Blocks, int]:
+    """The k-core, and how many interactions are not in it."""
+    before = sum(blocks.ask("make histories", _num_interactions))
+    stays = np.ones(candidates, dtype=np.bool_)
+    for iteration in count(1):
+        shared, counts = ray.put(stays), np.zeros(candidates, dtype=np.int64)
+        for _, (items, found) in blocks.stream(f"{k}-core, pass {iteration}", item_counts, shared, k):
+            counts[items] += found
+        if np.array_equal(stays, counts >= k):
+            return blocks.map(select, shared, k), before - int(counts.sum())
+        stays = counts >= k
+    raise AssertionError("unreachable")
+
+
+def _first_users(blocks: _Blocks, max_users: int) -> tuple[_Blocks, int]:
+    """The first so many users, and the number of interactions of the others."""
+    users = np.array(blocks.ask("count users", _num_users))
+    quotas = np.clip(max_users - (np.cumsum(users) - users), 0, users).tolist()
+    before = sum(blocks.ask("count interactions", _num_interactions))
+    first = blocks.map(_head, each=quotas)
+    return first, before - sum(first.ask("count interactions", _num_interactions))
+
+
+def _surviving_items(blocks: _Blocks, catalogue: Catalogue) -> tuple[pa.Table, NDArray[np.int32]]:
+    """The items that occur, in the order of the items file, and [candidates] their indices (-1 for the others)."""
+    occurs = np.zeros(len(catalogue), dtype=np.bool_)
+    for _, items in blocks.stream("count items", _items):
+        occurs[items] = True
+    candidates = np.flatnonzero(occurs)
+    new_index = np.full(len(catalogue), -1, dtype=np.int32)
+    new_index[candidates] = np.arange(len(candidates))
+    rows = pa.array(candidates)
+    columns = [new_index[candidates], catalogue.item_ids.take(rows), catalogue.titles.take(rows)]
+    return pa.table(columns, schema=ITEMS), new_index
+
+
+def _cuts(blocks: _Blocks) -> list[list[Cut]]:
+    """Where the time split cuts, for each block."""
+    spans = blocks.ask("find the period", _span)
+    samples = sum(number for number, _, _ in spans)
+    if samples == 0:
+        return [[] for _ in spans]
+    low = min(first for number, first, _ in spans if number)
+    high = max(last for number, _, last in spans if number)
+
+    def counted(start: int, width: int) -> NDArray[np.int64]:
+        return reduce(np.add, (part for _, part in blocks.stream("find the cuts", _histogram, start, width)))
+
+    cuts = [find_cut(int(share * samples), low, high, counted) for share in SHARES]
+    tied = [blocks.ask("share ties", _num_at, cut.at) for cut in cuts]
+    shared = [share_ties(cut, numbers) for cut, numbers in zip(cuts, tied, strict=True)]
+    return [list(own) for own in zip(*shared, strict=True)]
+
+
+def _write_parts(
+    blocks: _Blocks, workspace: Workspace, new_index: NDArray[np.int32], cuts: list[list[Cut]] | None
+) -> list[tuple[Part, int]]:
+    own = list(enumerate(cuts or [None] * len(blocks.refs)))
+    return blocks.ask("write", _write, workspace.uri, ray.put(new_index), each=own)
+
+
+def _counts(items: pa.Table, parts: Sequence[tuple[Part, int]]) -> dict[str, int]:
+    samples = {name: sum(part.samples[name] for part, _ in parts) for name in ("train", "valid", "test")}
+    return {
+        "users": sum(part.users for part, _ in parts),
+        "items": len(items),
+        "interactions": sum(part.interactions for part, _ in parts),
+        "samples": sum(samples.values()),
+        **samples,
+    }
+
+
+def _nothing_left(config: Config, dropped: dict[str, int]) -> str:
+    reasons = ", ".join(f"{reason} {number}" for reason, number in dropped.items()) or "nothing was read"
+    return (
+        f"data.interactions={config.data.interactions!r}: no interactions left after filtering (dropped: {reasons});"
+        f" check data.items, lower data.min_interactions={config.data.min_interactions} or widen data.since/until"
+    )
+
+
+# What runs in tasks: everything below takes a block first.
+
+
+def _read(batch: pa.Table, config: Config, catalogue: Any) -> Iterator[pa.Table]:
+    """The chunks of the files that the rows name."""
+    for row in batch.to_pylist():
+        yield from read(row["path"], row["file"], config, ray.get(catalogue))
+
+
+def _tallies(block: pa.Table) -> dict[int, int]:
+    return take_tallies(block)[1]
+
+
+def _group(block: pa.Table) -> pa.Table:
+    return group(take_tallies(block)[0])
+
+
+def _group_published(block: pa.Table, catalogue: Catalogue, files: Sequence[str]) -> pa.Table:
+    return d3.group(take_tallies(block)[0], catalogue.find, files)
+
+
+def _num_users(block: pa.Table) -> int:
+    return len(block)
+
+
+def _num_interactions(block: pa.Table) -> int:
+    return len(Lists.of(block["item_indices"]).values)
+
+
+def _items(block: pa.Table) -> NDArray[np.int32]:
+    return np.unique(Lists.of(block["item_indices"]).values)
+
+
+def _head(block: pa.Table, users: int) -> pa.Table:
+    return block.slice(0, users)
+
+
+def _span(block: pa.Table) -> tuple[int, int, int]:
+    """Number, first and last of the targets' times."""
+    times = target_times(Lists.of(block["timestamps"]))
+    return (len(times), int(times.min()), int(times.max())) if len(times) else (0, 0, 0)
+
+
+def _histogram(block: pa.Table, low: int, width: int) -> NDArray[np.int64]:
+    return histogram(target_times(Lists.of(block["timestamps"])), low, width)
+
+
+def _num_at(block: pa.Table, moment: int) -> int:
+    return int(np.count_nonzero(target_times(Lists.of(block["timestamps"])) == moment))
+
+
+def _write(
+    block: pa.Table, own: tuple[int, list[Cut] | None], workspace: str, new_index: NDArray[np.int32]
+) -> tuple[Part, int]:
+    number, cuts = own
+    items, times = Lists.of(block["item_indices"]), Lists.of(block["timestamps"])
+    if "splits" in block.column_names:
+        splits = block["splits"]
+    else:
+        splits = as_lists(times.offsets, leave_one_out(times) if cuts is None else by_time(times, cuts), pa.int8())
+    histories = pa.table(
+        [
+            block["user_id"],
+            block["user_hash"],
+            as_lists(items.offsets, new_index[items.values], pa.int32()),
+            block["timestamps"],
+            splits,
+        ],
+        schema=HISTORIES,
+    )
+    return write_part(Workspace.open(workspace), number, histories)

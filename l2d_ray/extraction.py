@@ -1,0 +1,190 @@
+"""From histories to memory rows: the work on one unit, without Ray.
+
+A unit is a range of the dataset's users. Its samples are phrased, run through the model in batches and written; rows
+that cannot be used are quarantined. What a unit holds follows from the configuration and the dataset alone, so that it
+can be built again, anywhere, with the same result.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from l2d_ray.config import Config
+from l2d_ray.core.packing import Prompts
+from l2d_ray.core.samples import in_fraction, sample_ids, window_starts
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.errors import InputError
+from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.writer import UnitWriter
+from l2d_ray.models.backbone import BackboneIdentity, identify, load_backbone, resolve_dtype
+from l2d_ray.models.hidden_states import extractor
+from l2d_ray.prompts import PromptEncoder, template_digest
+from l2d_ray.schema import SAMPLES, Split
+from l2d_ray.workspace import Workspace
+
+SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
+PADDED_TOKENS_PER_BATCH = 1 << 20
+"""Bounds the planner's memory: samples of a batch times the tokens of its longest prompt."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Users start to stop - 1 of a dataset."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass
+class Batch:
+    """Samples (schema.SAMPLES) to run together, and those that are not fit to run."""
+
+    samples: list[pa.Table] = field(default_factory=list)
+    prompts: list[NDArray[np.int32]] = field(default_factory=list)
+    refused: list[tuple[str, pa.Table]] = field(default_factory=list)
+    """By reason."""
+    longest: int = 0
+
+    def add(self, samples: pa.Table, prompts: list[NDArray[np.int32]], reasons: NDArray[np.object_]) -> None:
+        """Take in samples, their prompts, and why each is refused ("" if it is not)."""
+        for reason in set(reasons) - {""}:
+            self.refused.append((reason, samples.filter(pa.array(reasons == reason))))
+        fit = reasons == ""
+        if fit.any():
+            self.samples.append(samples.filter(pa.array(fit)))
+            self.prompts += [prompts[n] for n in np.flatnonzero(fit)]
+            self.longest = max(self.longest, *(prompt.size for prompt in self.prompts[-int(fit.sum()) :]))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has reached the planner's bound."""
+        return len(self.prompts) * self.longest >= PADDED_TOKENS_PER_BATCH
+
+
+def memory_identity(config: Config, backbone: BackboneIdentity) -> MemoryIdentity:
+    """What all rows that this configuration makes have in common."""
+    return MemoryIdentity(
+        base_model=backbone.base_model,
+        num_layers=backbone.num_layers,
+        adapter=backbone.adapter,
+        tokenizer=backbone.tokenizer,
+        template=template_digest(config.prompt),
+        dtype=backbone.dtype,
+        max_items=config.history.max_items,
+        stride=config.history.stride,
+        dimension=backbone.dimension,
+        num_shards=config.memory.num_shards,
+    )
+
+
+def identify_memory(config: Config) -> MemoryIdentity:
+    """The identity of the memory that `config` asks for. Raises InputError if the model is not there."""
+    return memory_identity(config, identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0)))
+
+
+def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
+    """The dataset's users in `memory.units` ranges. A unit's name says what it was cut from."""
+    samples = dataset.num_samples(Split.TRAIN) * config.memory.sample_fraction
+    wanted = config.memory.units or max(FEWEST_UNITS, round(samples / SAMPLES_PER_UNIT))
+    count = min(wanted, dataset.num_users)
+    origin = f"{dataset.digest} {config.memory.sample_fraction} {count}"
+    label = hashlib.sha256(origin.encode()).hexdigest()[:8]
+    bounds = np.linspace(0, dataset.num_users, count + 1).astype(int)
+    return [Unit(f"{label}-{k:05d}", int(bounds[k]), int(bounds[k + 1])) for k in range(count)]
+
+
+class UnitExtractor:
+    """Builds units. Holds the model, the tokenised items and the dataset's manifest."""
+
+    def __init__(self, config: Config, identity: MemoryIdentity) -> None:
+        """Load the model, on a GPU if `workers.gpus` says so. Raises InputError if it is not the one of `identity`."""
+        gpu = config.workers.gpus > 0
+        torch.set_num_threads(config.workers.cpus)
+        workspace = Workspace.open(config.workspace)
+        self._config, self._identity = config, identity
+        self._dataset = Dataset.open(workspace)
+        self._store = MemoryStore(workspace)
+        self._titles = self._dataset.items()["title"].to_pylist()
+        self._backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
+        self._encoder = PromptEncoder(config.prompt, self._backbone.tokenizer, self._titles)
+        self._extract = extractor(self._backbone, config.workers.tokens_per_pack or (16_384 if gpu else 512))
+
+    def build(self, unit: Unit) -> UnitRecord:
+        """Run, write and commit a unit; one that is committed already is left as it is."""
+        committed = self._store.committed(unit.name)
+        if committed:
+            return committed
+        self._store.remove_strays(unit.name)
+        with self._store.write_unit(unit.name, self._identity) as writer:
+            for batch in _ahead(self.batches(unit)):
+                self._run(batch, writer)
+        record = self._store.committed(unit.name)
+        assert record, "committed above"
+        return record
+
+    def batches(self, unit: Unit) -> Iterator[Batch]:
+        """The unit's samples, phrased, in batches that bound the memory needed whatever the unit's size."""
+        batch = Batch()
+        for users in self._dataset.iter_users(unit.start, unit.stop, batch_users=100):
+            for row in range(users.num_rows):
+                for samples, prompts, reasons in self._phrase(users, row):
+                    batch.add(samples, prompts, reasons)
+                    if batch.is_full:
+                        yield batch
+                        batch = Batch()
+        yield batch
+
+    def _phrase(self, users: pa.Table, row: int) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
+        """One user's training samples, a thousand at a time: the samples, their prompts, and why one is refused."""
+        items, timestamps, splits = (
+            users[name][row].values.to_numpy(zero_copy_only=False) for name in ("item_indices", "timestamps", "splits")
+        )
+        if not items.size == timestamps.size == splits.size:
+            raise InputError(f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again")
+        unknown = (items < 0) | (items >= len(self._titles))
+        unknown_before = np.cumsum([0, *unknown])
+        positions = np.flatnonzero(splits == Split.TRAIN)
+        user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
+        ids = sample_ids(user_hashes, positions)
+        kept = in_fraction(ids, self._config.memory.sample_fraction)
+        positions, user_hashes, ids = positions[kept], user_hashes[kept], ids[kept]
+        starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
+        for at in range(0, positions.size, 1000):
+            few = slice(at, at + 1000)
+            stops, first, last = positions[few], starts[few].min(), positions[few].max()
+            prompts = self._encoder.encode(np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first)
+            lengths = np.array([prompt.size for prompt in prompts])
+            reasons = np.full(lengths.size, "", object)
+            reasons[lengths > self._backbone.context_length] = "prompt longer than the model's context"
+            reasons[lengths == 0] = "empty prompt"
+            reasons[stops == 0] = "empty history"
+            reasons[unknown_before[stops + 1] > unknown_before[starts[few]]] = "unknown item"
+            columns = [ids[few], user_hashes[few], items[stops], timestamps[stops]]
+            yield pa.table(columns, schema=SAMPLES), prompts, reasons
+
+    def _run(self, batch: Batch, writer: UnitWriter) -> None:
+        for reason, samples in batch.refused:
+            writer.quarantine(samples, reason)
+        if batch.prompts:
+            prompts = Prompts.join(batch.prompts)
+            result = self._extract(prompts)
+            # Past 65504 a float16 is infinite: the writer quarantines what is not finite.
+            writer.write(pa.concat_tables(batch.samples), result.states.to(torch.float16).numpy())
+            writer.count_tokens(result.tokens, prompts.tokens.size)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, the next one being prepared while the current one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch

@@ -1,0 +1,127 @@
+"""Reading and writing a memory: units that appear whole or not at all, and snapshots of them."""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from l2d_ray.errors import InputError
+from l2d_ray.memory.manifest import MemoryIdentity, Snapshot, UnitRecord
+from l2d_ray.memory.writer import UnitWriter
+from l2d_ray.workspace import Workspace
+
+UNITS, SNAPSHOTS = "memory/units", "memory/snapshots"
+
+
+class MemoryStore:
+    """The memory of one workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        """Nothing is read or created yet."""
+        self.workspace = workspace
+
+    def units(self) -> dict[str, UnitRecord]:
+        """Every committed unit. Raises InputError if a record is damaged."""
+        paths = self.workspace.files(UNITS, ".json")
+        with ThreadPoolExecutor(32) as pool:  # on an object store a read is mostly waiting
+            records = pool.map(lambda path: UnitRecord.read(self.workspace, path), paths)
+            return {record.unit: record for record in records}
+
+    def committed(self, unit: str) -> UnitRecord | None:
+        """The record of a unit, or None if it was never committed."""
+        path = f"{UNITS}/{unit}.json"
+        return UnitRecord.read(self.workspace, path) if self.workspace.exists(path) else None
+
+    def accept(self, identity: MemoryIdentity) -> None:
+        """Raise InputError, by naming what differs, if the memory holds units made in another way."""
+        for record in self.units().values():
+            differences = identity.differences(record.identity)
+            if differences:
+                raise InputError(
+                    f"{self.workspace.path('memory')}: was made with another {', '.join(differences)}; use another"
+                    " workspace, or delete this folder"
+                )
+
+    @contextmanager
+    def write_unit(self, unit: str, identity: MemoryIdentity) -> Iterator[UnitWriter]:
+        """A writer for one attempt at a unit. When the block ends the unit is committed; when it raises, nothing is.
+
+        An attempt writes files of its own, so that two attempts at once (a worker believed dead, say) do no harm: the
+        first to commit wins, the other's files are removed.
+        """
+        started = time.monotonic()
+        writer = UnitWriter(self.workspace, unit, attempt=uuid.uuid4().hex[:12], identity=identity)
+        with writer:
+            yield writer
+        if self.committed(unit):
+            for file in writer.files:
+                self.workspace.delete(file.path)
+            return
+        writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS}/{unit}.json")
+
+    def remove_strays(self, unit: str) -> None:
+        """Remove the files that earlier, killed attempts at a unit left behind."""
+        record = self.committed(unit)
+        keep = {file.path for file in record.files} if record else set()
+        for folder in (f"memory/data/{unit}", f"memory/quarantine/{unit}"):
+            for path in self.workspace.files(folder):
+                if path not in keep:
+                    self.workspace.delete(path)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, the oldest first."""
+        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS, ".json")]
+        return sorted(found, key=lambda snapshot: snapshot.number)
+
+    def snapshot(self, number: int | None = None) -> Snapshot:
+        """Snapshot `number`, or the newest. Raises InputError if there is none."""
+        if number is not None:
+            return Snapshot.read(self.workspace, f"{SNAPSHOTS}/{number}.json")
+        snapshots = self.snapshots()
+        if not snapshots:
+            raise InputError(f"{self.workspace.path(SNAPSHOTS)}: no snapshot; run jobs/build_memory.py first")
+        return snapshots[-1]
+
+    def take_snapshot(self, units: Iterable[str], dataset: str, sample_fraction: float) -> Snapshot:
+        """Record that these committed units make one memory; the same list again gives the same snapshot.
+
+        Raises InputError, by name, if the units disagree in what they must share or one is not committed.
+        """
+        names = sorted(units)
+        known = self.units()
+        missing = [name for name in names if name not in known]
+        if missing or not names:
+            raise InputError(f"a snapshot needs committed units; not committed: {', '.join(missing) or 'any'}")
+        first = known[names[0]]
+        for name in names:
+            differences = first.identity.differences(known[name].identity)
+            if differences:
+                raise InputError(f"units {name} and {first.unit} differ in {', '.join(differences)}")
+        earlier = self.snapshots()
+        for snapshot in earlier:
+            if snapshot.units == names:
+                return snapshot
+        snapshot = Snapshot(
+            number=earlier[-1].number + 1 if earlier else 1,
+            identity=first.identity,
+            dataset=dataset,
+            sample_fraction=sample_fraction,
+            units=names,
+            rows=sum(known[name].rows for name in names),
+            quarantined=sum(known[name].quarantined for name in names),
+        )
+        snapshot.write(self.workspace, f"{SNAPSHOTS}/{snapshot.number}.json")
+        return snapshot
+
+    def read(self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of a snapshot, or of one of its shards, batch by batch."""
+        for unit in snapshot.units:
+            record = UnitRecord.read(self.workspace, f"{UNITS}/{unit}.json")
+            for file in record.files:
+                if file.shard is not None and shard in (None, file.shard):
+                    with pq.ParquetFile(self.workspace.path(file.path), filesystem=self.workspace.filesystem) as parquet:
+                        yield from parquet.iter_batches(columns=columns)

@@ -1,0 +1,150 @@
+"""Loading: a decoder-only language model without its head, adapter merged in, ready to run."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from l2d_ray.config import ModelConfig
+from l2d_ray.errors import InputError
+from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model whose output is the last layer's hidden states, after the final norm: no language-model head."""
+
+    model: nn.Module
+    tokenizer: Any
+    dimension: int
+    """Size of a hidden state."""
+    context_length: int
+    """Tokens in the longest prompt it can read."""
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class BackboneIdentity:
+    """What decides the numbers that a backbone gives."""
+
+    base_model: str
+    """Digest of weights and configuration; of these the first `num_layers` layers are used."""
+    num_layers: int
+    adapter: str | None
+    tokenizer: str
+    dtype: str
+    dimension: int
+
+
+def resolve_dtype(config: ModelConfig, gpu: bool) -> str:
+    """`model.dtype` with `auto` decided: bfloat16 on a GPU, float32 on a CPU."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if gpu else "float32"
+
+
+def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
+    """The identity of the model that `config` names, without loading its weights. Raises InputError."""
+    checkpoint, adapter = find_model(config), find_adapter(config)
+    architecture = _architecture(checkpoint, config)
+    return BackboneIdentity(
+        base_model=checkpoint.digest(),
+        num_layers=architecture.num_hidden_layers,
+        adapter=adapter.digest() if adapter else None,
+        tokenizer=_tokenizer_digest(load_tokenizer(checkpoint)),
+        dtype=dtype,
+        dimension=architecture.hidden_size,
+    )
+
+
+def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> Backbone:
+    """The model that `config` names, in evaluation mode. Raises InputError if there is none or it does not fit."""
+    checkpoint, adapter = find_model(config), find_adapter(config)
+    architecture = _architecture(checkpoint, config)
+    transformers.utils.logging.disable_progress_bar()
+    with _no_chatter():
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **checkpoint.arguments, config=architecture, dtype=DTYPES[dtype], use_safetensors=True
+        )
+        if adapter:
+            model = _merge(model, adapter)
+    base = model.base_model.to(device).eval()
+    return Backbone(
+        model=base.requires_grad_(False),
+        tokenizer=load_tokenizer(checkpoint),
+        dimension=architecture.hidden_size,
+        context_length=_context_length(architecture),
+        device=torch.device(device),
+    )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer. Raises InputError if it has none."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{checkpoint.folder}: no tokenizer that transformers can read: {_first_line(error)}") from None
+
+
+def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
+    try:
+        architecture = transformers.AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name={config.name!r}: {_first_line(error)}; give a model transformers knows") from None
+    if type(architecture) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"model.name={config.name!r}: {architecture.model_type!r} is no decoder-only language model; give one that"
+            " transformers' AutoModelForCausalLM opens"
+        )
+    if config.num_layers is not None:
+        if config.num_layers > architecture.num_hidden_layers:
+            raise InputError(
+                f"model.num_layers={config.num_layers}: {config.name} has only {architecture.num_hidden_layers} layers"
+            )
+        architecture.num_hidden_layers = config.num_layers
+        if getattr(architecture, "layer_types", None):
+            architecture.layer_types = architecture.layer_types[: config.num_layers]
+    return architecture
+
+
+def _merge(model: Any, adapter: Checkpoint) -> Any:
+    """The model with the adapter's weights added. Raises InputError if the adapter is for another model."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"model.adapter={adapter.folder}: does not fit the model: {_first_line(error)}") from None
+
+
+def _context_length(architecture: Any) -> int:
+    """Positions the model knows, or its sliding window where every layer may look back only so far."""
+    window = getattr(architecture, "sliding_window", None) if getattr(architecture, "use_sliding_window", True) else None
+    return min(architecture.max_position_embeddings, window or architecture.max_position_embeddings)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class _no_chatter:
+    """transformers warns about the layers that a cut leaves out; the user asked for that."""
+
+    def __enter__(self) -> None:
+        self.level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.logging.set_verbosity(self.level)

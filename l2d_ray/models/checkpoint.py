@@ -1,0 +1,119 @@
+"""Where a model's files are, and what identifies them.
+
+`model.name` and `model.adapter` may be a folder, a GGUF file, a hub id, or (the name only) `demo`. Weights are read
+from safetensors or GGUF only: a pickle could run code, and no code from a model repository is ever run.
+"""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from platformdirs import user_cache_path
+
+from l2d_ray.config import ModelConfig
+from l2d_ray.downloads import smollm2_gguf
+from l2d_ray.errors import InputError
+
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.gguf", "*.jinja"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with weights, configuration and tokenizer; `gguf` names the file when they are all in one."""
+
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` needs to read this checkpoint."""
+        gguf = {"gguf_file": self.gguf} if self.gguf else {}
+        return {"pretrained_model_name_or_path": str(self.folder), "local_files_only": True, **gguf}
+
+    def digest(self) -> str:
+        """SHA-256 of the weights and of what gives them meaning."""
+        weights = [self.gguf] if self.gguf else ["config.json", "adapter_config.json", "*.safetensors"]
+        files = sorted({file for pattern in weights for file in self.folder.glob(pattern)})
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def find_model(config: ModelConfig) -> Checkpoint:
+    """The base model's checkpoint, downloaded if it is a hub id. Raises InputError if there is none."""
+    if config.name == "demo":
+        return Checkpoint(_demo_model())
+    checkpoint = _find(config.name, "model.name")
+    if checkpoint.gguf is None and not any(checkpoint.folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.name={config.name!r}: no *.safetensors and no *.gguf in it; pickled weights are not read: save the"
+            " model with save_pretrained first"
+        )
+    return checkpoint
+
+
+def find_adapter(config: ModelConfig) -> Checkpoint | None:
+    """The PEFT adapter's checkpoint, or None if the configuration names none. Raises InputError if it is incomplete."""
+    if config.adapter is None:
+        return None
+    checkpoint = _find(config.adapter, "model.adapter")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (checkpoint.folder / file).exists():
+            raise InputError(f"model.adapter={config.adapter!r}: no {file} in it; give a folder that PEFT saved")
+    return checkpoint
+
+
+def _find(name: str, key: str) -> Checkpoint:
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{key}={name!r}: a file, but not *.gguf; give a folder, a hub id or a GGUF file")
+        return Checkpoint(path.parent, path.name)
+    if not path.is_dir():
+        path = _download(name, key)
+    ggufs = sorted(path.glob("*.gguf"))
+    if ggufs and not any(path.glob("*.safetensors")):
+        if len(ggufs) > 1:
+            raise InputError(f"{key}={name!r}: holds {len(ggufs)} GGUF files; name one of them")
+        return Checkpoint(path, ggufs[0].name)
+    return Checkpoint(path)
+
+
+def _download(name: str, key: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors or ValueErrors
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{key}={name!r}: no such folder, and it could not be fetched as a hub id ({type(error).__name__}:"
+            f" {reason}); give an existing folder, or a hub id while online"
+        ) from None
+
+
+def _demo_model() -> Path:
+    """SmolLM2-135M-Instruct as a safetensors folder: made once from the GGUF file, which takes 20 s to read."""
+    folder = user_cache_path("l2d_ray") / "SmolLM2-135M-Instruct"
+    if folder.exists():
+        return folder
+    gguf = smollm2_gguf()
+    checkpoint = Checkpoint(gguf.parent, gguf.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**checkpoint.arguments, dtype=torch.float32)
+    # A model that still says it is quantised cannot be saved; its weights are plain float32 by now.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        converted = Path(temporary) / folder.name
+        model.save_pretrained(converted)
+        transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments).save_pretrained(converted)
+        if not folder.exists():
+            os.replace(converted, folder)
+    return folder

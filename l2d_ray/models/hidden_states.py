@@ -1,0 +1,100 @@
+"""Running prompts: the last layer's hidden state at the last token of each.
+
+Two ways to the same numbers. `packed_states` runs every distinct token once (`core/packing.py`). `padded_states` runs
+the prompts side by side in padded batches, as research code does: the yardstick, and the way for an architecture whose
+attention cannot be replaced.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2d_ray.core.packing import Prompts, plan_forest, split_chunks
+from l2d_ray.models import tree_attention
+from l2d_ray.models.backbone import Backbone
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a batch of prompts gave."""
+
+    states: Tensor
+    """[N, D] float32, on the CPU."""
+    tokens: int
+    """Tokens that went through the model."""
+
+
+Extractor = Callable[[Prompts], HiddenStates]
+
+
+def extractor(backbone: Backbone, tokens_per_chunk: int) -> Extractor:
+    """The fastest way that is right for this model: packed, or, if a trial says that packing is not, padded."""
+    trial = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7])])
+    expected = padded_states(backbone, trial, batch_size=1).states
+    try:
+        error = relative_error(packed_states(backbone, trial, tokens_per_chunk=4).states, expected)
+    except (ValueError, TypeError, AttributeError, AssertionError, KeyError) as problem:
+        error = float("inf")
+        logger.warning("packing failed a trial: %s", problem)
+    if error < TOLERANCE[_dtype(backbone)]:
+        return lambda prompts: packed_states(backbone, prompts, tokens_per_chunk)
+    logger.warning("%s cannot run packed (error %.1e): padded batches instead", type(backbone.model).__name__, error)
+    return lambda prompts: padded_states(backbone, prompts, batch_size=16)
+
+
+@torch.inference_mode()
+def packed_states(backbone: Backbone, prompts: Prompts, tokens_per_chunk: int) -> HiddenStates:
+    """Each distinct token once, `tokens_per_chunk` tokens at a time. No prompt may be empty."""
+    backbone.model.set_attn_implementation(tree_attention.NAME)  # type: ignore[operator]
+    forest = plan_forest(prompts)
+    state = tree_attention.ForestState(backbone.device)
+    states = torch.empty(len(prompts), backbone.dimension)
+    for chunk in split_chunks(forest, tokens_per_chunk):
+        state.enter(chunk, _dtype(backbone))
+        hidden = backbone.model(
+            input_ids=torch.from_numpy(chunk.tokens)[None].to(backbone.device),
+            position_ids=torch.from_numpy(chunk.positions)[None].to(backbone.device),
+            use_cache=False,
+            forest=state,
+        ).last_hidden_state[0]
+        states[torch.from_numpy(chunk.prompts)] = hidden[torch.from_numpy(chunk.leaves)].float().cpu()
+    return HiddenStates(states, forest.tokens.size)
+
+
+@torch.inference_mode()
+def padded_states(backbone: Backbone, prompts: Prompts, batch_size: int) -> HiddenStates:
+    """Every prompt in full, the longest first, `batch_size` side by side. No prompt may be empty.
+
+    Padding stands on the right, where causal attention never looks, so that no mask is needed and the fastest kernel
+    applies.
+    """
+    backbone.model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    lengths = prompts.lengths
+    states = torch.empty(len(prompts), backbone.dimension)
+    for batch in np.array_split(np.argsort(-lengths, kind="stable"), -(-len(prompts) // batch_size)):
+        tokens = np.zeros((batch.size, lengths[batch].max()), np.int64)
+        for row, n in enumerate(batch):
+            tokens[row, : lengths[n]] = prompts[n]
+        hidden = backbone.model(
+            input_ids=torch.from_numpy(tokens).to(backbone.device),
+            position_ids=torch.arange(tokens.shape[1], device=backbone.device).expand(tokens.shape),
+            use_cache=False,
+        ).last_hidden_state
+        states[torch.from_numpy(batch)] = hidden[torch.arange(batch.size), lengths[batch] - 1].float().cpu()
+    return HiddenStates(states, int(lengths.sum()))
+
+
+def relative_error(states: Tensor, expected: Tensor) -> float:
+    """The largest distance of a state [N, D] from the expected one, relative to the latter's length."""
+    return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+def _dtype(backbone: Backbone) -> torch.dtype:
+    return next(backbone.model.parameters()).dtype

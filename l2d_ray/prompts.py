@@ -1,0 +1,65 @@
+"""From a history to the tokens the model reads.
+
+A template has three parts, prefix, one item's form, and suffix. They are tokenised separately and joined as token ids,
+so that the prompt of a longer history extends the prompt of a shorter one token for token (up to the suffix): that is
+what prefix-tree packing lives on.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.config import PromptConfig
+
+TokenArray = NDArray[np.int32]
+
+
+class PromptEncoder:
+    """Phrases windows of histories. An item is tokenised once, when it is first met."""
+
+    def __init__(self, template: PromptConfig, tokenizer: Any, titles: Sequence[str]) -> None:
+        """`titles[item_index]` is an item's title; `tokenizer` is any tokenizer of transformers."""
+        self._tokenizer = tokenizer
+        self._titles = titles
+        self._before, self._after = template.item.split("{title}")
+        self._max_item_tokens = template.max_item_tokens
+        self._prefix = np.array(self._start_tokens() + self._encode([template.prefix])[0], np.int32)
+        self._suffix = np.array(self._encode([template.suffix])[0], np.int32)
+        self._item_tokens: dict[int, TokenArray] = {}
+
+    def encode(self, items: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[TokenArray]:
+        """The prompts of windows `items[start:stop]` of one history. Every item index must be in the catalogue."""
+        self._tokenise({int(item) for item in items} - self._item_tokens.keys())
+        pieces = [self._item_tokens[int(item)] for item in items]
+        offsets = np.cumsum([0, *(piece.size for piece in pieces)])
+        history = np.concatenate([np.empty(0, np.int32), *pieces])
+        return [
+            np.concatenate([self._prefix, history[offsets[start] : offsets[stop]], self._suffix])
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+
+    def _start_tokens(self) -> list[int]:
+        """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
+        start: list[int] = self._tokenizer("").input_ids
+        return start if start == [self._tokenizer.bos_token_id] else []
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False).input_ids
+        return ids
+
+    def _tokenise(self, new: set[int]) -> None:
+        if not new:
+            return
+        items = sorted(new)
+        after = self._encode([self._after])[0]
+        titles = self._encode([self._before + self._titles[item] for item in items])
+        for item, title in zip(items, titles, strict=True):
+            self._item_tokens[item] = np.array(title[: self._max_item_tokens] + after, np.int32)
+
+
+def template_digest(template: PromptConfig) -> str:
+    """SHA-256 of everything that decides the text around and within the titles."""
+    return hashlib.sha256(template.model_dump_json().encode()).hexdigest()

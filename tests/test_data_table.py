@@ -1,0 +1,155 @@
+import json
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from l2d_ray.config import ColumnsConfig, Config, DataConfig
+from l2d_ray.data import table
+from l2d_ray.errors import InputError
+
+NAMES = ColumnsConfig(user="who", item="what", timestamp="when", title="name")
+
+
+def write_jsonl(rows: pa.Table, path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()))
+
+
+def write_tsv(rows: pa.Table, path: Path) -> None:
+    pacsv.write_csv(rows, path, pacsv.WriteOptions(delimiter="\t"))
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path], Any]] = {
+    ".parquet": pq.write_table,
+    ".csv": pacsv.write_csv,
+    ".tsv": write_tsv,
+    ".jsonl": write_jsonl,
+}
+
+
+def config_of(interactions: Path, items: Path | None = None, columns: ColumnsConfig = NAMES) -> Config:
+    paths = {"interactions": str(interactions), "items": str(items or interactions)}
+    return Config(data=DataConfig(source="table", columns=columns, **paths))
+
+
+def read(config: Config) -> pa.Table:
+    return pa.concat_tables(
+        [chunk for path in table.interaction_files(config) for chunk in table.read_interactions(path, config)]
+    )
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_every_format_gives_the_same_tables(tmp_path: Path, suffix: str) -> None:
+    log = pa.table({"x": [0.5, 1.5], "when": [30, 20], "what": ["10", "20"], "who": [1, 2]})
+    items = pa.table({"what": ["10", "20"], "name": ["Amélie, 2001", 'A "quoted" title'], "price": [1.5, 2.0]})
+    WRITERS[suffix](log, tmp_path / f"log{suffix}")
+    WRITERS[suffix](items, tmp_path / f"items{suffix}")
+    config = config_of(tmp_path / f"log{suffix}", tmp_path / f"items{suffix}")
+    assert read(config).to_pylist() == [
+        {"user_id": "1", "item_id": "10", "timestamp": 30, "row": 1},
+        {"user_id": "2", "item_id": "20", "timestamp": 20, "row": 2},
+    ]
+    assert table.read_items(config).to_pylist() == [
+        {"item_id": "10", "title": "Amélie, 2001"},
+        {"item_id": "20", "title": 'A "quoted" title'},
+    ]
+
+
+def test_a_folder_is_all_its_files_in_order(tmp_path: Path) -> None:
+    for name, user in (("b.parquet", "second"), ("a.csv", "first")):
+        rows = pa.table({"who": [user], "what": ["1"], "when": [1]})
+        WRITERS[Path(name).suffix](rows, tmp_path / name)
+    assert read(config_of(tmp_path))["user_id"].to_pylist() == ["first", "second"]
+
+
+def test_arrow_timestamps_stay_timestamps(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"who": ["a"], "what": ["1"], "when": [datetime(2020, 1, 1)]}), path)
+    assert read(config_of(path))["timestamp"].to_pylist() == [datetime(2020, 1, 1)]
+
+
+def test_rows_are_numbered_over_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    number = 250_000
+    pq.write_table(pa.table({"who": ["a"] * number, "what": ["1"] * number, "when": list(range(number))}), path)
+    assert read(config_of(path))["row"].to_pylist() == list(range(1, number + 1))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_missing_column_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"log{suffix}"
+    WRITERS[suffix](pa.table({"who": ["a"], "what": ["1"], "time": [1]}), path)
+    with pytest.raises(InputError) as caught:
+        read(config_of(path))
+    assert str(caught.value) == (
+        f"{path}: no column 'when' among 'who', 'what', 'time'; name the column in data.columns"
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "problem"),
+    [
+        (".parquet", "row 2: when=nan is not a whole number"),
+        (".csv", "row 2: when=nan is not a whole number"),
+        (".jsonl", "row 2: when=nan is not a whole number"),
+    ],
+)
+def test_a_time_that_is_nan_is_refused(tmp_path: Path, suffix: str, problem: str) -> None:
+    path = tmp_path / f"log{suffix}"
+    WRITERS[suffix](pa.table({"who": ["a", "b"], "what": ["1", "1"], "when": [1.0, float("nan")]}), path)
+    with pytest.raises(InputError, match=rf"log{suffix}: {problem}; give whole numbers"):
+        read(config_of(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "problem"),
+    [
+        (".parquet", "row 2: when is null; fill it in or remove the row"),
+        (".csv", "row 2: when='' is not a whole number"),
+        (".jsonl", "row 2: when is null; fill it in or remove the row"),
+    ],
+)
+def test_a_time_that_is_null_is_refused(tmp_path: Path, suffix: str, problem: str) -> None:
+    path = tmp_path / f"log{suffix}"
+    WRITERS[suffix](pa.table({"who": ["a", "b"], "what": ["1", "1"], "when": [1, None]}), path)
+    with pytest.raises(InputError, match=rf"log{suffix}: {problem}"):
+        read(config_of(path))
+
+
+def test_text_times_are_refused_where_the_format_has_types(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"who": ["a"], "what": ["1"], "when": ["1"]}), path)
+    with pytest.raises(InputError, match=r"log\.parquet: row 1: when='1' is of type string; give whole numbers"):
+        read(config_of(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("log.parquet", b"", "the file is empty; give the complete file"),
+        ("log.parquet", b"PAR1 but not really", "Parquet.*; the Parquet file is damaged, write it again"),
+        ("log.csv", b"", "the file is empty; give the complete file"),
+        ("log.jsonl", b"\n", "the file is empty; give the complete file"),
+        (
+            "log.xlsx",
+            b"x",
+            r"the suffix '\.xlsx' is none of \.parquet, \.csv, \.tsv, \.jsonl, \.json, \.ndjson; rename",
+        ),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}: {problem}"):
+        read(config_of(tmp_path / name))
+
+
+def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.schema([("who", pa.string()), ("what", pa.string()), ("when", pa.int64())]).empty_table(), path)
+    with pytest.raises(InputError, match=r"log\.parquet: no rows; give the complete file"):
+        read(config_of(path))

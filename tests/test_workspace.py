@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from l2d_ray.errors import InputError
+from l2d_ray.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(str(tmp_path / "ws"))
+
+
+def test_opening_creates_nothing(tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path / "ws"))
+    assert not (tmp_path / "ws").exists()
+    assert not workspace.exists("")
+    assert workspace.files("dataset") == []
+
+
+def test_a_folder_and_its_uri_are_the_same_place(tmp_path: Path) -> None:
+    Workspace.open(str(tmp_path)).write_json("a/b.json", {"x": 1})
+    assert Workspace.open(tmp_path.as_uri()).read_json("a/b.json") == {"x": 1}
+
+
+def test_a_relative_folder_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace.open("ws")
+    monkeypatch.chdir("/")
+    workspace.write_json("a.json", {})
+    assert (tmp_path / "ws" / "a.json").exists()
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^workspace='nope://x': .*; give a folder or a URI that pyarrow\.fs opens$"):
+        Workspace.open("nope://x")
+
+
+def test_files_are_listed_below_a_folder_by_suffix(workspace: Workspace) -> None:
+    for name in ("data/b.txt", "data/a/c.json", "data/a/b.json", "other.json"):
+        workspace.write_json(name, {})
+    assert workspace.files("data") == ["data/a/b.json", "data/a/c.json", "data/b.txt"]
+    assert workspace.files("data", ".json") == ["data/a/b.json", "data/a/c.json"]
+    assert workspace.files("", ".txt") == ["data/b.txt"]
+
+
+def test_files_and_folders_are_deleted_and_may_be_gone(workspace: Workspace) -> None:
+    workspace.write_json("data/a.json", {})
+    workspace.write_json("data/b.json", {})
+    workspace.delete("data/a.json")
+    assert workspace.files("data") == ["data/b.json"]
+    workspace.delete("data")
+    workspace.delete("data")
+    assert not workspace.exists("data")
+
+
+def test_a_file_appears_whole(workspace: Workspace) -> None:
+    with workspace.create("a/b") as stream:
+        stream.write(b"half")
+        assert not workspace.exists("a/b")
+        stream.write(b"whole")
+    assert Path(workspace.path("a/b")).read_bytes() == b"halfwhole"
+    assert workspace.files("") == ["a/b"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(workspace: Workspace) -> None:
+    workspace.write_json("a.json", {"old": True})
+    with pytest.raises(KeyError, match="stop"), workspace.create("a.json") as stream:  # noqa: PT012
+        stream.write(b"new")
+        raise KeyError("stop")
+    assert workspace.read_json("a.json") == {"old": True}
+    assert workspace.files("") == ["a.json"]
+
+
+def test_an_error_of_the_disk_names_the_path(workspace: Workspace) -> None:
+    workspace.write_json("a", {})
+    with pytest.raises(OSError, match=r"/ws/a/b"), workspace.create("a/b"):
+        pass
+
+
+def test_json_that_is_not_there_names_the_remedy(workspace: Workspace) -> None:
+    with pytest.raises(InputError) as caught:
+        workspace.read_json("a.json")
+    assert str(caught.value) == f"{workspace.root}/a.json: not found; run the stage that writes it first"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("{", r"not JSON \(.*\); the file is damaged"), ("[1]", "expected a JSON object; the file is damaged")],
+)
+def test_damaged_json_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=rf"a\.json: {problem}$"):
+        Workspace.open(str(tmp_path)).read_json("a.json")
+
+
+def test_json_is_written_for_people_too(workspace: Workspace) -> None:
+    workspace.write_json("a.json", {"x": [1]})
+    text = Path(workspace.path("a.json")).read_text()
+    assert json.loads(text) == {"x": [1]}
+    assert text.endswith("}\n")
