@@ -87,7 +87,9 @@ class DataConfig(Section):
         if self.source in ("amazon", "table") and self.items is None:
             raise ValueError(f"data.items is needed when data.source is {self.source!r}")
         if self.source == "d3" and (self.since or self.until):
-            raise ValueError("data.since and data.until must be absent when data.source is 'd3': it is kept as published")
+            raise ValueError(
+                "data.since and data.until must be absent when data.source is 'd3': it is kept as published"
+            )
         if self.since and self.until and self.since >= self.until:
             raise ValueError(f"data.since={self.since} must be before data.until={self.until}")
         return self
@@ -158,14 +160,25 @@ class WorkersConfig(Section):
     """GPUs for each worker; fractions share one."""
     cpus: int = Field(1, ge=1)
     """CPUs for each worker; also its number of threads. Several workers of one thread beat one of several threads."""
-    tokens_per_pack: int | None = Field(None, ge=64)
-    """Distinct tokens in one forward pass. None: 2,048 on a CPU, 16,384 on a GPU."""
+    tokens_per_chunk: int | None = Field(None, ge=64)
+    """Distinct tokens in one forward pass. None: 512 on a CPU (its caches like it), 16,384 on a GPU."""
 
     @model_validator(mode="after")
     def _max_is_not_below_min(self) -> Self:
         if self.max is not None and self.max < self.min:
             raise ValueError(f"workers.max={self.max} is below workers.min={self.min}")
         return self
+
+
+class BenchConfig(Section):
+    """The benchmarks, jobs/bench_*.py."""
+
+    samples: int = Field(400, ge=1)
+    """Samples to run."""
+    repeats: int = Field(3, ge=1)
+    """Runs of each way, alternating."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads. None: all cores."""
 
 
 class Config(BaseSettings):
@@ -181,10 +194,16 @@ class Config(BaseSettings):
     model: ModelConfig = ModelConfig()
     memory: MemoryConfig = MemoryConfig()
     workers: WorkersConfig = WorkersConfig()
+    bench: BenchConfig = BenchConfig()
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only what is passed in: no environment variables, no dotenv files."""
         return (init_settings,)

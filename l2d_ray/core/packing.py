@@ -89,7 +89,8 @@ class Chunk:
 def plan_forest(prompts: Prompts) -> PrefixForest:
     """The prefix forest of N prompts, none of them empty. Takes memory in proportion to N times the longest."""
     lengths = prompts.lengths
-    assert lengths.size and lengths.min() > 0, "there must be prompts, and each needs a last token"
+    assert lengths.min(initial=1) > 0, "an empty prompt has no last token"
+    assert lengths.size, "a forest needs a prompt"
     rows = _padded(prompts)
     order = _lexicographic_order(rows)
     rows, lengths = rows[order], lengths[order]

@@ -16,13 +16,15 @@ def window_starts(positions: IntArray, max_items: int, stride: int) -> IntArray:
 
     The left edge moves in steps of `stride`, so that a long history shows max_items to max_items + stride - 1 items.
     """
-    return np.maximum(0, (positions - max_items) // stride * stride)
+    starts: IntArray = np.maximum(0, (positions - max_items) // stride * stride)
+    return starts
 
 
 def sample_ids(user_hashes: IntArray, positions: IntArray) -> IntArray:
     """A stable 64-bit id for each (user, position). Among 1e9 samples about 0.03 pairs are expected to collide."""
     position_hashes = hash_array(positions.astype(np.uint64))
-    return hash_array(user_hashes.view(np.uint64) ^ position_hashes).view(np.int64)
+    hashes: NDArray[np.uint64] = hash_array(user_hashes.view(np.uint64) ^ position_hashes)
+    return hashes.view(np.int64)
 
 
 def in_fraction(ids: IntArray, fraction: float) -> NDArray[np.bool_]:
@@ -33,4 +35,5 @@ def in_fraction(ids: IntArray, fraction: float) -> NDArray[np.bool_]:
 
 def item_shards(item_indices: NDArray[np.int32], num_shards: int) -> IntArray:
     """The shard that holds all rows of each item."""
-    return (hash_array(item_indices.astype(np.uint64)) % np.uint64(num_shards)).astype(np.int64)
+    hashes: NDArray[np.uint64] = hash_array(item_indices.astype(np.uint64))
+    return (hashes % np.uint64(num_shards)).astype(np.int64)

@@ -117,8 +117,8 @@ def _sequence(rows: list[dict[str, Any]], files: Sequence[str]) -> _User:
         history, split = row["found"], int(tuple(SPLITS.values())[row["file"]])
         if not history or items[-len(history) :] != history or len(times) != len(items) or split < splits[-1]:
             raise InputError(
-                f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} does not continue what user"
-                f" {row['user_id']!r} did before; {_REMEDY}"
+                f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} does not continue"
+                f" what user {row['user_id']!r} did before; {_REMEDY}"
             )
         items.append(row["item"])
         times.append(row["timestamp"])

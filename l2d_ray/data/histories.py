@@ -85,7 +85,7 @@ def as_lists(offsets: NDArray[np.int64], values: NDArray[np.generic], kind: pa.D
 
 def in_core(items: Lists, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
     """[N] the interactions with items that stay, of users with at least k of these. `stays`: [candidates]."""
-    kept = stays[items.values]
+    kept: NDArray[np.bool_] = stays[items.values]
     if len(kept) == 0:
         return kept
     per_user = np.add.reduceat(kept, items.offsets[:-1], dtype=np.int64)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
+import torch
 from tqdm import tqdm
 
 from l2d_ray.config import Config
@@ -60,7 +61,7 @@ def build_memory(config: Config) -> BuildResult:
     units = plan_units(config, dataset)
     known = store.units()
     missing = [unit for unit in units if unit.name not in known]
-    built = [record for record in _progress(_build(config, identity, missing), len(missing))]
+    built = list(_progress(_build(config, identity, missing), len(missing)))
     records = [*(known[unit.name] for unit in units if unit.name in known), *built]
     snapshot = store.take_snapshot((unit.name for unit in units), dataset.digest, config.memory.sample_fraction)
     for unit in missing:
@@ -86,7 +87,9 @@ class UnitActor:
 
     def __init__(self, config: dict[str, Any], identity: dict[str, Any]) -> None:
         """Load the model. The arguments are plain so that a worker can read them whatever it has imported."""
-        self._extractor = UnitExtractor(Config(**config), MemoryIdentity(**identity))
+        settings = Config(**config)
+        torch.set_num_threads(settings.workers.cpus)
+        self._extractor = UnitExtractor(settings, MemoryIdentity(**identity))
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Build the one unit of a batch of one."""

@@ -7,7 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import ray
 from ray.exceptions import RayError
@@ -15,14 +16,11 @@ from ray.exceptions import RayError
 from l2d_ray.config import Config, load_config
 from l2d_ray.errors import InputError
 
-
-class Result(Protocol):
-    """A frozen dataclass of counts, times and locations."""
-
-    __dataclass_fields__: Any
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
-def run(stage: Callable[[Config], Result]) -> NoReturn:
+def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
 
     Exit status: 0 done; 2 bad input or configuration and 1 no space, no permission and the like, both with one line on
@@ -30,7 +28,8 @@ def run(stage: Callable[[Config], Result]) -> NoReturn:
     """
     try:
         config = load_config(sys.argv[1:])
-        connect(config)
+        if on_ray:
+            connect(config)
         result = stage(config)
     except InputError as error:
         _fail(2, str(error))
@@ -51,7 +50,8 @@ def connect(config: Config) -> None:
 
     Refuses a relative workspace inside a submitted job, whose working folder is a temporary copy.
     """
-    if "://" not in config.workspace and not os.path.isabs(config.workspace) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # noqa: PTH117
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in config.workspace and not Path(config.workspace).expanduser().is_absolute():
         raise InputError(
             f"workspace={config.workspace!r}: a submitted job runs in a temporary copy of this folder, where the result"
             " would be lost; give an absolute path or a URI"
@@ -59,7 +59,7 @@ def connect(config: Config) -> None:
     quiet()
     if ray.is_initialized():
         return
-    if "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if submitted or "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.

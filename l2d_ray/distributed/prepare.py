@@ -8,7 +8,7 @@ the number of blocks, the number of workers or their timing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import count
@@ -30,6 +30,7 @@ from l2d_ray.data.histories import Lists, as_lists, group, item_counts, range_bo
 from l2d_ray.data.interactions import read, take_tallies
 from l2d_ray.data.sources import source_of
 from l2d_ray.data.splits import SHARES, Cut, by_time, find_cut, histogram, leave_one_out, share_ties, target_times
+from l2d_ray.distributed.blocks import Blocks
 from l2d_ray.distributed.job import root_error
 from l2d_ray.errors import InputError
 from l2d_ray.schema import HISTORIES, ITEMS
@@ -71,7 +72,7 @@ def prepare(config: Config) -> PrepareResult:
         if config.data.max_users is not None:
             blocks, dropped["max_users"] = _first_users(blocks, config.data.max_users)
         dropped = {reason: count for reason, count in dropped.items() if count}
-        blocks = blocks.without_empty()
+        blocks = _without_empty(blocks)
         if not blocks.refs:
             raise InputError(_nothing_left(config, dropped))
         items, new_index = _surviving_items(blocks, catalogue)
@@ -85,47 +86,7 @@ def prepare(config: Config) -> PrepareResult:
     return PrepareResult(**_counts(items, parts), dropped=dropped, seconds=seconds, dataset=workspace.path("dataset"))
 
 
-class _Blocks:
-    """Tables in Ray's object store; in this order they are ranges of users in order."""
-
-    def __init__(self, refs: Sequence[Any]):
-        self.refs = list(refs)
-
-    def map(self, function: Callable[..., pa.Table], *shared: Any, each: Sequence[Any] | None = None) -> "_Blocks":
-        """The blocks that `function(block, *shared)` returns, or `function(block, each[b], *shared)`; does not wait."""
-        return _Blocks(self._submit(function, shared, each))
-
-    def ask(
-        self, label: str, function: Callable[..., Any], *shared: Any, each: Sequence[Any] | None = None
-    ) -> list[Any]:
-        """The small answers of a function called as in `map`, in the order of the blocks."""
-        answers = dict(self.stream(label, function, *shared, each=each))
-        return [answers[number] for number in range(len(self.refs))]
-
-    def stream(
-        self, label: str, function: Callable[..., Any], *shared: Any, each: Sequence[Any] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """(block number, answer) as they come, so that a sum over them needs to hold only one."""
-        waiting = {ref: number for number, ref in enumerate(self._submit(function, shared, each))}
-        with tqdm(total=len(waiting), desc=label, unit="block", disable=None) as bar:
-            while waiting:
-                for ref in ray.wait(list(waiting))[0]:
-                    yield waiting.pop(ref), ray.get(ref)
-                    bar.update()
-
-    def without_empty(self) -> "_Blocks":
-        """The blocks that hold any user."""
-        users = self.ask("count users", _num_users)
-        return _Blocks([ref for ref, count in zip(self.refs, users, strict=True) if count])
-
-    def _submit(self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any] | None) -> list[Any]:
-        task = ray.remote(function)
-        if each is None:
-            return [task.remote(ref, *shared) for ref in self.refs]
-        return [task.remote(ref, own, *shared) for ref, own in zip(self.refs, each, strict=True)]
-
-
-def _histories(config: Config, catalogue: Catalogue) -> tuple[_Blocks, dict[str, int]]:
+def _histories(config: Config, catalogue: Catalogue) -> tuple[Blocks, dict[str, int]]:
     """Read the files, bring users together and make their histories; and what reading dropped, by reason."""
     files = source_of(config).interaction_files(config)
     if not files:
@@ -143,16 +104,16 @@ def _histories(config: Config, catalogue: Catalogue) -> tuple[_Blocks, dict[str,
             .sort("user_hash", boundaries=range_boundaries(max(parts, 2)))
             .materialize()
         )
-    blocks = _Blocks(dealt.to_arrow_refs())
+    blocks = Blocks(dealt.to_arrow_refs())
     # Tallies have the smallest of hashes.
-    tallies = _Blocks(blocks.refs[:1]).ask("count", _tallies)[0]
+    tallies = Blocks(blocks.refs[:1]).ask("count", _tallies)[0]
     dropped = {Rejection(reason).name.lower(): count for reason, count in sorted(tallies.items())}
     if config.data.source == "d3":
         return blocks.map(_group_published, shared, files), dropped
     return blocks.map(_group), dropped
 
 
-def _core(blocks: _Blocks, candidates: int, k: int) -> tuple[_Blocks, int]:
+def _core(blocks: Blocks, candidates: int, k: int) -> tuple[Blocks, int]:
     """The k-core, and how many interactions are not in it."""
     before = sum(blocks.ask("make histories", _num_interactions))
     stays = np.ones(candidates, dtype=np.bool_)
@@ -166,7 +127,7 @@ def _core(blocks: _Blocks, candidates: int, k: int) -> tuple[_Blocks, int]:
     raise AssertionError("unreachable")
 
 
-def _first_users(blocks: _Blocks, max_users: int) -> tuple[_Blocks, int]:
+def _first_users(blocks: Blocks, max_users: int) -> tuple[Blocks, int]:
     """The first so many users, and the number of interactions of the others."""
     users = np.array(blocks.ask("count users", _num_users))
     quotas = np.clip(max_users - (np.cumsum(users) - users), 0, users).tolist()
@@ -175,7 +136,12 @@ def _first_users(blocks: _Blocks, max_users: int) -> tuple[_Blocks, int]:
     return first, before - sum(first.ask("count interactions", _num_interactions))
 
 
-def _surviving_items(blocks: _Blocks, catalogue: Catalogue) -> tuple[pa.Table, NDArray[np.int32]]:
+def _without_empty(blocks: Blocks) -> Blocks:
+    users = blocks.ask("count users", _num_users)
+    return Blocks([ref for ref, number in zip(blocks.refs, users, strict=True) if number])
+
+
+def _surviving_items(blocks: Blocks, catalogue: Catalogue) -> tuple[pa.Table, NDArray[np.int32]]:
     """The items that occur, in the order of the items file, and [candidates] their indices (-1 for the others)."""
     occurs = np.zeros(len(catalogue), dtype=np.bool_)
     for _, items in blocks.stream("count items", _items):
@@ -188,7 +154,7 @@ def _surviving_items(blocks: _Blocks, catalogue: Catalogue) -> tuple[pa.Table, N
     return pa.table(columns, schema=ITEMS), new_index
 
 
-def _cuts(blocks: _Blocks) -> list[list[Cut]]:
+def _cuts(blocks: Blocks) -> list[list[Cut]]:
     """Where the time split cuts, for each block."""
     spans = blocks.ask("find the period", _span)
     samples = sum(number for number, _, _ in spans)
@@ -207,7 +173,7 @@ def _cuts(blocks: _Blocks) -> list[list[Cut]]:
 
 
 def _write_parts(
-    blocks: _Blocks, workspace: Workspace, new_index: NDArray[np.int32], cuts: list[list[Cut]] | None
+    blocks: Blocks, workspace: Workspace, new_index: NDArray[np.int32], cuts: list[list[Cut]] | None
 ) -> list[tuple[Part, int]]:
     own = list(enumerate(cuts or [None] * len(blocks.refs)))
     return blocks.ask("write", _write, workspace.uri, ray.put(new_index), each=own)

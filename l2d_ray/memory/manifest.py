@@ -55,7 +55,9 @@ class MemoryIdentity(Record):
     def differences(self, other: "MemoryIdentity") -> list[str]:
         """`name (theirs, ours)` for everything in which two memories differ."""
         ours, theirs = self.model_dump(), other.model_dump()
-        return [f"{name} ({_short(theirs[name])}, now {_short(ours[name])})" for name in ours if ours[name] != theirs[name]]
+        return [
+            f"{name} ({_short(theirs[name])}, now {_short(ours[name])})" for name in ours if ours[name] != theirs[name]
+        ]
 
 
 class DataFile(Record):

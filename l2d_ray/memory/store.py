@@ -117,11 +117,15 @@ class MemoryStore:
         snapshot.write(self.workspace, f"{SNAPSHOTS}/{snapshot.number}.json")
         return snapshot
 
-    def read(self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def read(
+        self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a snapshot, or of one of its shards, batch by batch."""
         for unit in snapshot.units:
             record = UnitRecord.read(self.workspace, f"{UNITS}/{unit}.json")
             for file in record.files:
                 if file.shard is not None and shard in (None, file.shard):
-                    with pq.ParquetFile(self.workspace.path(file.path), filesystem=self.workspace.filesystem) as parquet:
+                    with pq.ParquetFile(
+                        self.workspace.path(file.path), filesystem=self.workspace.filesystem
+                    ) as parquet:
                         yield from parquet.iter_batches(columns=columns)

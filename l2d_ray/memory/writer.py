@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.memory.manifest import DataFile, MemoryIdentity, UnitRecord
-from l2d_ray.schema import QUARANTINE, SAMPLES, memory_schema
+from l2d_ray.schema import QUARANTINE, memory_schema
 from l2d_ray.workspace import Workspace
 
 
@@ -74,7 +74,9 @@ class UnitWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.__exit__(kind, error, trace)
         self.files = [table.file() for table in self._tables.values()]
 
@@ -94,7 +96,9 @@ class _ParquetFile:
     def file(self) -> DataFile:
         """Its entry in the unit's record."""
         sink = self._sink
-        return DataFile(path=self._path, rows=self._rows, bytes=sink.count, sha256=sink.digest.hexdigest(), shard=self._shard)
+        return DataFile(
+            path=self._path, rows=self._rows, bytes=sink.count, sha256=sink.digest.hexdigest(), shard=self._shard
+        )
 
     def __enter__(self) -> Self:
         self._sink = _DigestingSink(self._created.__enter__())
@@ -106,7 +110,9 @@ class _ParquetFile:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._parquet.close()

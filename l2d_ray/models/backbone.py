@@ -12,6 +12,7 @@ from torch import nn
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
+from l2d_ray.models.fused_layers import fuse_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -74,9 +75,10 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
         )
         if adapter:
             model = _merge(model, adapter)
-    base = model.base_model.to(device).eval()
+    base = model.base_model.to(device).eval().requires_grad_(False)
+    fuse_layers(base)
     return Backbone(
-        model=base.requires_grad_(False),
+        model=base,
         tokenizer=load_tokenizer(checkpoint),
         dimension=architecture.hidden_size,
         context_length=_context_length(architecture),
@@ -89,7 +91,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint.folder}: no tokenizer that transformers can read: {_first_line(error)}") from None
+        raise InputError(
+            f"{checkpoint.folder}: no tokenizer that transformers can read: {_first_line(error)}"
+        ) from None
 
 
 def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
@@ -124,9 +128,11 @@ def _merge(model: Any, adapter: Checkpoint) -> Any:
 
 
 def _context_length(architecture: Any) -> int:
-    """Positions the model knows, or its sliding window where every layer may look back only so far."""
-    window = getattr(architecture, "sliding_window", None) if getattr(architecture, "use_sliding_window", True) else None
-    return min(architecture.max_position_embeddings, window or architecture.max_position_embeddings)
+    """Positions the model knows, or its sliding window if its layers look back only so far."""
+    positions = int(architecture.max_position_embeddings)
+    if not getattr(architecture, "use_sliding_window", True):
+        return positions
+    return min(positions, getattr(architecture, "sliding_window", None) or positions)
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:

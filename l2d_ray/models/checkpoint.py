@@ -5,7 +5,6 @@ from safetensors or GGUF only: a pickle could run code, and no code from a model
 """
 
 import hashlib
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,5 +114,5 @@ def _demo_model() -> Path:
         model.save_pretrained(converted)
         transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments).save_pretrained(converted)
         if not folder.exists():
-            os.replace(converted, folder)
+            converted.replace(folder)
     return folder

@@ -44,7 +44,7 @@ class ForestState:
             self.blocks = _blocks(chunk, dtype)
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the path's keys and values [1, H, P, D] before the chunk's own [1, H, C, D]; remember all for the next."""
+        """Put the path's keys and values [1, H, P, D] before its own [1, H, C, D]; remember all for the next chunk."""
         if len(self._path):
             before_key, before_value = self._keys_and_values[layer]
             key = torch.cat([_take(before_key, self._path), key], dim=2)
@@ -64,7 +64,7 @@ def prefix_tree_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of the chunk's queries [1, H, C, D] to its keys; returns [1, C, H, D] as transformers expects."""
-    assert forest is not None and attention_mask is None, "called through HiddenStates only"
+    assert forest is not None, "this attention needs a forest: see models/hidden_states.py"
     key, value = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:

@@ -1,0 +1,40 @@
+# Each target works from a bare checkout: Python 3.11 and a package index are enough. `make help` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install test lint types imports unit demo clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+install: $(INSTALLED)  ## make .venv with everything in it
+
+# torch first: whatever else asks for it then takes this very build.
+$(INSTALLED): pyproject.toml cluster/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint cluster/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint cluster/constraints.txt --editable '.[cpu,dev]'
+	touch $@
+
+test: lint types imports unit  ## everything that CI checks
+
+lint: install  ## ruff: style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install  ## mypy, strict
+	$(BIN)/mypy
+
+imports: install  ## the architecture: who may import whom
+	$(BIN)/lint-imports --no-cache
+
+unit: install  ## all tests
+	$(BIN)/pytest
+
+demo: install  ## prepare, build, verify and recommend, on a local Ray
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml
+
+clean:  ## remove the virtual environment and the demo's workspace
+	rm -rf $(VENV) workspace

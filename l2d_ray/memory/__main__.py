@@ -1,0 +1,33 @@
+"""`python -m l2d_ray.memory verify WORKSPACE`: check every checksum and count of a memory.
+
+The last line on stdout is one JSON object (`VerifyResult`). Exit status: 0 all as recorded; 1 something is not, a line
+on stderr for each; 2 there is no memory, or the command line is wrong.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+
+from l2d_ray.errors import InputError
+from l2d_ray.memory.verify import verify
+from l2d_ray.workspace import Workspace
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit status."""
+    if len(argv) != 2 or argv[0] != "verify":
+        print("usage: python -m l2d_ray.memory verify WORKSPACE", file=sys.stderr)
+        return 2
+    try:
+        result = verify(Workspace.open(argv[1]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in result.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    print(json.dumps(asdict(result)))
+    return 1 if result.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
