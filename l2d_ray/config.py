@@ -59,7 +59,7 @@ class DataConfig(Section):
     """Raw interactions and items, and how they become samples."""
 
     source: Literal["demo", "movielens", "amazon", "d3", "table"] = "demo"
-    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached; `d3` is kept as published, unfiltered."""
+    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached; `d3` is kept as it was published."""
     interactions: str | None = None
     """File or folder of the raw interactions (d3: the folder with train/, valid/ and test/)."""
     items: str | None = None
@@ -76,7 +76,7 @@ class DataConfig(Section):
     split: Literal["time", "leave-one-out"] = "time"
     """`time`: all samples by the time of their target, 8:1:1 (D3); `leave-one-out`: each user's last two."""
     num_blocks: int | None = Field(None, ge=1)
-    """Parts the users are dealt into while preparing; each is held in one worker's memory. None: one per 64 MB read."""
+    """Parts the users are dealt into while preparing, each held in one worker's memory. None: one per 64 MB read."""
     max_users: int | None = Field(None, ge=1)
     """Keep only so many users, chosen by the hash of their id, after every filter: a quick look at large data."""
 

@@ -21,8 +21,10 @@ def item_sums(
 
 
 def global_scores(queries_UD: FloatArray, sums_ID: FloatArray, counts_I: IntArray) -> NDArray[np.float64]:
-    """[U, I] S(h_t, h_v) = 1 / ||h_t - h_v||_2, with h_v the mean of v's rows: inf where they are the same vector, and
-    -inf for an item without a row, which is no candidate."""
+    """[U, I] S(h_t, h_v) = 1 / ||h_t - h_v||_2, with h_v the mean of v's rows.
+
+    inf where the two are the same vector, and -inf for an item without a row, which is no candidate.
+    """
     scores_UI = np.full((queries_UD.shape[0], counts_I.size), -np.inf)
     known_I = np.flatnonzero(counts_I)
     centroids_ID = sums_ID[known_I] / counts_I[known_I, None]

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -93,7 +94,7 @@ def recommend(config: Config, workspace: Workspace, k: int = 10) -> DemoResult:
     )
 
 
-def _first_test_sample(dataset: Dataset) -> tuple[dict[str, list[int]], int]:
+def _first_test_sample(dataset: Dataset) -> tuple[dict[str, Any], int]:
     for users in dataset.iter_users():
         for user in users.to_pylist():
             if Split.TEST in user["splits"]:
