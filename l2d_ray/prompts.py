@@ -25,7 +25,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._titles = titles
         self._before, self._after = template.item.split("{title}")
-        self._max_item_tokens = template.max_item_tokens
+        self._max_tokens = len(self._encode([self._before])[0]) + template.max_item_tokens
         self._prefix = np.array(self._start_tokens() + self._encode([template.prefix])[0], np.int32)
         self._suffix = np.array(self._encode([template.suffix])[0], np.int32)
         self._item_tokens: dict[int, TokenArray] = {}
@@ -43,7 +43,7 @@ class PromptEncoder:
 
     def _start_tokens(self) -> list[int]:
         """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
-        start: list[int] = self._tokenizer("").input_ids
+        start: list[int] = self._tokenizer("").input_ids[:1]
         return start if start == [self._tokenizer.bos_token_id] else []
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -57,7 +57,7 @@ class PromptEncoder:
         after = self._encode([self._after])[0]
         titles = self._encode([self._before + self._titles[item] for item in items])
         for item, title in zip(items, titles, strict=True):
-            self._item_tokens[item] = np.array(title[: self._max_item_tokens] + after, np.int32)
+            self._item_tokens[item] = np.array(title[: self._max_tokens] + after, np.int32)
 
 
 def template_digest(template: PromptConfig) -> str:

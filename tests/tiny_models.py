@@ -1,6 +1,5 @@
 """Two-layer random language models and a small tokenizer, made on the spot and saved as ordinary model folders."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,13 @@ from torch import nn
 from l2d_ray.config import ModelConfig
 from l2d_ray.models.backbone import Backbone, load_backbone
 
-CORPUS = ["The user watched or bought, in this order:\n", "Next:", *(f"Title {n} of the year, part {n}\n" for n in range(60))]
+torch.set_num_threads(1)  # products this small only wait for a second thread
+
+CORPUS = [
+    "The user watched or bought, in this order:\n",
+    "Next:",
+    *(f"Title {n} of the year, part {n}\n" for n in range(60)),
+]
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,

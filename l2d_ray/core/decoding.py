@@ -36,6 +36,6 @@ def global_scores(queries_UD: FloatArray, sums_ID: FloatArray, counts_I: IntArra
 
 
 def top_k(scores_UI: FloatArray, k: int) -> tuple[NDArray[np.int64], FloatArray]:
-    """The K best items of each user and their scores, both [U, K]; of equal scores the smaller item index comes first."""
+    """The K best items of each user and their scores, both [U, K]; of equal scores the smaller item index is first."""
     order_UK = np.argsort(-scores_UI, axis=1, kind="stable")[:, :k]
     return order_UK, np.take_along_axis(scores_UI, order_UK, axis=1)

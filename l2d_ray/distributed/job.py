@@ -57,6 +57,7 @@ def connect(config: Config) -> None:
             " would be lost; give an absolute path or a URI"
         )
     quiet()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's C++ side warns of its own actors on stderr
     if ray.is_initialized():
         return
     if submitted or "RAY_ADDRESS" in os.environ:
@@ -68,6 +69,8 @@ def connect(config: Config) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        # Ray ends workers that idle for a second, and a stage of many short passes would start them again and again.
+        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
     )
 
 

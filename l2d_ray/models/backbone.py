@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from l2d_ray.config import ModelConfig
@@ -14,6 +17,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
 from l2d_ray.models.fused_layers import fuse_layers
 
+_SEQ_TO_SEQ = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,6 +31,8 @@ class Backbone:
     """Size of a hidden state."""
     context_length: int
     """Tokens in the longest prompt it can read."""
+    attention: str
+    """The attention that transformers itself chose for it: sdpa, or eager where the model needs more."""
     device: torch.device
 
 
@@ -70,9 +76,7 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
     architecture = _architecture(checkpoint, config)
     transformers.utils.logging.disable_progress_bar()
     with _no_chatter():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **checkpoint.arguments, config=architecture, dtype=DTYPES[dtype], use_safetensors=True
-        )
+        model = _read_weights(checkpoint, architecture, DTYPES[dtype])
         if adapter:
             model = _merge(model, adapter)
     base = model.base_model.to(device).eval().requires_grad_(False)
@@ -82,6 +86,7 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
         tokenizer=load_tokenizer(checkpoint),
         dimension=architecture.hidden_size,
         context_length=_context_length(architecture),
+        attention=base.config._attn_implementation,
         device=torch.device(device),
     )
 
@@ -89,11 +94,14 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """The checkpoint's tokenizer. Raises InputError if it has none."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{checkpoint.folder}: no tokenizer that transformers can read: {_first_line(error)}"
         ) from None
+    if not tokenizer.vocab_size:  # what transformers makes, for some families, of a folder without tokenizer files
+        raise InputError(f"{checkpoint.folder}: no tokenizer in it; save the model's tokenizer there")
+    return tokenizer
 
 
 def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
@@ -101,7 +109,10 @@ def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
         architecture = transformers.AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"model.name={config.name!r}: {_first_line(error)}; give a model transformers knows") from None
-    if type(architecture) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    kind = type(architecture)
+    # transformers also opens encoders (BERT, …) and encoder-decoders for causal use; their tokens see what follows.
+    not_decoder_only = kind in transformers.MODEL_FOR_MASKED_LM_MAPPING or kind in _SEQ_TO_SEQ
+    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not_decoder_only:
         raise InputError(
             f"model.name={config.name!r}: {architecture.model_type!r} is no decoder-only language model; give one that"
             " transformers' AutoModelForCausalLM opens"
@@ -117,19 +128,38 @@ def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
     return architecture
 
 
+def _read_weights(checkpoint: Checkpoint, architecture: Any, dtype: torch.dtype) -> Any:
+    """The model with its weights. Raises InputError if a file is damaged or weights are missing."""
+    try:
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            **checkpoint.arguments, config=architecture, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{checkpoint.folder}: its weights cannot be read: {_first_line(error)}") from None
+    # transformers fills in random numbers. The language-model head, which is not used, may be missing.
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        raise InputError(
+            f"{checkpoint.folder}: {len(missing)} weights are missing, such as {missing[0]}; save it again"
+        )
+    return model
+
+
 def _merge(model: Any, adapter: Checkpoint) -> Any:
     """The model with the adapter's weights added. Raises InputError if the adapter is for another model."""
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, UserWarning) as error:
         raise InputError(f"model.adapter={adapter.folder}: does not fit the model: {_first_line(error)}") from None
 
 
 def _context_length(architecture: Any) -> int:
     """Positions the model knows, or its sliding window if its layers look back only so far."""
-    positions = int(architecture.max_position_embeddings)
+    positions = int(getattr(architecture, "max_position_embeddings", None) or sys.maxsize)
     if not getattr(architecture, "use_sliding_window", True):
         return positions
     return min(positions, getattr(architecture, "sliding_window", None) or positions)
@@ -142,7 +172,7 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 class _no_chatter:

@@ -24,7 +24,8 @@ def fuse_layers(model: nn.Module) -> None:
             if _same_code(type(module).forward, original):
                 module.forward = MethodType(fused, module)
     architecture = sys.modules[type(model).__module__]
-    if _same_code(getattr(architecture, "apply_rotary_pos_emb", None), _ROTATE):
+    originals = {"apply_rotary_pos_emb": _ROTATE, "rotate_half": modeling_llama.rotate_half}  # the one calls the other
+    if all(_same_code(getattr(architecture, name, None), original) for name, original in originals.items()):
         architecture.apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from l2d_ray.core.packing import Chunk
 
 NAME = "prefix_tree"
+NOT_SUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}
+"""What some architectures also pass and what would change the numbers, so that it must not be ignored."""
 QUERIES_PER_BLOCK = 64
 """Of 32 to 512, the fastest on AVX2 and AVX-512 machines: fewer keys a block against fewer calls."""
 
@@ -61,10 +63,13 @@ def prefix_tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     forest: ForestState | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention of the chunk's queries [1, H, C, D] to its keys; returns [1, C, H, D] as transformers expects."""
     assert forest is not None, "this attention needs a forest: see models/hidden_states.py"
+    for name in NOT_SUPPORTED & more.keys():
+        if more[name] is not None:
+            raise ValueError(f"attention with {name} cannot run packed")
     key, value = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:

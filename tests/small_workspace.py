@@ -1,0 +1,98 @@
+"""A workspace with a small dataset, a tiny model beside it, and the main job as a command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tiny_models import save_tiny
+
+from l2d_ray.config import Config, load_config
+from l2d_ray.core.samples import sample_ids
+from l2d_ray.data.dataset import Dataset, write_manifest, write_part
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.schema import HISTORIES, ITEMS, Split, hidden_states
+from l2d_ray.workspace import Workspace
+
+JOBS = Path(__file__).parents[1] / "jobs"
+ITEM_COUNT = 30
+
+
+def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0) -> Dataset:
+    """Histories of `length` items, the last two of them for validation and test."""
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "user_id": f"u{user}",
+            "user_hash": user * 1_000_003,
+            "item_indices": random.integers(0, ITEM_COUNT, length).tolist(),
+            "timestamps": list(range(length)),
+            "splits": [Split.NONE, *[Split.TRAIN] * (length - 3), Split.VALID, Split.TEST],
+        }
+        for user in range(users)
+    ]
+    items = [{"item_index": i, "item_id": f"i{i}", "title": f"Title {i} of the year"} for i in range(ITEM_COUNT)]
+    workspace = Workspace.open(str(folder))
+    parts = [write_part(workspace, 0, pa.Table.from_pylist(rows, schema=HISTORIES))]
+    write_manifest(workspace, pa.Table.from_pylist(items, schema=ITEMS), parts, {"users": users})
+    return Dataset.open(workspace)
+
+
+def arguments(folder: Path, **overrides: Any) -> list[str]:
+    """The command line of a job on `folder`, with the tiny model that is made there if it is not yet."""
+    model = folder / "model"
+    if not model.exists():
+        save_tiny(model)
+    settings = {"workspace": folder, "model.name": model, "workers.max": 2, "memory.num_shards": 2} | overrides
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def config_of(folder: Path, **overrides: Any) -> Config:
+    return load_config(arguments(folder, **overrides))
+
+
+def command(job: str, folder: Path, **overrides: Any) -> list[str]:
+    return [sys.executable, str(JOBS / f"{job}.py"), *arguments(folder, **overrides)]
+
+
+def environment() -> dict[str, str]:
+    """The job starts a Ray of its own, whatever Ray these tests have."""
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object of the last line on stdout of a job that succeeded."""
+    assert process.returncode == 0, process.stderr
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
+
+
+def expected_ids(folder: Path) -> list[int]:
+    """The ids of all training samples, sorted."""
+    ids: list[int] = []
+    for users in Dataset.open(Workspace.open(str(folder))).iter_users():
+        for user in users.to_pylist():
+            positions = np.flatnonzero(np.array(user["splits"]) == Split.TRAIN)
+            ids += sample_ids(np.full(positions.size, user["user_hash"]), positions).tolist()
+    return sorted(ids)
+
+
+def states_of(folder: Path) -> dict[int, np.ndarray]:
+    """The state of every sample of the newest snapshot; fails if one is there twice."""
+    store = MemoryStore(Workspace.open(str(folder)))
+    states: dict[int, np.ndarray] = {}
+    for rows in store.read(store.snapshot()):
+        for sample, state in zip(rows.column("sample_id").to_pylist(), hidden_states(rows), strict=True):
+            assert sample not in states
+            states[sample] = state
+    return states

@@ -1,0 +1,297 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from small_workspace import (
+    command,
+    config_of,
+    environment,
+    expected_ids,
+    result_of,
+    run_job,
+    states_of,
+    write_dataset,
+)
+
+from l2d_ray.distributed.build_memory import BuildResult, build_memory
+from l2d_ray.errors import InputError
+from l2d_ray.memory.verify import verify
+from l2d_ray.workspace import Workspace
+
+pytestmark = pytest.mark.ray
+UNITS = 60
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a dataset and a model, no memory."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder, users=300)
+    config_of(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: Path, ray_session: None) -> tuple[dict[int, np.ndarray], BuildResult]:
+    """The states that a build without any accident gives, and its result."""
+    result = build_memory(config_of(dataset, **{"memory.units": UNITS}))
+    states = states_of(dataset)
+    shutil.rmtree(dataset / "memory")
+    return states, result
+
+
+@pytest.fixture
+def folder(dataset: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def committed(folder: Path) -> int:
+    return len(list((folder / "memory" / "units").glob("*.json")))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def assert_whole(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
+    """Every expected sample once, with the states of an uninterrupted run, and nothing that verify objects to."""
+    states = states_of(folder)
+    assert sorted(states) == expected_ids(folder) == sorted(uninterrupted[0])
+    for sample, state in states.items():
+        np.testing.assert_allclose(state, uninterrupted[0][sample], rtol=1e-3, atol=1e-3)
+    assert verify(Workspace.open(str(folder))).problems == []
+
+
+def test_the_result_counts_what_is_there(
+    dataset: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
+) -> None:
+    states, result = uninterrupted
+    assert sorted(states) == expected_ids(dataset)
+    assert result.samples == result.rows == len(states) == 300 * 9
+    assert (result.quarantined, result.units, result.units_reused, result.snapshot) == (0, UNITS, 0, 1)
+    assert 0 < result.tokens < result.tokens_one_by_one
+    assert result.samples_per_second > 0
+
+
+def test_the_same_command_again_reuses_everything(folder: Path, ray_session: None) -> None:
+    config = config_of(folder, **{"memory.units": 3})
+    first, again = build_memory(config), build_memory(config)
+    assert (again.units_reused, again.snapshot) == (3, first.snapshot)
+    assert (again.samples, again.tokens, again.samples_per_second) == (first.samples, first.tokens, 0)
+
+
+def test_a_smaller_fraction_is_a_subset(folder: Path, ray_session: None) -> None:
+    some, more = (
+        build_memory(config_of(folder, **{"memory.units": 2, "memory.sample_fraction": share})).snapshot
+        for share in (0.3, 0.5)
+    )
+    assert (some, more) == (1, 2)
+    thirty, fifty = (states_of_snapshot(folder, number) for number in (some, more))
+    assert thirty < fifty < set(expected_ids(folder))
+
+
+def states_of_snapshot(folder: Path, number: int) -> set[int]:
+    from l2d_ray.memory.store import MemoryStore
+
+    store = MemoryStore(Workspace.open(str(folder)))
+    return {int(i) for rows in store.read(store.snapshot(number)) for i in rows.column("sample_id").to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def built(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A workspace with a memory."""
+    folder = tmp_path_factory.mktemp("built")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    build_memory(config_of(folder, **{"memory.units": 1}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"history.stride": 1}, "stride (10, now 1)"),
+        ({"history.max_items": 5}, "max_items (10, now 5)"),
+        ({"prompt.suffix": "And then:"}, "template ("),
+        ({"model.num_layers": 1}, "num_layers (2, now 1)"),
+        ({"memory.num_shards": 3}, "num_shards (2, now 3)"),
+        ({"model.dtype": "bfloat16"}, "dtype (float32, now bfloat16)"),
+    ],
+)
+def test_a_memory_made_in_another_way_is_refused(built: Path, change: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build_memory(config_of(built, **{"memory.units": 1} | change))
+    assert named in str(refused.value)
+    assert "was made with another" in str(refused.value)
+
+
+def test_without_a_dataset_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
+    with pytest.raises(InputError, match=r"dataset.json: not found; run the stage that writes it first"):
+        build_memory(config_of(tmp_path))
+
+
+def test_a_killed_driver_loses_nothing_that_was_committed(
+    folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
+) -> None:
+    job = command("build_memory", folder, **{"memory.units": UNITS})
+    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: committed(folder) >= 5)
+    process.kill()
+    process.wait()
+    survived = committed(folder)
+    assert survived < UNITS
+    result = result_of(run_job("build_memory", folder, **{"memory.units": UNITS}))
+    assert survived <= result["units_reused"] < UNITS
+    assert result["rows"] == len(uninterrupted[0])
+    assert_whole(folder, uninterrupted)
+
+
+def test_a_killed_worker_is_replaced(
+    folder: Path, ray_session: None, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
+) -> None:
+    results: list[BuildResult] = []
+    build = threading.Thread(target=lambda: results.append(build_memory(config_of(folder, **{"memory.units": UNITS}))))
+    build.start()
+    wait_for(lambda: committed(folder) >= 3)
+    workers = [process for process in psutil.process_iter(["cmdline"]) if "MapWorker" in str(process.info["cmdline"])]
+    assert workers
+    workers[0].send_signal(signal.SIGKILL)
+    assert committed(folder) < UNITS
+    build.join()
+    assert results[0].rows == len(uninterrupted[0])
+    assert_whole(folder, uninterrupted)
+
+
+NODE_FAILURE = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from l2d_ray.config import load_config
+from l2d_ray.distributed.build_memory import build_memory
+from l2d_ray.distributed.job import quiet
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+node = cluster.add_node(num_cpus=2)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False)
+quiet()
+config = load_config(sys.argv[1:])
+results = []
+build = threading.Thread(target=lambda: results.append(build_memory(config)))
+build.start()
+units = Path(config.workspace) / "memory" / "units"
+while len(list(units.glob("*.json"))) < 3:
+    time.sleep(0.01)
+cluster.remove_node(node, allow_graceful=False)
+left = config.memory.units - len(list(units.glob("*.json")))
+build.join()
+ray.shutdown()
+cluster.shutdown()
+print(left, results[0].rows)
+"""
+
+
+def test_a_lost_node_is_survived(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
+    job = command("build_memory", folder, **{"memory.units": UNITS, "workers.min": 4, "workers.max": 4})
+    process = subprocess.run(
+        [sys.executable, "-c", NODE_FAILURE, *job[2:]], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    left, rows = map(int, process.stdout.splitlines()[-1].split())
+    assert left > 0
+    assert rows == len(uninterrupted[0])
+    assert_whole(folder, uninterrupted)
+
+
+FULL_DISK = """
+set -u
+mount -t tmpfs -o size=700k tmpfs "$1" && cp -r "$2/dataset" "$1/"
+shift 2
+"$@" >full.out 2>full.err; echo "full: $?"
+mount -o remount,size=100m "$WORKSPACE"
+mount -o remount,ro "$WORKSPACE"
+"$@" >readonly.out 2>readonly.err; echo "readonly: $?"
+mount -o remount,rw "$WORKSPACE"
+"$@" >resumed.out 2>resumed.err; echo "resumed: $?"
+cp -r "$WORKSPACE/memory" memory
+"""
+
+
+def test_a_full_disk_and_a_read_only_one_end_in_a_line_and_a_resume(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
+) -> None:
+    scratch = tmp_path_factory.mktemp("scratch")
+    mounted = scratch / "workspace"
+    mounted.mkdir()
+    job = command("build_memory", folder, **{"memory.units": UNITS, "workspace": mounted})
+    process = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", FULL_DISK, "-", mounted, folder, *job],
+        env=environment() | {"WORKSPACE": str(mounted)},
+        cwd=scratch,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    statuses = dict(line.split(": ") for line in process.stdout.splitlines())
+    assert statuses == {"full": "1", "readonly": "1", "resumed": "0"}, process.stderr
+    for accident, message in (("full", "No space left on device"), ("readonly", "Read-only file system")):
+        errors = [line for line in (scratch / f"{accident}.err").read_text().splitlines() if "error" in line.lower()]
+        assert len(errors) == 1, errors
+        assert errors[0].startswith("error: ")
+        assert message in errors[0]
+        assert "run the same command again" in errors[0]
+    resumed = subprocess.CompletedProcess([], 0, (scratch / "resumed.out").read_text(), "")
+    assert 0 < result_of(resumed)["units_reused"] < UNITS
+    shutil.copytree(scratch / "memory", folder / "memory")
+    assert_whole(folder, uninterrupted)
+
+
+PEAK_MEMORY = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from l2d_ray.config import load_config
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.extraction import UnitExtractor, identify_memory, plan_units
+from l2d_ray.workspace import Workspace
+config = load_config(sys.argv[1:])
+extractor = UnitExtractor(config, identify_memory(config))
+for unit in plan_units(config, Dataset.open(Workspace.open(config.workspace))):
+    extractor.build(unit)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
+    peaks = []
+    for users in (300, 3000):
+        folder = tmp_path / str(users)
+        write_dataset(folder, users, length=42)
+        job = command("build_memory", folder, **{"memory.units": 1, "model.num_layers": 1})
+        peak = subprocess.run([sys.executable, "-c", PEAK_MEMORY, *job[2:]], capture_output=True, text=True, check=True)
+        peaks.append(int(peak.stdout))
+    assert peaks[1] < 1.15 * peaks[0]
+
+
+def test_a_relative_workspace_in_a_submitted_job_is_refused(tmp_path: Path) -> None:
+    environ = os.environ | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    job = command("build_memory", tmp_path, workspace="results")
+    process = subprocess.run(job, env=environ, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.splitlines() == [
+        "error: workspace='results': a submitted job runs in a temporary copy of this folder, where the result would be"
+        " lost; give an absolute path or a URI"
+    ]

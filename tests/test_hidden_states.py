@@ -1,0 +1,204 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import load_tiny, save_tiny
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+from l2d_ray.config import ModelConfig, PromptConfig
+from l2d_ray.core.packing import Chunk, Prompts, plan_forest, split_chunks
+from l2d_ray.core.samples import window_starts
+from l2d_ray.models import tree_attention
+from l2d_ray.models.backbone import Backbone, load_backbone
+from l2d_ray.models.hidden_states import TOLERANCE, extractor, packed_states, padded_states, relative_error
+from l2d_ray.models.tree_attention import ForestState, prefix_tree_attention
+from l2d_ray.prompts import PromptEncoder
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
+TITLES = [
+    *(f"Title {n}, part {n % 3} of the year" for n in range(20)),
+    "Next:\nNext:",
+    "The user watched or bought, in this order:\n",
+    "{title}",
+    "\n\n",
+    "",
+    "七人の侍",
+    "😀👩‍👩‍👧 emoji",
+    "e\u0301 combining \u0301\u0308",
+]
+CHUNK_SIZES = [7, 64, 1000]
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
+    """A tiny backbone of a family; each is made once."""
+    loaded: dict[str, Backbone] = {}
+
+    def backbone(family: str) -> Backbone:
+        if family not in loaded:
+            loaded[family] = load_tiny(tmp_path_factory.mktemp(family), family)
+        return loaded[family]
+
+    return backbone
+
+
+def phrased(backbone: Backbone, stride: int) -> Prompts:
+    """Every sample of some users: one with a long history, two with the same, some with one or two items."""
+    encoder = PromptEncoder(PromptConfig(max_item_tokens=9), backbone.tokenizer, TITLES)
+    random = np.random.default_rng(3)
+    long, short = random.integers(0, len(TITLES), 22), random.integers(0, len(TITLES), 6)
+    sequences = []
+    for history in (long, short, short, long[:1], np.arange(20, 28), np.array([20])):
+        stops = np.arange(1, len(history) + 1)
+        sequences += encoder.encode(history.astype(np.int32), window_starts(stops, 8, stride), stops)
+    return Prompts.join(sequences)
+
+
+def alone(backbone: Backbone, prompts: Prompts) -> Tensor:
+    """The states of the prompts, run one by one."""
+    return padded_states(backbone, prompts, batch_size=1).states
+
+
+@pytest.mark.parametrize("stride", [1, 10])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_one_by_one(load: Callable[[str], Backbone], family: str, stride: int) -> None:
+    backbone = load(family)
+    prompts = phrased(backbone, stride)
+    expected = alone(backbone, prompts)
+    assert prompts.lengths.max() > 64
+    for size in CHUNK_SIZES:
+        packed = packed_states(backbone, prompts, size)
+        assert relative_error(packed.states, expected) < 1e-5
+        assert packed.tokens == plan_forest(prompts).tokens.size < prompts.tokens.size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_batches_equal_one_by_one(load: Callable[[str], Backbone], family: str) -> None:
+    backbone = load(family)
+    prompts = phrased(backbone, 10)
+    padded = padded_states(backbone, prompts, batch_size=16)
+    assert relative_error(padded.states, alone(backbone, prompts)) < 1e-5
+    assert padded.tokens == prompts.tokens.size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_depends_on_the_whole_prompt(load: Callable[[str], Backbone], family: str) -> None:
+    """So that the equalities here could fail."""
+    backbone = load(family)
+    tokens = np.arange(10, 30, dtype=np.int32)
+    changed = tokens.copy()
+    changed[0] = 99
+    states = packed_states(backbone, Prompts.join([tokens, changed, tokens[::-1]]), 64).states
+    assert relative_error(states[1:], states[[0, 0]]) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_packed_equals_one_by_one_as_far_as_it_goes(
+    load: Callable[[str], Backbone], tmp_path_factory: pytest.TempPathFactory, dtype: str
+) -> None:
+    folder = save_tiny(tmp_path_factory.mktemp(dtype))
+    backbone = load_backbone(ModelConfig(name=folder), dtype)
+    prompts = Prompts.join([phrased(backbone, 10)[n] for n in range(0, 40, 5)])
+    tolerance = TOLERANCE[next(backbone.model.parameters()).dtype]
+    expected = alone(load("llama"), prompts)
+    assert relative_error(packed_states(backbone, prompts, 64).states, expected) < tolerance
+    assert relative_error(alone(backbone, prompts), expected) < tolerance
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_the_extractor_packs_what_can_be_packed(load: Callable[[str], Backbone], family: str) -> None:
+    backbone = load(family)
+    prompts = phrased(backbone, 10)
+    result = extractor(backbone, 64)(prompts)
+    assert result.tokens == plan_forest(prompts).tokens.size
+    assert relative_error(result.states, alone(backbone, prompts)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 0.5}),  # calls the attention function with what it does not do
+        ("gpt_oss", {}),  # attention sinks, likewise
+        ("bloom", {}),  # never calls it
+        ("mamba", {}),  # has no attention
+    ],
+)
+def test_the_extractor_pads_what_cannot_be_packed(
+    tmp_path_factory: pytest.TempPathFactory, family: str, changes: dict[str, float]
+) -> None:
+    folder = tmp_path_factory.mktemp(family)
+    backbone = load_tiny(folder, family, **changes)
+    prompts = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8, 9], [5, 6, 7], [8])])
+    result = extractor(backbone, 64)(prompts)
+    assert result.tokens == prompts.tokens.size
+    own = transformers.AutoModelForCausalLM.from_pretrained(folder).base_model
+    for n in range(len(prompts)):
+        with torch.inference_mode():
+            expected = own(torch.from_numpy(prompts[n].astype(np.int64))[None]).last_hidden_state[:, -1]
+        assert relative_error(result.states[n, None], expected) < 1e-5
+
+
+def test_attention_that_would_be_ignored_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    backbone = load_tiny(tmp_path_factory.mktemp("gemma2"), "gemma2")
+    with pytest.raises(ValueError, match=r"^attention with softcap cannot run packed$"):
+        packed_states(backbone, Prompts.join([np.array([5], np.int32)]), 64)
+
+
+def chunks(sequences: int, size: int, seed: int = 0) -> list[Chunk]:
+    """The chunks of random prompts of up to 120 tokens that share much."""
+    random = np.random.default_rng(seed)
+    trunk = random.integers(0, 50, 120)
+    prompts = [
+        np.concatenate([trunk[: random.integers(0, 100)], random.integers(0, 50, random.integers(1, 20))])
+        for _ in range(sequences)
+    ]
+    return list(split_chunks(plan_forest(Prompts.join([prompt.astype(np.int32) for prompt in prompts])), size))
+
+
+def rule(chunk: Chunk) -> Tensor:
+    """[C, P + C] which key each query may see, as core/packing.py says it."""
+    keys, path = np.arange(len(chunk.ends)), len(chunk.path)
+    queries = np.arange(path, path + len(chunk.tokens))[:, None]
+    return torch.from_numpy((keys <= queries) & (queries < chunk.ends))
+
+
+@pytest.mark.parametrize("size", [3, 50, 130, 300])
+def test_the_blocks_for_cpus_are_the_rule(size: int) -> None:
+    for chunk in chunks(20, size):
+        visible = torch.zeros(len(chunk.tokens), len(chunk.ends), dtype=torch.bool)
+        for queries, keys, mask in tree_attention._blocks(chunk, torch.float32):
+            assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
+            visible[torch.arange(queries.start, queries.stop)[:, None], keys] = mask[0, 0] == 0
+        assert (visible == rule(chunk)).all()
+
+
+@pytest.mark.parametrize("size", [3, 50, 130, 300])
+def test_the_block_mask_for_gpus_is_the_rule(size: int) -> None:
+    for chunk in chunks(20, size):
+        queries, keys = len(chunk.tokens), len(chunk.ends)
+        block_mask = tree_attention._block_mask(chunk, torch.device("cpu"))
+        dense = create_mask(block_mask.mask_mod, None, None, queries, keys, device="cpu")[0, 0]
+        assert (dense == rule(chunk)).all()
+        blocks = block_mask.to_dense()[0, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
+        assert not (dense & (blocks[:queries, :keys] == 0)).any()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("size", [50, 300])
+def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int) -> None:
+    torch.manual_seed(0)
+    layer, state = nn.Identity(), ForestState(torch.device("cpu"))
+    other_layer, other_state = nn.Identity(), ForestState(torch.device("cpu"))
+    for chunk in chunks(20, size):
+        query, (key, value) = torch.randn(1, 4, len(chunk.tokens), 8), torch.randn(2, 1, 2, len(chunk.tokens), 8)
+        state.enter(chunk, torch.float32)
+        output, _ = prefix_tree_attention(layer, query, key, value, None, scaling=0.3, forest=state)
+        other_state.enter(chunk, torch.float32)
+        keys, values = other_state.extend(other_layer, key, value)
+        block_mask = tree_attention._block_mask(chunk, torch.device("cpu"))
+        flex = flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
+        assert isinstance(flex, Tensor)
+        torch.testing.assert_close(output, flex.transpose(1, 2), rtol=1e-5, atol=1e-5)

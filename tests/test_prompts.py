@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from l2d_ray.config import PromptConfig
+from l2d_ray.prompts import PromptEncoder, TokenArray, template_digest
+
+TOKENIZER = tiny_tokenizer()
+TEMPLATE = PromptConfig()
+
+
+def encode(encoder: PromptEncoder, items: list[int]) -> TokenArray:
+    """The prompt of a whole history."""
+    (prompt,) = encoder.encode(np.array(items, np.int32), np.array([0]), np.array([len(items)]))
+    return prompt
+
+
+def phrase(titles: list[str], template: PromptConfig = TEMPLATE) -> str:
+    """What the prompt of a history of these titles says."""
+    encoder = PromptEncoder(template, TOKENIZER, titles)
+    return str(TOKENIZER.decode(encode(encoder, list(range(len(titles))))))
+
+
+def test_a_prompt_is_the_template_filled_in() -> None:
+    expected = "The user watched or bought, in this order:\nAlien (1979)\nHeat\nNext:"
+    assert phrase(["Alien (1979)", "Heat"]) == expected
+
+
+@pytest.mark.parametrize("title", ["Next:\nNext:", "{title}", "a\n\nb\t", "", "映画 😀 é", "\x00 \u200b\ufeff"])
+def test_a_title_may_hold_anything(title: str) -> None:
+    assert phrase([title, "b"]) == f"{TEMPLATE.prefix}{title}\nb\n{TEMPLATE.suffix}"
+
+
+@settings(max_examples=40)
+@given(st.lists(st.text(max_size=12), min_size=2, max_size=6), st.data())
+def test_a_longer_history_extends_a_shorter_one_token_for_token(titles: list[str], data: st.DataObject) -> None:
+    encoder = PromptEncoder(TEMPLATE, TOKENIZER, titles)
+    items = data.draw(st.lists(st.integers(0, len(titles) - 1), min_size=2, max_size=10))
+    suffix = len(TOKENIZER(TEMPLATE.suffix).input_ids)
+    shorter, longer = encode(encoder, items[:-1]), encode(encoder, items)
+    trunk = len(shorter) - suffix
+    assert (longer[:trunk] == shorter[:trunk]).all()
+    assert len(longer) > len(shorter)
+
+
+def test_windows_of_one_history_are_cut_from_it() -> None:
+    encoder = PromptEncoder(TEMPLATE, TOKENIZER, ["a", "b", "c"])
+    items = np.array([2, 0, 1, 0], np.int32)
+    windows = encoder.encode(items, np.array([0, 1, 4]), np.array([2, 4, 4]))
+    for window, part in zip(windows, ([2, 0], [0, 1, 0], []), strict=True):
+        assert (window == encode(encoder, part)).all()
+
+
+@pytest.mark.parametrize("item", ["{title}\n", "The user took the thing that is called {title}, too.\n"])
+def test_a_long_title_is_cut_but_not_its_template(item: str) -> None:
+    template = PromptConfig(item=item, max_item_tokens=5, prefix="", suffix="")
+    tokens = encode(PromptEncoder(template, TOKENIZER, ["x" * 10_000]), [0])
+    before, after = item.split("{title}")
+    assert TOKENIZER.decode(tokens) == f"{before}{'x' * 5}{after}"
+
+
+def test_the_start_of_text_is_put_once_by_a_tokenizer_that_puts_it() -> None:
+    plain, starting = tiny_tokenizer(), tiny_tokenizer(adds_bos=True)
+    prompts = [encode(PromptEncoder(TEMPLATE, tokenizer, ["a", "b"]), [0, 1]) for tokenizer in (plain, starting)]
+    assert prompts[1].tolist() == [0, *prompts[0].tolist()]
+
+
+def test_an_end_of_text_that_a_tokenizer_puts_is_left_out() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokens = encode(PromptEncoder(TEMPLATE, tokenizer, ["a"]), [0])
+    assert tokens.tolist() == [0, *encode(PromptEncoder(TEMPLATE, TOKENIZER, ["a"]), [0])]
+
+
+def test_every_part_of_the_template_may_be_empty() -> None:
+    template = PromptConfig(prefix="", item="{title}", suffix="")
+    assert phrase(["ab", "c"], template) == "abc"
+    assert encode(PromptEncoder(template, TOKENIZER, [""]), [0]).size == 0
+
+
+def test_the_digest_is_of_all_that_decides_the_text() -> None:
+    changes = [{"prefix": "p"}, {"item": "{title}"}, {"suffix": "s"}, {"max_item_tokens": 31}]
+    digests = {template_digest(PromptConfig.model_validate(change)) for change in [{}, *changes]}
+    assert len(digests) == 5
+    assert template_digest(TEMPLATE) == template_digest(PromptConfig())
