@@ -119,6 +119,8 @@ class _ParquetFile:
         except BaseException as problem:
             self._created.__exit__(type(problem), problem, problem.__traceback__)
             raise
+        finally:
+            self._parquet.is_open = False  # or an abandoned one would try to write its end, and complain on stderr
         self._created.__exit__(kind, error, trace)
 
 
