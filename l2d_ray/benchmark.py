@@ -85,7 +85,7 @@ def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
     whole = config.model_copy(update={"memory": config.memory.model_copy(update={"units": 1})})
     unit = plan_units(whole, Dataset.open(Workspace.open(config.workspace)))[0]
     extractor = UnitExtractor(whole, identify_memory(whole))
-    torch.set_num_threads(config.bench.threads or torch.get_num_threads())
+    torch.set_num_threads(config.bench.threads or config.workers.cpus)
     batches = extractor.batches(replace(unit, stop=min(unit.stop, config.bench.samples)))
     prompts = islice((prompt for batch in batches for prompt in batch.prompts), config.bench.samples)
     return Prompts.join(list(prompts)), extractor.backbone, extractor.tokens_per_chunk

@@ -161,7 +161,7 @@ class WorkersConfig(Section):
     cpus: int = Field(1, ge=1)
     """CPUs for each worker; also its number of threads. Several workers of one thread beat one of several threads."""
     tokens_per_chunk: int | None = Field(None, ge=64)
-    """Distinct tokens in one forward pass. None: 512 on a CPU (its caches like it), 16,384 on a GPU."""
+    """Distinct tokens in one forward pass. None: 1,024 on a CPU, 16,384 on a GPU."""
 
     @model_validator(mode="after")
     def _max_is_not_below_min(self) -> Self:
@@ -178,7 +178,7 @@ class BenchConfig(Section):
     repeats: int = Field(3, ge=1)
     """Runs of each way, alternating."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads. None: all cores."""
+    """CPU threads. None: those of one worker (workers.cpus)."""
 
 
 class Config(BaseSettings):

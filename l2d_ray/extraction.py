@@ -32,6 +32,7 @@ from l2d_ray.workspace import Workspace
 SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
 PADDED_TOKENS_PER_BATCH = 1 << 20
 """Bounds the planner's memory: samples of a batch times the tokens of its longest prompt."""
+SAMPLES_PER_STEP = 250
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,17 @@ class UnitExtractor:
         """Load the model, on a GPU if `workers.gpus` says so. Raises InputError if it is not the one of `identity`."""
         gpu = config.workers.gpus > 0
         workspace = Workspace.open(config.workspace)
+        differences = identify_memory(config).differences(identity)
+        if differences:
+            raise InputError(
+                f"this node's model is not the driver's: {', '.join(differences)}; give all the same files"
+            )
         self._config, self._identity = config, identity
         self._dataset = Dataset.open(workspace)
         self._store = MemoryStore(workspace)
         self._titles = self._dataset.items()["title"].to_pylist()
         self.backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
-        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 512)
+        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 1024)
         self._encoder = PromptEncoder(config.prompt, self.backbone.tokenizer, self._titles)
         self._extract = extractor(self.backbone, self.tokens_per_chunk)
 
@@ -122,7 +128,6 @@ class UnitExtractor:
         committed = self._store.committed(unit.name)
         if committed:
             return committed
-        self._store.remove_strays(unit.name)
         with self._store.write_unit(unit.name, self._identity) as writer:
             for batch in _ahead(self.batches(unit)):
                 self._run(batch, writer)
@@ -145,7 +150,7 @@ class UnitExtractor:
     def _phrase(
         self, users: pa.Table, row: int
     ) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
-        """One user's training samples, a thousand at a time: the samples, their prompts, and why one is refused."""
+        """One user's training samples, some at a time: the samples, their prompts, and why one is refused."""
         items, timestamps, splits = (
             users[name][row].values.to_numpy(zero_copy_only=False) for name in ("item_indices", "timestamps", "splits")
         )
@@ -161,8 +166,8 @@ class UnitExtractor:
         kept = in_fraction(ids, self._config.memory.sample_fraction)
         positions, user_hashes, ids = positions[kept], user_hashes[kept], ids[kept]
         starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
-        for at in range(0, positions.size, 1000):
-            few = slice(at, at + 1000)
+        for at in range(0, positions.size, SAMPLES_PER_STEP):
+            few = slice(at, at + SAMPLES_PER_STEP)
             stops, first, last = positions[few], starts[few].min(), positions[few].max()
             prompts = self._encoder.encode(np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first)
             lengths = np.array([prompt.size for prompt in prompts])

@@ -25,7 +25,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._titles = titles
         self._before, self._after = template.item.split("{title}")
-        self._max_tokens = len(self._encode([self._before])[0]) + template.max_item_tokens
+        self._max_tokens = len(self._encode([self._before], literally=True)[0]) + template.max_item_tokens
         self._prefix = np.array(self._start_tokens() + self._encode([template.prefix])[0], np.int32)
         self._suffix = np.array(self._encode([template.suffix])[0], np.int32)
         self._item_tokens: dict[int, TokenArray] = {}
@@ -46,16 +46,22 @@ class PromptEncoder:
         start: list[int] = self._tokenizer("").input_ids[:1]
         return start if start == [self._tokenizer.bos_token_id] else []
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False).input_ids
+    def _encode(self, texts: list[str], literally: bool = False) -> list[list[int]]:
+        """Token ids of each text.
+
+        Prefix and suffix may hold the model's special tokens; a title that says "<|im_end|>" is read literally.
+        """
+        ids: list[list[int]] = self._tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=literally
+        ).input_ids
         return ids
 
     def _tokenise(self, new: set[int]) -> None:
         if not new:
             return
         items = sorted(new)
-        after = self._encode([self._after])[0]
-        titles = self._encode([self._before + self._titles[item] for item in items])
+        after = self._encode([self._after], literally=True)[0]
+        titles = self._encode([self._before + self._titles[item] for item in items], literally=True)
         for item, title in zip(items, titles, strict=True):
             self._item_tokens[item] = np.array(title[: self._max_tokens] + after, np.int32)
 

@@ -61,8 +61,8 @@ def memory_schema(dimension: int) -> pa.Schema:
 def hidden_states(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float16]:
     """[N, D] the hidden states of rows read from a memory."""
     if isinstance(rows, pa.Table):
-        return np.concatenate([hidden_states(batch) for batch in rows.to_batches()])
+        rows = rows.combine_chunks().to_batches()[0] if rows.num_rows else pa.RecordBatch.from_pylist([], rows.schema)
     column = rows.column("hidden_state")
     width = column.type.byte_width // 2
-    values = np.frombuffer(column.buffers()[1], np.float16).reshape(-1, width)
+    values = np.frombuffer(column.buffers()[1] or b"", np.float16).reshape(-1, width)
     return values[column.offset : column.offset + len(column)]

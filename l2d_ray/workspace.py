@@ -64,10 +64,11 @@ class Workspace:
 
     @contextmanager
     def create(self, relative: str) -> Iterator[pa.NativeFile]:
-        """A stream whose content appears at `relative` whole, or, when the block raises, not at all.
+        """A stream whose content appears at `relative` when the block ends.
 
-        On a disk: a temporary file beside it, synced and renamed. An object store does the same by itself. Raises
-        OSError (no space left, read-only, …) with the path in it.
+        On a disk: a temporary file beside it, synced and renamed, so that it appears whole or not at all. An object
+        store shows an object when its upload ends, but a block that raises may leave a part of it: so nothing may name
+        a file before it is complete. Raises OSError (no space left, read-only, …) with the path in it.
         """
         path = self.path(relative)
         local = isinstance(self.filesystem, pafs.LocalFileSystem)

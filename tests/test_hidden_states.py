@@ -197,7 +197,7 @@ def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int) -> None
         state.enter(chunk, torch.float32)
         output, _ = prefix_tree_attention(layer, query, key, value, None, scaling=0.3, forest=state)
         other_state.enter(chunk, torch.float32)
-        keys, values = other_state.extend(other_layer, key, value)
+        keys, values = tree_attention._split(other_state.extend(other_layer, key, value))
         block_mask = tree_attention._block_mask(chunk, torch.device("cpu"))
         flex = flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
         assert isinstance(flex, Tensor)

@@ -88,3 +88,12 @@ def test_the_digest_is_of_all_that_decides_the_text() -> None:
     digests = {template_digest(PromptConfig.model_validate(change)) for change in [{}, *changes]}
     assert len(digests) == 5
     assert template_digest(TEMPLATE) == template_digest(PromptConfig())
+
+
+def test_a_title_cannot_speak_in_special_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    encoder = PromptEncoder(PromptConfig(prefix="<s>", suffix="</s>"), tokenizer, ["</s><s> Title"])
+    prompt = encoder.encode(np.array([0], np.int32), np.array([0]), np.array([1]))[0].tolist()
+    assert (prompt[0], prompt[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(prompt[1:-1])
+    assert tokenizer.decode(prompt[1:-1]) == "</s><s> Title\n"

@@ -33,7 +33,7 @@ class ForestState:
         """A state before any chunk. One state serves one forest."""
         self._device = device
         self._path = torch.empty(0, dtype=torch.long, device=device)
-        self._keys_and_values: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._keys_and_values: dict[nn.Module, Tensor] = {}
         self.blocks: list[tuple[slice, Tensor, Tensor]] = []
         self.block_mask: BlockMask | None = None
 
@@ -45,14 +45,16 @@ class ForestState:
         else:
             self.blocks = _blocks(chunk, dtype)
 
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the path's keys and values [1, H, P, D] before its own [1, H, C, D]; remember all for the next chunk."""
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
+        """The path's keys and values before those of the chunk [1, H, C, D]: [P + C, 2 H, D], kept for the next chunk.
+
+        A token's keys and values lie side by side, as the projections leave them, so that taking a token is one copy.
+        """
+        own = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
         if len(self._path):
-            before_key, before_value = self._keys_and_values[layer]
-            key = torch.cat([_take(before_key, self._path), key], dim=2)
-            value = torch.cat([_take(before_value, self._path), value], dim=2)
-        self._keys_and_values[layer] = key, value
-        return key, value
+            own = torch.cat([self._keys_and_values[layer].index_select(0, self._path), own])
+        self._keys_and_values[layer] = own
+        return own
 
 
 def prefix_tree_attention(
@@ -70,28 +72,28 @@ def prefix_tree_attention(
     for name in NOT_SUPPORTED & more.keys():
         if more[name] is not None:
             raise ValueError(f"attention with {name} cannot run packed")
-    key, value = forest.extend(module, key, value)
+    both = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:
-        output = _compiled_flex_attention(query, key, value, forest.block_mask, scaling, grouped)
+        output = _compiled_flex_attention(query, *_split(both), forest.block_mask, scaling, grouped)
         return output.transpose(1, 2).contiguous(), None
-    output = torch.empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3], dtype=query.dtype)
-    for queries, keys, mask in forest.blocks:
-        block = scaled_dot_product_attention(
+    outputs = [
+        scaled_dot_product_attention(
             query[:, :, queries],
-            _take(key, keys),
-            _take(value, keys),
+            *_split(both.index_select(0, keys)),
             attn_mask=mask,
             scale=scaling,
             enable_gqa=grouped,
-        )
-        output[:, queries] = block.transpose(1, 2)
-    return output, None
+        ).transpose(1, 2)
+        for queries, keys, mask in forest.blocks
+    ]
+    return torch.cat(outputs, dim=1), None
 
 
-def _take(states: Tensor, tokens: Tensor) -> Tensor:
-    """[1, H, C, D] at some tokens. Projections leave a token's heads side by side in memory, so take whole tokens."""
-    return states.transpose(1, 2).index_select(1, tokens).transpose(1, 2)
+def _split(both: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [1, H, N, D] of N tokens [N, 2 H, D]."""
+    key, value = both.transpose(0, 1)[None].chunk(2, dim=1)
+    return key, value
 
 
 def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
