@@ -5,7 +5,6 @@ A local Ray with a job server is started in this process; the memory is built by
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,15 +48,14 @@ class DemoResult:
 def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     """Run every stage there is; `overrides` is the command line that made `config`, passed on to the submitted job."""
     workspace = Workspace.open(config.workspace)
-    token = os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
     context = ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=True, log_to_driver=False)
     quiet()
     _say("1. prepare_data", json.dumps(asdict(prepare(config))))
     _say("2. ray job submit -- python jobs/build_memory.py")
     command = ["ray", "job", "submit", "--address", f"http://{context.dashboard_url}", "--working-dir", "."]
     job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}"]
-    environment = {**os.environ, "RAY_AUTH_TOKEN": token}
+    # A Ray that `init` starts asks for a token; the command line offers the one it wrote only when told to.
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     subprocess.run([Path(sys.executable).with_name("ray"), *command[1:], "--", *job], env=environment, check=True)
     ray.shutdown()
     _say("3. verify", json.dumps(asdict(verify(workspace))))
