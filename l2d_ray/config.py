@@ -153,7 +153,7 @@ class WorkersConfig(Section):
     """The actors that run the model."""
 
     min: int = Field(1, ge=1)
-    """Workers to start with; the pool grows while work waits and resources are free."""
+    """Workers at least. The pool starts with as many as fit, and grows as nodes join and work waits."""
     max: int | None = Field(None, ge=1)
     """Workers at most. None: as many as fit into the cluster when the job starts."""
     gpus: float = Field(0.0, ge=0)

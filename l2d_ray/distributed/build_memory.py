@@ -102,9 +102,12 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
     if not units:
         return
     workers = config.workers
+    fit = workers_that_fit(config)
+    most = min(workers.max or fit, len(units))
     pool = ray.data.ActorPoolStrategy(
-        min_size=min(workers.min, len(units)),
-        max_size=min(workers.max or workers_that_fit(config), len(units)),
+        min_size=min(workers.min, most),
+        max_size=most,
+        initial_size=min(fit, most),  # the pool would start at its minimum and take a minute to grow
         max_tasks_in_flight_per_actor=2,
     )
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(

@@ -1,0 +1,11 @@
+"""Measure the main job against a bare extraction loop: `python jobs/bench_build.py workspace=SCRATCH [key=value …]`.
+
+Needs a prepared dataset; DELETES the workspace's memory before each run. The last line on stdout is one JSON object
+(`BuildBenchmark`).
+"""
+
+from l2d_ray.distributed.bench_build import bench_build
+from l2d_ray.distributed.job import run
+
+if __name__ == "__main__":
+    run(bench_build)

@@ -1,0 +1,70 @@
+"""The whole main job against the same extraction in a bare loop: what Ray Data, writing and committing cost."""
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from l2d_ray.config import Config
+from l2d_ray.core.packing import Prompts
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.build_memory import build_memory, workers_that_fit
+from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
+from l2d_ray.models.hidden_states import packed_states
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class BuildBenchmark:
+    """Medians over alternating runs; in both ways the time includes starting the workers and loading the model."""
+
+    fraction_of_bare_loop: float
+    """Throughput of the job over that of the loop, median of the pairs."""
+    job_samples_per_second: float
+    loop_samples_per_second: float
+    samples: int
+    workers: int
+
+
+def bench_build(config: Config) -> BuildBenchmark:
+    """Run the loop and the job in turn, `bench.repeats` times; the workspace's memory is deleted before each job."""
+    workspace = Workspace.open(config.workspace)
+    units = plan_units(config, Dataset.open(workspace))
+    workers = config.workers.max or workers_that_fit(config)
+    job_seconds, loop_seconds, samples = [], [], 0
+    for _ in range(config.bench.repeats):
+        started = time.perf_counter()
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (config,)) as pool:
+            samples = sum(pool.map(_extract, units))
+        loop_seconds.append(time.perf_counter() - started)
+        workspace.delete("memory")
+        job_seconds.append(build_memory(config).seconds)
+    return BuildBenchmark(
+        fraction_of_bare_loop=round(median(loop / job for loop, job in zip(loop_seconds, job_seconds, strict=True)), 3),
+        job_samples_per_second=round(samples / median(job_seconds), 3),
+        loop_samples_per_second=round(samples / median(loop_seconds), 3),
+        samples=samples,
+        workers=workers,
+    )
+
+
+def _start(config: Config) -> None:
+    """A process of the loop loads the model once, as a worker of the job does."""
+    global _extractor
+    torch.set_num_threads(config.workers.cpus)
+    _extractor = UnitExtractor(config, identify_memory(config))
+
+
+def _extract(unit: Unit) -> int:
+    """Run a unit's samples and throw the states away; returns how many."""
+    samples = 0
+    for batch in _extractor.batches(unit):
+        packed_states(_extractor.backbone, Prompts.join(batch.prompts), _extractor.tokens_per_chunk)
+        samples += len(batch.prompts)
+    return samples
+
+
+_extractor: UnitExtractor
