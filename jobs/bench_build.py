@@ -1,6 +1,6 @@
 """Measure the main job against a bare extraction loop: `python jobs/bench_build.py workspace=SCRATCH [key=value …]`.
 
-Needs a prepared dataset; DELETES the workspace's memory before each run. The last line on stdout is one JSON object
+Needs a workspace with a prepared dataset and no memory. The last line on stdout is one JSON object
 (`BuildBenchmark`).
 """
 

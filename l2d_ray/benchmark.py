@@ -5,22 +5,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from l2d_ray.config import Config
-from l2d_ray.core.packing import IntArray, Prompts, plan_forest
+from l2d_ray.core.packing import IntArray, Prompts, plan_forest, split_chunks
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.extraction import UnitExtractor, identify_memory, plan_units
 from l2d_ray.models.backbone import Backbone
-from l2d_ray.models.hidden_states import HiddenStates, packed_states, padded_states, relative_error
+from l2d_ray.models.hidden_states import packed_states, padded_states, relative_error
 from l2d_ray.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 GEMM_SIZE = 2048
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ def bench_extract(config: Config) -> ExtractBenchmark:
     batch_size = _fastest_batch_size(backbone, prompts)
     forest = plan_forest(prompts)
     flop = _flop_per_token(backbone.model) * forest.tokens.size + _attention_flop(backbone, forest.positions)
-    gemm, fractions, pairs = [_gemm_gflops()], [], []
+    gemm, fractions, pairs = [_gemm_gflops(backbone.device)], [], []
     for _ in range(config.bench.repeats):
         slow, expected = _timed(lambda: padded_states(backbone, prompts, batch_size))
-        gemm.append(_gemm_gflops())
+        gemm.append(_gemm_gflops(backbone.device))
         fast, packed = _timed(lambda: packed_states(backbone, prompts, tokens_per_chunk))
-        gemm.append(_gemm_gflops())
+        gemm.append(_gemm_gflops(backbone.device))
         pairs.append((slow, fast))
         fractions.append(flop / fast / 1e9 / ((gemm[-1] + gemm[-2]) / 2))
     seconds = median(fast for _, fast in pairs)
@@ -71,7 +72,7 @@ def bench_extract(config: Config) -> ExtractBenchmark:
         gemm_gflops=round(median(gemm), 1),
         packed_gflops=round(flop / seconds / 1e9, 1),
         fraction_of_gemm=round(median(fractions), 3),
-        planning_fraction=round(_planning_seconds(prompts) / seconds, 5),
+        planning_fraction=round(_planning_seconds(prompts, tokens_per_chunk) / seconds, 5),
         samples=len(prompts),
         one_by_one_tokens=prompts.tokens.size,
         packed_tokens=packed.tokens,
@@ -91,7 +92,7 @@ def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
     return Prompts.join(list(prompts)), extractor.backbone, extractor.tokens_per_chunk
 
 
-def _timed(run: Callable[[], HiddenStates]) -> tuple[float, HiddenStates]:
+def _timed(run: Callable[[], T]) -> tuple[float, T]:
     started = time.perf_counter()
     result = run()
     if torch.cuda.is_available():
@@ -106,15 +107,13 @@ def _fastest_batch_size(backbone: Backbone, prompts: Prompts) -> int:
     return min(BATCH_SIZES, key=lambda size: _timed(lambda: padded_states(backbone, some, size))[0])
 
 
-def _planning_seconds(prompts: Prompts) -> float:
-    started = time.perf_counter()
-    plan_forest(prompts)
-    return time.perf_counter() - started
+def _planning_seconds(prompts: Prompts, tokens_per_chunk: int) -> float:
+    return _timed(lambda: list(split_chunks(plan_forest(prompts), tokens_per_chunk)))[0]
 
 
-def _gemm_gflops() -> float:
-    a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
-    seconds = median(_timed(lambda: HiddenStates(a @ b, 0))[0] for _ in range(4))
+def _gemm_gflops(device: torch.device) -> float:
+    a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE, device=device)
+    seconds = median(_timed(lambda: a @ b)[0] for _ in range(4))
     return 2 * GEMM_SIZE**3 / seconds / 1e9
 
 

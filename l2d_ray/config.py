@@ -155,13 +155,13 @@ class WorkersConfig(Section):
     min: int = Field(1, ge=1)
     """Workers at least. The pool starts with as many as fit, and grows as nodes join and work waits."""
     max: int | None = Field(None, ge=1)
-    """Workers at most. None: as many as fit into the cluster when the job starts."""
+    """Workers at most. None: as many as fit; on a cluster of several nodes, as many as it grows to hold."""
     gpus: float = Field(0.0, ge=0)
     """GPUs for each worker; fractions share one."""
     cpus: int = Field(1, ge=1)
     """CPUs for each worker; also its number of threads. Several workers of one thread beat one of several threads."""
     tokens_per_chunk: int | None = Field(None, ge=64)
-    """Distinct tokens in one forward pass. None: 1,024 on a CPU, 16,384 on a GPU."""
+    """Distinct tokens in one forward pass. None: 2,048 on a CPU, 16,384 on a GPU."""
 
     @model_validator(mode="after")
     def _max_is_not_below_min(self) -> Self:
@@ -255,6 +255,9 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
         raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree or {}, dict):
         raise InputError(f"--config {path}: expected keys and values, found a {type(tree).__name__}")
+    strange = [key for key in tree or {} if not isinstance(key, str)]
+    if strange:
+        raise InputError(f"--config {path}: unknown key {strange[0]!r}; --help lists the keys")
     return tree or {}
 
 

@@ -116,20 +116,24 @@ class UnitExtractor:
             )
         self._config, self._identity = config, identity
         self._dataset = Dataset.open(workspace)
+        self._units = set(plan_units(config, self._dataset))
         self._store = MemoryStore(workspace)
         self._titles = self._dataset.items()["title"].to_pylist()
         self.backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
-        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 1024)
+        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
         self._encoder = PromptEncoder(config.prompt, self.backbone.tokenizer, self._titles)
         self._extract = extractor(self.backbone, self.tokens_per_chunk)
 
     def build(self, unit: Unit) -> UnitRecord:
         """Run, write and commit a unit; one that is committed already is left as it is."""
+        if unit not in self._units:
+            raise InputError("the dataset changed while its memory was built; run the same command again")
         committed = self._store.committed(unit.name)
         if committed:
+            self._store.accept_unit(committed, self._identity)
             return committed
         with self._store.write_unit(unit.name, self._identity) as writer:
-            for batch in _ahead(self.batches(unit)):
+            for batch in ahead(self.batches(unit)):
                 self._run(batch, writer)
         record = self._store.committed(unit.name)
         assert record, "committed above"
@@ -145,7 +149,8 @@ class UnitExtractor:
                     if batch.is_full:
                         yield batch
                         batch = Batch()
-        yield batch
+        if batch.prompts or batch.refused:
+            yield batch
 
     def _phrase(
         self, users: pa.Table, row: int
@@ -190,7 +195,7 @@ class UnitExtractor:
             writer.count_tokens(result.tokens, prompts.tokens.size)
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches, the next one being prepared while the current one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)

@@ -63,12 +63,13 @@ class Workspace:
             self.filesystem.delete_file(info.path)
 
     @contextmanager
-    def create(self, relative: str) -> Iterator[pa.NativeFile]:
+    def create(self, relative: str, exclusive: bool = False) -> Iterator[pa.NativeFile]:
         """A stream whose content appears at `relative` when the block ends.
 
         On a disk: a temporary file beside it, synced and renamed, so that it appears whole or not at all. An object
         store shows an object when its upload ends, but a block that raises may leave a part of it: so nothing may name
-        a file before it is complete. Raises OSError (no space left, read-only, …) with the path in it.
+        a file before it is complete. `exclusive` raises FileExistsError, on a disk even in a race, and replaces no
+        file. Raises OSError (no space left, read-only, …) with the path in it.
         """
         path = self.path(relative)
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
@@ -78,18 +79,19 @@ class Workspace:
             with self.filesystem.open_output_stream(target) as stream:
                 yield stream
             if local:
-                _sync(target)
-                Path(target).replace(path)
+                _publish(Path(target), Path(path), exclusive)
         except BaseException as error:
             if local:
                 Path(target).unlink(missing_ok=True)
             if isinstance(error, OSError) and path not in str(error):
-                raise OSError(error.errno, f"{error} (writing {path})") from error
+                raise OSError(f"{error} (writing {path})") from error
             raise
 
-    def write_json(self, relative: str, value: dict[str, Any]) -> None:
-        """Write one JSON object, atomically."""
-        with self.create(relative) as stream:
+    def write_json(self, relative: str, value: dict[str, Any], exclusive: bool = False) -> None:
+        """Write one JSON object, atomically; `exclusive` as in `create`."""
+        if exclusive and self.exists(relative):
+            raise FileExistsError(f"{self.path(relative)}: exists")
+        with self.create(relative, exclusive) as stream:
             stream.write((json.dumps(value, indent=1) + "\n").encode())
 
     def read_json(self, relative: str) -> dict[str, Any]:
@@ -106,7 +108,19 @@ class Workspace:
         return value
 
 
-def _sync(path: str) -> None:
+def _publish(temporary: Path, path: Path, exclusive: bool) -> None:
+    """Rename, so that the file and its name survive a power cut; a link refuses a name that is taken."""
+    _sync(temporary)
+    if exclusive:
+        os.link(temporary, path)
+        temporary.unlink()
+    else:
+        temporary.replace(path)
+    _sync(path.parent)
+    _sync(path.parent.parent)
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -64,7 +64,7 @@ def test_nothing_is_there_before_the_first_row(store: MemoryStore) -> None:
     assert store.committed("u") is None
     assert store.snapshots() == []
     store.accept(IDENTITY)
-    store.remove_strays("u")
+    store.remove_strays(["u"])
     assert files(store) == []
 
 
@@ -134,9 +134,9 @@ def test_strays_of_a_killed_attempt_are_removed(store: MemoryStore) -> None:
         store.workspace.write_json(f"memory/{path}", {})
     store.workspace.write_json("memory/data/v/shard=0/dead.parquet", {})
     assert store.committed("u") is None
-    store.remove_strays("u")
+    store.remove_strays(["u"])
     assert store.workspace.files("memory/data/u") == store.workspace.files("memory/quarantine/u") == []
-    store.remove_strays("v")
+    store.remove_strays(["v"])
     record = store.committed("v")
     assert record
     assert sorted(file.path for file in record.files) == store.workspace.files("memory/data")

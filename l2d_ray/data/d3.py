@@ -82,7 +82,9 @@ def group(samples: pa.Table, find: Callable[[pa.Array], NDArray[np.int32]], file
     """
     ordered = samples.sort_by([(name, "ascending") for name in ("user_hash", "user_id", "timestamp", "file", "row")])
     asins = Lists.of(ordered["history"])
-    ordered = ordered.append_column("found", as_lists(asins.offsets, find(pa.array(asins.values)), pa.int32()))
+    ordered = ordered.append_column(
+        "found", as_lists(asins.offsets, find(pa.array(asins.values, pa.string())), pa.int32())
+    )
     users = [_sequence(list(rows), files) for _, rows in groupby(ordered.to_pylist(), key=lambda row: row["user_id"])]
     offsets = np.cumsum([0, *(len(user.items) for user in users)])
     items = np.array([item for user in users for item in user.items], dtype=np.int32)

@@ -58,7 +58,10 @@ def suffix(path: str) -> str:
 def size(path: str) -> int:
     """Bytes of the file as it is stored."""
     filesystem, local = _locate(path)
-    return int(filesystem.get_file_info(local).size or 0)
+    info = filesystem.get_file_info(local)
+    if info.type == pafs.FileType.NotFound:
+        raise InputError(f"{path}: not there on this machine; put it where every node can read it")
+    return int(info.size or 0)
 
 
 @contextmanager

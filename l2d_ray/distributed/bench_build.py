@@ -12,7 +12,9 @@ from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_memory import build_memory, workers_that_fit
-from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
+from l2d_ray.errors import InputError
+from l2d_ray.extraction import Unit, UnitExtractor, ahead, identify_memory, plan_units
+from l2d_ray.memory.manifest import MemoryIdentity
 from l2d_ray.models.hidden_states import packed_states
 from l2d_ray.workspace import Workspace
 
@@ -30,18 +32,20 @@ class BuildBenchmark:
 
 
 def bench_build(config: Config) -> BuildBenchmark:
-    """Run the loop and the job in turn, `bench.repeats` times; the workspace's memory is deleted before each job."""
+    """Run the loop and the job in turn, `bench.repeats` times; the memory is deleted after each job."""
     workspace = Workspace.open(config.workspace)
-    units = plan_units(config, Dataset.open(workspace))
+    if workspace.exists("memory"):
+        raise InputError(f"{workspace.path('memory')}: would be deleted; give a workspace with a dataset only")
+    units, identity = plan_units(config, Dataset.open(workspace)), identify_memory(config)
     workers = config.workers.max or workers_that_fit(config)
     job_seconds, loop_seconds, samples = [], [], 0
     for _ in range(config.bench.repeats):
         started = time.perf_counter()
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (config,)) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (config, identity)) as pool:
             samples = sum(pool.map(_extract, units))
         loop_seconds.append(time.perf_counter() - started)
-        workspace.delete("memory")
         job_seconds.append(build_memory(config).seconds)
+        workspace.delete("memory")
     return BuildBenchmark(
         fraction_of_bare_loop=round(median(loop / job for loop, job in zip(loop_seconds, job_seconds, strict=True)), 3),
         job_samples_per_second=round(samples / median(job_seconds), 3),
@@ -51,18 +55,19 @@ def bench_build(config: Config) -> BuildBenchmark:
     )
 
 
-def _start(config: Config) -> None:
+def _start(config: Config, identity: MemoryIdentity) -> None:
     """A process of the loop loads the model once, as a worker of the job does."""
     global _extractor
     torch.set_num_threads(config.workers.cpus)
-    _extractor = UnitExtractor(config, identify_memory(config))
+    _extractor = UnitExtractor(config, identity)
 
 
 def _extract(unit: Unit) -> int:
     """Run a unit's samples and throw the states away; returns how many."""
     samples = 0
-    for batch in _extractor.batches(unit):
-        packed_states(_extractor.backbone, Prompts.join(batch.prompts), _extractor.tokens_per_chunk)
+    for batch in ahead(_extractor.batches(unit)):
+        if batch.prompts:
+            packed_states(_extractor.backbone, Prompts.join(batch.prompts), _extractor.tokens_per_chunk)
         samples += len(batch.prompts)
     return samples
 

@@ -10,13 +10,14 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from tqdm import tqdm
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, ModelConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
 from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
@@ -54,18 +55,18 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
+    config = _absolute(config, workspace)
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
     identity = identify_memory(config)
-    store.accept(identity)
+    known = store.accept(identity)
     units = plan_units(config, dataset)
-    known = store.units()
     missing = [unit for unit in units if unit.name not in known]
     built = list(_progress(_build(config, identity, missing), len(missing)))
     records = [*(known[unit.name] for unit in units if unit.name in known), *built]
-    snapshot = store.take_snapshot((unit.name for unit in units), dataset.digest, config.memory.sample_fraction)
-    for unit in missing:
-        store.remove_strays(unit.name)
+    names = [unit.name for unit in units]
+    snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
+    store.remove_strays(names)
     seconds = time.monotonic() - started
     return BuildResult(
         samples=snapshot.rows + snapshot.quarantined,
@@ -103,7 +104,8 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
         return
     workers = config.workers
     fit = workers_that_fit(config)
-    most = min(workers.max or fit, len(units))
+    growing = len(ray.nodes()) > 1  # a cluster: more nodes may join
+    most = min(workers.max or (len(units) if growing else fit), len(units))
     pool = ray.data.ActorPoolStrategy(
         min_size=min(workers.min, most),
         max_size=most,
@@ -116,10 +118,20 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
         compute=pool,
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
+        max_task_retries=3,  # a unit that kills every worker it meets must end the job, not loop
         fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
     )
     for row in records.iter_rows():
         yield UnitRecord.model_validate_json(row["record"])
+
+
+def _absolute(config: Config, workspace: Workspace) -> Config:
+    """The configuration with this process's relative paths made absolute: workers have another working folder."""
+    model = config.model.model_dump()
+    for key in ("name", "adapter"):
+        if model[key] and Path(model[key]).expanduser().exists():
+            model[key] = str(Path(model[key]).expanduser().resolve())
+    return config.model_copy(update={"workspace": workspace.uri, "model": ModelConfig(**model)})
 
 
 def workers_that_fit(config: Config) -> int:

@@ -22,6 +22,7 @@ from l2d_ray.core.samples import window_starts
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.job import quiet
 from l2d_ray.distributed.prepare import prepare
+from l2d_ray.errors import InputError
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.verify import verify
 from l2d_ray.models.backbone import load_backbone
@@ -52,11 +53,13 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     quiet()
     _say("1. prepare_data", json.dumps(asdict(prepare(config))))
     _say("2. ray job submit -- python jobs/build_memory.py")
-    command = ["ray", "job", "submit", "--address", f"http://{context.dashboard_url}", "--working-dir", "."]
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    submit = [ray_command, "job", "submit", "--address", f"http://{context.dashboard_url}", "--working-dir", "."]
     job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}"]
     # A Ray that `init` starts asks for a token; the command line offers the one it wrote only when told to.
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-    subprocess.run([Path(sys.executable).with_name("ray"), *command[1:], "--", *job], env=environment, check=True)
+    if subprocess.run([*submit, "--", *job], env=environment, check=False).returncode:
+        raise InputError("the submitted job failed; its own message is above")
     ray.shutdown()
     _say("3. verify", json.dumps(asdict(verify(workspace))))
     result = recommend(config, workspace)
@@ -71,13 +74,14 @@ def recommend(config: Config, workspace: Workspace, k: int = 10) -> DemoResult:
     titles = dataset.items()["title"].to_pylist()
     user, position = _first_test_sample(dataset)
     items = np.array(user["item_indices"], np.int32)
-    backbone = load_backbone(config.model)
+    snapshot = store.snapshot()
+    backbone = load_backbone(config.model, snapshot.identity.dtype)
     encoder = PromptEncoder(config.prompt, backbone.tokenizer, titles)
     stops = np.array([position])
     prompts = encoder.encode(items, window_starts(stops, config.history.max_items, config.history.stride), stops)
     query = packed_states(backbone, Prompts.join(prompts), 512).states.numpy()
     sums, counts = np.zeros((len(titles), backbone.dimension)), np.zeros(len(titles), np.int64)
-    for rows in store.read(store.snapshot()):
+    for rows in store.read(snapshot):
         batch_sums, batch_counts = item_sums(hidden_states(rows), rows.column("item_index").to_numpy(), len(titles))
         sums, counts = sums + batch_sums, counts + batch_counts
     scores = global_scores(query, sums, counts)

@@ -28,8 +28,8 @@ class Record(BaseModel):
             ) from None
 
     def write(self, workspace: Workspace, path: str) -> None:
-        """Write the record, atomically."""
-        workspace.write_json(path, self.model_dump())
+        """Write the record, atomically. Raises FileExistsError if it is there: records never change."""
+        workspace.write_json(path, self.model_dump(), exclusive=True)
 
 
 class MemoryIdentity(Record):

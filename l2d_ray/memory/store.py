@@ -36,40 +36,47 @@ class MemoryStore:
         path = f"{UNITS}/{unit}.json"
         return UnitRecord.read(self.workspace, path) if self.workspace.exists(path) else None
 
-    def accept(self, identity: MemoryIdentity) -> None:
-        """Raise InputError, by naming what differs, if the memory holds units made in another way."""
-        for record in self.units().values():
-            differences = identity.differences(record.identity)
-            if differences:
-                raise InputError(
-                    f"{self.workspace.path('memory')}: was made with another {', '.join(differences)}; use another"
-                    " workspace, or delete this folder"
-                )
+    def accept(self, identity: MemoryIdentity) -> dict[str, UnitRecord]:
+        """Every committed unit. Raises InputError, by naming what differs, if one was made in another way."""
+        units = self.units()
+        for record in units.values():
+            self.accept_unit(record, identity)
+        return units
+
+    def accept_unit(self, record: UnitRecord, identity: MemoryIdentity) -> None:
+        """Raise InputError, by naming what differs, if a unit was made in another way."""
+        differences = identity.differences(record.identity)
+        if differences:
+            raise InputError(
+                f"{self.workspace.path('memory')}: was made with another {', '.join(differences)}; use another"
+                " workspace, or delete this folder"
+            )
 
     @contextmanager
     def write_unit(self, unit: str, identity: MemoryIdentity) -> Iterator[UnitWriter]:
         """A writer for one attempt at a unit. When the block ends the unit is committed; when it raises, nothing is.
 
         An attempt writes files of its own, so that two attempts at once (a worker believed dead, say) do no harm: the
-        first to commit wins, the other's files are removed.
+        first to commit wins, the other's files are removed. (An object store decides that less strictly than a disk:
+        two commits within the same moment can both pass.)
         """
         started = time.monotonic()
         writer = UnitWriter(self.workspace, unit, attempt=uuid.uuid4().hex[:12], identity=identity)
         with writer:
             yield writer
-        if self.committed(unit):
+        try:
+            writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS}/{unit}.json")
+        except FileExistsError:
             for file in writer.files:
                 self.workspace.delete(file.path)
-            return
-        writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS}/{unit}.json")
 
-    def remove_strays(self, unit: str) -> None:
-        """Remove the files that earlier, killed attempts at a unit left behind."""
-        record = self.committed(unit)
-        keep = {file.path for file in record.files} if record else set()
-        for folder in (f"memory/data/{unit}", f"memory/quarantine/{unit}"):
+    def remove_strays(self, units: Iterable[str]) -> None:
+        """Remove the files of these units that killed attempts left behind. No attempt may be running."""
+        mine = set(units)
+        keep = {file.path for record in self.units().values() for file in record.files}
+        for folder in ("memory/data", "memory/quarantine"):
             for path in self.workspace.files(folder):
-                if path not in keep:
+                if path not in keep and path.split("/")[2] in mine:
                     self.workspace.delete(path)
 
     def snapshots(self) -> list[Snapshot]:
@@ -103,7 +110,7 @@ class MemoryStore:
                 raise InputError(f"units {name} and {first.unit} differ in {', '.join(differences)}")
         earlier = self.snapshots()
         for snapshot in earlier:
-            if snapshot.units == names:
+            if snapshot.units == names and snapshot.identity == first.identity:
                 return snapshot
         snapshot = Snapshot(
             number=earlier[-1].number + 1 if earlier else 1,

@@ -15,6 +15,8 @@ from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import hidden_states
 from l2d_ray.workspace import Workspace
 
+REMEDY = "; delete its unit's record in memory/units/ and run jobs/build_memory.py again"
+
 
 @dataclass(frozen=True)
 class VerifyResult:
@@ -36,7 +38,8 @@ def verify(workspace: Workspace) -> VerifyResult:
     store.snapshot()
     units, snapshots = store.units(), store.snapshots()
     files = [(record, file) for record in units.values() for file in record.files]
-    problems = [problem for record, file in files for problem in _check_file(workspace, record, file)]
+    problems = [problem for record in units.values() for problem in _check_counts(record)]
+    problems += [f"{problem}{REMEDY}" for record, file in files for problem in _check_file(workspace, record, file)]
     if not problems:
         problems = [problem for snapshot in snapshots for problem in _check_snapshot(store, snapshot, units)]
     return VerifyResult(
@@ -48,6 +51,13 @@ def verify(workspace: Workspace) -> VerifyResult:
         seconds=round(time.monotonic() - started, 3),
         problems=problems,
     )
+
+
+def _check_counts(record: UnitRecord) -> Iterator[str]:
+    rows = sum(file.rows for file in record.files if file.shard is not None)
+    quarantined = sum(file.rows for file in record.files if file.shard is None)
+    if (rows, quarantined) != (record.rows, record.quarantined):
+        yield f"unit {record.unit}: its files hold {rows} rows and {quarantined} quarantined, its counts are others"
 
 
 def _check_file(workspace: Workspace, record: UnitRecord, file: DataFile) -> Iterator[str]:
@@ -85,8 +95,13 @@ def _check_snapshot(store: MemoryStore, snapshot: Snapshot, units: dict[str, Uni
     if missing:
         yield f"{name}: not committed: {', '.join(missing)}"
         return
-    if snapshot.rows != sum(units[unit].rows for unit in snapshot.units):
-        yield f"{name}: {snapshot.rows} rows recorded, its units hold another number"
+    parts = [units[unit] for unit in snapshot.units]
+    counts = sum(part.rows for part in parts), sum(part.quarantined for part in parts)
+    if counts != (snapshot.rows, snapshot.quarantined):
+        yield f"{name}: {snapshot.rows} rows and {snapshot.quarantined} quarantined recorded, its units hold others"
+    for part in parts:
+        for difference in snapshot.identity.differences(part.identity):
+            yield f"{name}: unit {part.unit} has another {difference}"
     for shard in range(snapshot.identity.num_shards):
         # All rows of a sample's item are in one shard, so that a sample that came twice did so here.
         ids = [rows["sample_id"].to_numpy() for rows in store.read(snapshot, shard, ["sample_id"])]

@@ -18,7 +18,7 @@ from l2d_ray.config import ModelConfig
 from l2d_ray.downloads import smollm2_gguf
 from l2d_ray.errors import InputError
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.gguf", "*.jinja"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _download(name: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"]))
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors or ValueErrors
         reason = " ".join(str(error).split())[:200]
         raise InputError(
