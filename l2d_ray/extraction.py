@@ -8,7 +8,7 @@ can be built again, anywhere, with the same result.
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.writer import UnitWriter
-from l2d_ray.models.backbone import BackboneIdentity, identify, load_backbone, resolve_dtype
+from l2d_ray.models.backbone import identify, load_backbone, resolve_dtype
 from l2d_ray.models.hidden_states import extractor
 from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.schema import SAMPLES, Split
@@ -70,25 +70,16 @@ class Batch:
         return len(self.prompts) * self.longest >= PADDED_TOKENS_PER_BATCH
 
 
-def memory_identity(config: Config, backbone: BackboneIdentity) -> MemoryIdentity:
-    """What all rows that this configuration makes have in common."""
+def identify_memory(config: Config) -> MemoryIdentity:
+    """What all rows that this configuration makes have in common. Raises InputError if the model is not there."""
+    backbone = identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0))
     return MemoryIdentity(
-        base_model=backbone.base_model,
-        num_layers=backbone.num_layers,
-        adapter=backbone.adapter,
-        tokenizer=backbone.tokenizer,
+        **asdict(backbone),
         template=template_digest(config.prompt),
-        dtype=backbone.dtype,
         max_items=config.history.max_items,
         stride=config.history.stride,
-        dimension=backbone.dimension,
         num_shards=config.memory.num_shards,
     )
-
-
-def identify_memory(config: Config) -> MemoryIdentity:
-    """The identity of the memory that `config` asks for. Raises InputError if the model is not there."""
-    return memory_identity(config, identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0)))
 
 
 def plan_units(config: Config, dataset: Dataset) -> list[Unit]:

@@ -21,6 +21,8 @@ from small_workspace import (
     states_of,
     write_dataset,
 )
+from test_backbone import save_adapter
+from tiny_models import save_tiny
 
 from l2d_ray.distributed.build_memory import BuildResult, build_memory
 from l2d_ray.errors import InputError
@@ -138,6 +140,15 @@ def test_a_memory_made_in_another_way_is_refused(built: Path, change: dict[str, 
     assert "was made with another" in str(refused.value)
 
 
+def test_a_memory_of_another_model_or_adapter_is_refused(built: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"was made with another base_model \(\w{12}, now \w{12}\); use another"):
+        build_memory(config_of(built, **{"model.name": other}))
+    adapter = save_adapter(tmp_path / "adapter", str(built / "model"))
+    with pytest.raises(InputError, match=r"was made with another adapter \(None, now \w{12}\); use another"):
+        build_memory(config_of(built, **{"model.adapter": adapter}))
+
+
 def test_without_a_dataset_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
     with pytest.raises(InputError, match=r"dataset.json: not found; run the stage that writes it first"):
         build_memory(config_of(tmp_path))
@@ -181,6 +192,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from l2d_ray.config import load_config
+from test_backbone import save_adapter
+from tiny_models import save_tiny
+
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.job import quiet
 

@@ -6,6 +6,7 @@ moves their unit elsewhere. What survives a crash of anything, the driver includ
 command again builds the rest.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
 from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def build_memory(config: Config) -> BuildResult:
     names = [unit.name for unit in units]
     snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
     store.remove_strays(names)
+    if any(record.tokens == record.tokens_one_by_one > 10_000 for record in built):
+        logger.warning("this model's attention cannot run packed: every prompt ran in full")
     seconds = time.monotonic() - started
     return BuildResult(
         samples=snapshot.rows + snapshot.quarantined,

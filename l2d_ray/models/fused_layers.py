@@ -4,6 +4,9 @@ On a CPU a matrix product runs at full speed and what stands between two of them
 transformers, norms, rotations and gates cost a quarter of the products. Here they work in place. A layer is exchanged
 only if its code is, to the letter, that of transformers' Llama, which most families copy (Qwen, Mistral, …); others
 stay as they are. Inference only: in-place layers have no gradient.
+
+Norms and gates are exchanged in one model; the rotation is a function of transformers' module, so that it is exchanged
+for every model of that architecture in the process.
 """
 
 import inspect

@@ -1,0 +1,78 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_tiny
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.llama import modeling_llama
+
+from l2d_ray.models.fused_layers import fuse_layers, gated_mlp, rms_norm, rotate
+
+# In a process of its own: loading a backbone exchanges transformers' rotation for the whole process.
+UNPATCHED = """
+import json, sys, torch, transformers
+model = transformers.AutoModel.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+with torch.no_grad():
+    states = [model(torch.tensor([prompt])).last_hidden_state[0, -1].tolist() for prompt in json.loads(sys.argv[2])]
+print(json.dumps(states))
+"""
+PACKED = """
+import json, sys, numpy as np
+from l2d_ray.config import ModelConfig
+from l2d_ray.core.packing import Prompts
+from l2d_ray.models.backbone import load_backbone
+from l2d_ray.models.hidden_states import packed_states
+prompts = Prompts.join([np.array(prompt, np.int32) for prompt in json.loads(sys.argv[2])])
+print(json.dumps(packed_states(load_backbone(ModelConfig(name=sys.argv[1])), prompts, 5).states.tolist()))
+"""
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 8, 9, 30, 31, 32], [40]]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
+def test_packed_and_fused_equals_plain_transformers(tmp_path: Path, family: str) -> None:
+    save_tiny(tmp_path, family)
+    plain, packed = (
+        torch.tensor(json.loads(subprocess.check_output([sys.executable, "-c", code, tmp_path, json.dumps(PROMPTS)])))
+        for code in (UNPATCHED, PACKED)
+    )
+    assert ((packed - plain).norm(dim=1) / plain.norm(dim=1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_the_same(dtype: torch.dtype) -> None:
+    norm = modeling_llama.LlamaRMSNorm(48).to(dtype)
+    norm.weight.data.normal_()
+    hidden = torch.randn(1, 9, 48, dtype=dtype)
+    with torch.inference_mode():
+        expected = norm(hidden)
+        torch.testing.assert_close(rms_norm(norm, hidden), expected)
+
+
+def test_the_gate_is_the_same_and_leaves_its_input() -> None:
+    config = modeling_llama.LlamaConfig(hidden_size=16, intermediate_size=24)
+    mlp, hidden = modeling_llama.LlamaMLP(config), torch.randn(1, 5, 16)
+    before = hidden.clone()
+    with torch.inference_mode():
+        torch.testing.assert_close(gated_mlp(mlp, hidden), mlp(hidden))
+    assert (hidden == before).all()
+
+
+def test_the_rotation_is_the_same_and_leaves_its_input() -> None:
+    query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
+    angles = torch.randn(1, 6, 4).repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    half = modeling_llama.rotate_half
+    expected = [x * cos.unsqueeze(1) + half(x) * sin.unsqueeze(1) for x in (query, key)]
+    before = query.clone()
+    for result, wanted in zip(rotate(query, key, cos, sin), expected, strict=True):
+        torch.testing.assert_close(result, wanted)
+    assert (query == before).all()
+
+
+def test_layers_with_other_code_stay_as_they_are() -> None:
+    model = modeling_gpt2.GPT2Model(modeling_gpt2.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
+    fuse_layers(model)
+    assert not any("forward" in vars(module) for module in model.modules())
