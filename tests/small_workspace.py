@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from tiny_models import save_tiny
 
-from l2d_ray.config import Config, load_config
+from l2d_ray.command_line import load_config
+from l2d_ray.config import Config
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
 from l2d_ray.memory.store import MemoryStore

@@ -191,7 +191,7 @@ import sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from l2d_ray.config import load_config
+from l2d_ray.command_line import load_config
 from test_backbone import save_adapter
 from tiny_models import save_tiny
 
@@ -277,7 +277,7 @@ def test_a_full_disk_and_a_read_only_one_end_in_a_line_and_a_resume(
 PEAK_MEMORY = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from l2d_ray.config import load_config
+from l2d_ray.command_line import load_config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.extraction import UnitExtractor, identify_memory, plan_units
 from l2d_ray.workspace import Workspace

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from l2d_ray.config import Config, DataConfig, load_config
+from l2d_ray.command_line import load_config
+from l2d_ray.config import Config, DataConfig
 from l2d_ray.errors import InputError
 
 

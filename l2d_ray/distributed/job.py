@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 import ray
 from ray.exceptions import RayError
 
-from l2d_ray.config import Config, load_config
+from l2d_ray.command_line import load_config
+from l2d_ray.config import Config
 from l2d_ray.errors import InputError
 
 if TYPE_CHECKING:
