@@ -192,9 +192,6 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from l2d_ray.command_line import load_config
-from test_backbone import save_adapter
-from tiny_models import save_tiny
-
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.job import quiet
 

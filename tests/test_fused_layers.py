@@ -52,7 +52,7 @@ def test_the_norm_is_the_same(dtype: torch.dtype) -> None:
 
 
 def test_the_gate_is_the_same_and_leaves_its_input() -> None:
-    config = modeling_llama.LlamaConfig(hidden_size=16, intermediate_size=24)
+    config = modeling_llama.LlamaConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2)
     mlp, hidden = modeling_llama.LlamaMLP(config), torch.randn(1, 5, 16)
     before = hidden.clone()
     with torch.inference_mode():

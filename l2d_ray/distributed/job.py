@@ -58,7 +58,6 @@ def connect(config: Config) -> None:
             " would be lost; give an absolute path or a URI"
         )
     quiet()
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's C++ side warns of its own actors on stderr
     if ray.is_initialized():
         return
     if submitted or "RAY_ADDRESS" in os.environ:
