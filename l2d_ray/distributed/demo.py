@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}"]
     # A Ray that `init` starts asks for a token; the command line offers the one it wrote only when told to.
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    _wait_for_agent(submit, environment)
     if subprocess.run([*submit, "--", *job], env=environment, check=False).returncode:
         raise InputError("the submitted job failed; its own message is above")
     ray.shutdown()
@@ -66,6 +68,16 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     _say("4. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-G recommends:")
     _say("", *result.recommended, "", f"what came next: {result.next}")
     return result
+
+
+def _wait_for_agent(submit: list[str], environment: dict[str, str], seconds: float = 90) -> None:
+    """Until a job that does nothing is accepted: a young Ray answers before its job agent does."""
+    deadline = time.monotonic() + seconds
+    nothing = [*submit[: submit.index("--working-dir")], "--no-wait", "--", "true"]
+    while subprocess.run(nothing, env=environment, capture_output=True, check=False).returncode:
+        if time.monotonic() > deadline:
+            raise InputError(f"Ray accepted no job within {seconds:.0f} s; run the same command again")
+        time.sleep(2)
 
 
 def recommend(config: Config, workspace: Workspace, k: int = 10) -> DemoResult:
