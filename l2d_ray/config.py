@@ -144,7 +144,7 @@ class WorkersConfig(Section):
     gpus: float = Field(0.0, ge=0)
     """GPUs for each worker; fractions share one."""
     cpus: int = Field(1, ge=1)
-    """CPUs for each worker; also its number of threads. Several workers of one thread beat one of several threads."""
+    """CPUs for each worker; also its number of threads."""
     tokens_per_chunk: int | None = Field(None, ge=64)
     """Distinct tokens in one forward pass. None: 2,048 on a CPU, 16,384 on a GPU."""
 

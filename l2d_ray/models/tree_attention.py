@@ -23,7 +23,7 @@ NAME = "prefix_tree"
 NOT_SUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}
 """What some architectures also pass and what would change the numbers, so that it must not be ignored."""
 QUERIES_PER_BLOCK = 64
-"""Of 32 to 512, the fastest on AVX2 and AVX-512 machines: fewer keys a block against fewer calls."""
+"""Fewer keys a block against fewer calls: on one AVX-512 machine 32 was slower, 128 the same within the noise."""
 
 
 class ForestState:
