@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from l2d_ray.config import Config
 from l2d_ray.core.packing import IntArray, Prompts, plan_forest, split_chunks
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.extraction import UnitExtractor, identify_memory, plan_units
+from l2d_ray.encoding import identify_memory
+from l2d_ray.extraction import UnitExtractor, plan_units
 from l2d_ray.models.backbone import Backbone
 from l2d_ray.models.hidden_states import packed_states, padded_states, relative_error
 from l2d_ray.workspace import Workspace
@@ -89,7 +90,7 @@ def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
     torch.set_num_threads(config.bench.threads or config.workers.cpus)
     batches = extractor.batches(replace(unit, stop=min(unit.stop, config.bench.samples)))
     prompts = islice((prompt for batch in batches for prompt in batch.prompts), config.bench.samples)
-    return Prompts.join(list(prompts)), extractor.backbone, extractor.tokens_per_chunk
+    return Prompts.join(list(prompts)), extractor.encoder.backbone, extractor.encoder.tokens_per_chunk
 
 
 def _timed(run: Callable[[], T]) -> tuple[float, T]:

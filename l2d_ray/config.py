@@ -1,7 +1,7 @@
 """The configuration: one typed tree with a default for every setting. `command_line.py` reads it."""
 
 from datetime import date
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
@@ -134,6 +134,68 @@ class MemoryConfig(Section):
     """Share of the training samples to keep, chosen by sample id: 0.3 is a subset of 0.5."""
 
 
+class IndexConfig(Section):
+    """The index of a memory, jobs/build_index.py."""
+
+    snapshot: int | None = Field(None, ge=1)
+    """Which snapshot of the memory. None: the newest."""
+    space: Literal["none", "centre", "whiten-total", "whiten-within"] = "whiten-within"
+    """Where distances are taken (core/space.py): `none` is plain L2, the paper's; `whiten-within` divides by the
+    covariance inside items, which validation prefers by far (README, results)."""
+    shrinkage: float = Field(0.01, ge=0, le=1)
+    """Of the covariance, towards a multiple of the identity."""
+    prior: float = Field(0.0, ge=0)
+    """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item)."""
+    factory: str = "auto"
+    """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
+    500,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
+    target_recall: float = Field(0.995, gt=0, le=1)
+    """An approximate index searches as widely as it takes to find this share of the exact top K."""
+    sample_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the memory's rows to index, chosen by sample id: 0.3 is a subset of 0.5."""
+
+
+class RecommendConfig(Section):
+    """How L2D recommends."""
+
+    top_m: int = Field(200, ge=1)
+    """M: L2D-L averages the so many rows nearest to a history. jobs/evaluate.py chooses it on validation data."""
+    exclude_seen: bool = True
+    """Never recommend what is in the history."""
+
+
+class EvaluateConfig(Section):
+    """The evaluation, jobs/evaluate.py."""
+
+    recommenders: list[str] = [
+        "most-popular",
+        "co-occurrence",
+        "l2d-global-none",
+        "l2d-local-none",
+        "l2d-global",
+        "l2d-global+prior",
+        "l2d-local",
+        "constrained-beam-20",
+        "grounded-beam",
+    ]
+    """Which to compare: `-none` (or another space) is instead of index.space, `+prior` the best prior of
+    evaluate.priors, and a number that of beams."""
+    samples: int = Field(10_000, ge=1)
+    """Test samples at most, and as many validation samples; chosen by sample id."""
+    generation_samples: int = Field(200, ge=1)
+    """Test samples for those that generate text, which takes seconds each; the others are compared on these, too."""
+    top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
+    """Values of recommend.top_m tried on validation data."""
+    priors: list[Annotated[float, Field(ge=0)]] = Field([0.25, 0.5, 1.0], min_length=1)
+    """Values of index.prior tried on validation data."""
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
+    """Shares of the memory for Recall against memory size (the paper's 30% study)."""
+    batch_size: int = Field(64, ge=1)
+    """Samples that are encoded and recommended together."""
+    name: str = Field("evaluation", pattern=r"^[\w.-]+$")
+    """Of the report's files in reports/."""
+
+
 class WorkersConfig(Section):
     """The actors that run the model."""
 
@@ -178,6 +240,9 @@ class Config(BaseSettings):
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
     memory: MemoryConfig = MemoryConfig()
+    index: IndexConfig = IndexConfig()
+    recommend: RecommendConfig = RecommendConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     workers: WorkersConfig = WorkersConfig()
     bench: BenchConfig = BenchConfig()
 

@@ -8,7 +8,7 @@ can be built again, anywhere, with the same result.
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +19,12 @@ from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import in_fraction, sample_ids, window_starts
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
+from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.writer import UnitWriter
-from l2d_ray.models.backbone import identify, load_backbone, resolve_dtype
-from l2d_ray.models.hidden_states import extractor
-from l2d_ray.prompts import PromptEncoder, template_digest
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES, Split
 from l2d_ray.workspace import Workspace
 
@@ -70,18 +69,6 @@ class Batch:
         return len(self.prompts) * self.longest >= PADDED_TOKENS_PER_BATCH
 
 
-def identify_memory(config: Config) -> MemoryIdentity:
-    """What all rows that this configuration makes have in common. Raises InputError if the model is not there."""
-    backbone = identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0))
-    return MemoryIdentity(
-        **asdict(backbone),
-        template=template_digest(config.prompt),
-        max_items=config.history.max_items,
-        stride=config.history.stride,
-        num_shards=config.memory.num_shards,
-    )
-
-
 def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
     """The dataset's users in `memory.units` ranges. A unit's name says what it was cut from."""
     samples = dataset.num_samples(Split.TRAIN) * config.memory.sample_fraction
@@ -98,7 +85,6 @@ class UnitExtractor:
 
     def __init__(self, config: Config, identity: MemoryIdentity) -> None:
         """Load the model, on a GPU if `workers.gpus` says so. Raises InputError if it is not the one of `identity`."""
-        gpu = config.workers.gpus > 0
         workspace = Workspace.open(config.workspace)
         differences = identify_memory(config).differences(identity)
         if differences:
@@ -109,11 +95,9 @@ class UnitExtractor:
         self._dataset = Dataset.open(workspace)
         self._units = set(plan_units(config, self._dataset))
         self._store = MemoryStore(workspace)
-        self._titles = self._dataset.items()["title"].to_pylist()
-        self.backbone = load_backbone(config.model, identity.dtype, "cuda" if gpu else "cpu")
-        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
-        self._encoder = PromptEncoder(config.prompt, self.backbone.tokenizer, self._titles)
-        self._extract = extractor(self.backbone, self.tokens_per_chunk)
+        titles = self._dataset.items()["title"].to_pylist()
+        self._num_items = len(titles)
+        self.encoder = HistoryEncoder(config, titles)
 
     def build(self, unit: Unit) -> UnitRecord:
         """Run, write and commit a unit; one that is committed already is left as it is."""
@@ -154,7 +138,7 @@ class UnitExtractor:
             raise InputError(
                 f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again"
             )
-        unknown = (items < 0) | (items >= len(self._titles))
+        unknown = (items < 0) | (items >= self._num_items)
         unknown_before = np.cumsum([0, *unknown])
         positions = np.flatnonzero(splits == Split.TRAIN)
         user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
@@ -165,10 +149,12 @@ class UnitExtractor:
         for at in range(0, positions.size, SAMPLES_PER_STEP):
             few = slice(at, at + SAMPLES_PER_STEP)
             stops, first, last = positions[few], starts[few].min(), positions[few].max()
-            prompts = self._encoder.encode(np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first)
+            prompts = self.encoder.prompts.encode(
+                np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first
+            )
             lengths = np.array([prompt.size for prompt in prompts])
             reasons = np.full(lengths.size, "", object)
-            reasons[lengths > self.backbone.context_length] = "prompt longer than the model's context"
+            reasons[lengths > self.encoder.backbone.context_length] = "prompt longer than the model's context"
             reasons[lengths == 0] = "empty prompt"
             reasons[stops == 0] = "empty history"
             reasons[unknown_before[stops + 1] > unknown_before[starts[few]]] = "unknown item"
@@ -180,7 +166,7 @@ class UnitExtractor:
             writer.quarantine(samples, reason)
         if batch.prompts:
             prompts = Prompts.join(batch.prompts)
-            result = self._extract(prompts)
+            result = self.encoder.extract(prompts)
             # Past 65504 a float16 is infinite: the writer quarantines what is not finite.
             writer.write(pa.concat_tables(batch.samples), result.states.to(torch.float16).numpy())
             writer.count_tokens(result.tokens, prompts.tokens.size)

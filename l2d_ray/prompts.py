@@ -28,6 +28,8 @@ class PromptEncoder:
         self._max_tokens = len(self._encode([self._before], literally=True)[0]) + template.max_item_tokens
         self._prefix = np.array(self._start_tokens() + self._encode([template.prefix])[0], np.int32)
         self._suffix = np.array(self._encode([template.suffix])[0], np.int32)
+        self.item_end = np.array(self._encode([self._after], literally=True)[0], np.int32)
+        """The tokens that an item's form ends with, after its title."""
         self._item_tokens: dict[int, TokenArray] = {}
 
     def encode(self, items: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[TokenArray]:
@@ -40,6 +42,11 @@ class PromptEncoder:
             np.concatenate([self._prefix, history[offsets[start] : offsets[stop]], self._suffix])
             for start, stop in zip(starts, stops, strict=True)
         ]
+
+    def item_tokens(self, item: int) -> TokenArray:
+        """What one item adds to a prompt: its title, cut, in the item's form."""
+        self._tokenise({item} - self._item_tokens.keys())
+        return self._item_tokens[item]
 
     def _start_tokens(self) -> list[int]:
         """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
@@ -60,10 +67,9 @@ class PromptEncoder:
         if not new:
             return
         items = sorted(new)
-        after = self._encode([self._after], literally=True)[0]
         titles = self._encode([self._before + self._titles[item] for item in items], literally=True)
         for item, title in zip(items, titles, strict=True):
-            self._item_tokens[item] = np.array(title[: self._max_tokens] + after, np.int32)
+            self._item_tokens[item] = np.append(np.array(title[: self._max_tokens], np.int32), self.item_end)
 
 
 def template_digest(template: PromptConfig) -> str:

@@ -1,5 +1,7 @@
 """The workspace: one folder, on a disk or an object store, that holds everything the stages leave behind."""
 
+import hashlib
+import io
 import json
 import os
 import uuid
@@ -106,6 +108,30 @@ class Workspace:
         if not isinstance(value, dict):
             raise InputError(f"{self.path(relative)}: expected a JSON object; the file is damaged")
         return value
+
+
+class DigestingSink(io.RawIOBase):
+    """A file that hashes and counts what passes through it."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self._digest, self.count = stream, hashlib.sha256(), 0
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of what was written so far."""
+        return self._digest.hexdigest()
+
+    def write(self, data: Any) -> int:
+        """As of any binary file; takes whatever has a buffer."""
+        self._stream.write(data)
+        self._digest.update(data)
+        size = memoryview(data).nbytes
+        self.count += size
+        return size
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
 
 
 def _publish(temporary: Path, path: Path, exclusive: bool) -> None:

@@ -19,7 +19,7 @@ def ray_session() -> Iterator[None]:
 
     # Ray ends surplus workers that idle for a second; to start them again costs more than most tests do.
     keep = {"idle_worker_killing_time_threshold_ms": 600_000}
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
     quiet()
     yield
     ray.shutdown()

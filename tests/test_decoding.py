@@ -1,35 +1,104 @@
+"""L2D-G and L2D-L over any sharding against their definitions, written out plainly here."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import global_scores, item_sums, top_k
+from l2d_ray.core.decoding import (
+    EVERYTHING,
+    NO_ITEMS,
+    ScoredItems,
+    aggregate,
+    best_items,
+    completed,
+    global_cut,
+    global_neighbours,
+    local_neighbours,
+    nearest,
+    squared_distances,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
 
 
-def test_an_item_is_the_mean_of_its_rows() -> None:
-    states = np.array([[1, 2], [3, 4], [0, 1]], np.float16)
-    sums, counts = item_sums(states, np.array([2, 2, 0]), num_items=3)
-    assert sums.tolist() == [[0, 1], [0, 0], [4, 6]]
-    assert counts.tolist() == [1, 0, 2]
-    scores = global_scores(np.array([[2.0, 3.0], [0.0, 4.0]]), sums, counts)
-    np.testing.assert_allclose(scores, [[1 / np.sqrt(8), -np.inf, np.inf], [1 / 3, -np.inf, 1 / np.sqrt(5)]])
+def coarse(random: np.random.Generator, *shape: int) -> NDArray[np.float16]:
+    """Numbers so coarse that distances tie often and whole rows repeat."""
+    return random.integers(0, 3, shape).astype(np.float16)
 
 
-@given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 2**32 - 1))
-def test_sums_of_two_memories_add_up_to_those_of_both(rows: int, cut: int, seed: int) -> None:
+def plain_local(query: NDArray, rows: NDArray, ids: NDArray, items: NDArray, top_m: int, k: int) -> list:
+    """The definition: M nearest rows, the mean of each item's rows among them, 1 / distance, ties by index."""
+    ranked = sorted(range(len(rows)), key=lambda j: (np.sum((rows[j].astype(float) - query) ** 2), ids[j]))[:top_m]
+    by_item: dict[int, list[NDArray]] = {}
+    for j in ranked:
+        by_item.setdefault(int(items[j]), []).append(rows[j].astype(float))
+    distances = {item: np.linalg.norm(np.mean(its, axis=0) - query) for item, its in by_item.items()}
+    scores = {item: np.inf if d == 0 else 1 / d for item, d in distances.items()}
+    return sorted(scores.items(), key=lambda pair: (-round(pair[1], 9), pair[0]))[:k]
+
+
+@given(
+    rows=st.integers(0, 40),
+    num_items=st.integers(1, 12),
+    num_shards=st.integers(1, 7),
+    top_m=st.integers(1, 60),
+    k=st.integers(1, 20),
+    seed=SEEDS,
+)
+def test_sharded_l2d_l_is_its_definition(
+    rows: int, num_items: int, num_shards: int, top_m: int, k: int, seed: int
+) -> None:
+    """Any sharding by item, ties, duplicates, M beyond the memory and K beyond the catalogue."""
     random = np.random.default_rng(seed)
-    states, items = random.standard_normal((rows, 3)).astype(np.float16), random.integers(0, 4, rows)
-    whole = item_sums(states, items, 4)
-    parts = item_sums(states[:cut], items[:cut], 4), item_sums(states[cut:], items[cut:], 4)
-    np.testing.assert_allclose(parts[0][0] + parts[1][0], whole[0])
-    np.testing.assert_array_equal(parts[0][1] + parts[1][1], whole[1])
+    states, query = coarse(random, rows, 3), coarse(random, 3)
+    items, ids = random.integers(0, num_items, rows), random.permutation(rows) - rows // 2
+    shard_of = random.integers(0, num_shards, num_items)
+    shards = [np.flatnonzero(shard_of[items] == shard) for shard in range(num_shards)]
+
+    hop = [nearest(squared_distances(query, states[own]), ids[own], np.arange(own.size), top_m) for own in shards]
+    cut = global_cut(hop, top_m)
+    survivors = [own[part.up_to(cut).rows_M] for own, part in zip(shards, hop, strict=True)]
+    result = best_items([aggregate(query, states[rows_M], items[rows_M]) for rows_M in survivors], k)
+
+    assert sum(map(len, survivors)) == min(top_m, rows)
+    whole = local_neighbours(query, states, ids, items, top_m, k)
+    np.testing.assert_array_equal(result.items_I, whole.items_I)
+    np.testing.assert_array_equal(result.scores_I, whole.scores_I)
+    expected = plain_local(query.astype(float), states, ids, items, top_m, k)
+    np.testing.assert_allclose(result.scores_I, [score for _, score in expected])
+    assert set(result.items_I.tolist()) <= set(items.tolist())
 
 
-def test_equal_scores_are_ordered_by_item() -> None:
-    items, scores = top_k(np.array([[1.0, 3.0, 1.0, 3.0, -np.inf]]), k=4)
-    assert items.tolist() == [[1, 3, 0, 2]]
-    assert scores.tolist() == [[3, 3, 1, 1]]
+@given(st.integers(1, 15), st.integers(1, 20), SEEDS)
+def test_l2d_g_is_its_definition(num_items: int, k: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    centroids, query = coarse(random, num_items, 2), coarse(random, 2)
+    result = global_neighbours(query, centroids, np.arange(num_items), k)
+    distances = np.linalg.norm(centroids.astype(float) - query, axis=1)
+    order = sorted(range(num_items), key=lambda item: (distances[item], item))[:k]
+    assert result.items_I.tolist() == order
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(result.scores_I, 1 / distances[order])
 
 
-def test_more_results_than_items_are_all_items() -> None:
-    items, _ = top_k(np.array([[1.0, 2.0]]), k=10)
-    assert items.tolist() == [[1, 0]]
+def test_identical_vectors_score_infinity_and_not_nan() -> None:
+    query = np.array([1.0, 2.0])
+    result = global_neighbours(query, np.array([[1.0, 2.0], [1.0, 4.0]]), np.array([0, 1]), 2)
+    assert result.scores_I.tolist() == [np.inf, 0.5]
+
+
+def test_items_without_a_row_are_filled_in_from_l2d_g_and_scores_never_rise() -> None:
+    local = ScoredItems(np.array([7, 3]), np.array([5.0, 2.0]))
+    everywhere = ScoredItems(np.array([4, 7, 9, 1]), np.array([3.0, 2.5, 1.5, 1.0]))
+    filled = completed(local, everywhere, 4)
+    assert filled.items_I.tolist() == [7, 3, 4, 9]
+    assert filled.scores_I.tolist() == [5.0, 2.0, 2.0, 1.5]
+    assert completed(NO_ITEMS, everywhere, 2).scores_I.tolist() == [3.0, 2.5]
+
+
+def test_a_cut_beyond_all_rows_keeps_everything() -> None:
+    part = nearest(np.array([4.0, 1.0]), np.array([10, 11]), np.arange(2), 5)
+    assert part.sample_ids_M.tolist() == [11, 10]
+    assert global_cut([part], 5) == EVERYTHING
+    assert part.up_to(EVERYTHING).rows_M.tolist() == [1, 0]

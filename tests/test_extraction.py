@@ -13,7 +13,8 @@ from l2d_ray.config import Config, PromptConfig
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
-from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
+from l2d_ray.encoding import identify_memory
+from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import load_backbone
@@ -238,7 +239,7 @@ def test_states_that_overflow_are_quarantined(tmp_path: Path) -> None:
     config = config_of(tmp_path / "w", model)
     extractor = UnitExtractor(config, identify_memory(config))
     with torch.no_grad():
-        extractor.backbone.model.norm.weight.mul_(1e6)
+        extractor.encoder.backbone.model.norm.weight.mul_(1e6)
     (unit, *_) = plan_units(config, Dataset.open(Workspace.open(config.workspace)))
     record = extractor.build(unit)
     assert (record.rows, record.quarantined) == (0, len(users[0]["splits"]) - 1)

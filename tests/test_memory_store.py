@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
+from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import QUARANTINE, SAMPLES, hidden_states, memory_schema
 from l2d_ray.workspace import Workspace
 

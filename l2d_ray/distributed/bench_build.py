@@ -11,11 +11,12 @@ import torch
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.build_memory import build_memory, workers_that_fit
+from l2d_ray.distributed.build_memory import build_memory
+from l2d_ray.distributed.workers import workers_that_fit
+from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.extraction import Unit, UnitExtractor, ahead, identify_memory, plan_units
-from l2d_ray.memory.manifest import MemoryIdentity
-from l2d_ray.models.hidden_states import packed_states
+from l2d_ray.extraction import Unit, UnitExtractor, ahead, plan_units
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
 
@@ -67,7 +68,7 @@ def _extract(unit: Unit) -> int:
     samples = 0
     for batch in ahead(_extractor.batches(unit)):
         if batch.prompts:
-            packed_states(_extractor.backbone, Prompts.join(batch.prompts), _extractor.tokens_per_chunk)
+            _extractor.encoder.extract(Prompts.join(batch.prompts))
         samples += len(batch.prompts)
     return samples
 

@@ -7,22 +7,24 @@ command again builds the rest.
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError
 from tqdm import tqdm
 
-from l2d_ray.config import Config, ModelConfig
+from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.extraction import Unit, UnitExtractor, identify_memory, plan_units
-from l2d_ray.memory.manifest import MemoryIdentity, UnitRecord
+from l2d_ray.distributed.workers import absolute, workers_that_fit
+from l2d_ray.encoding import identify_memory
+from l2d_ray.extraction import Unit, UnitExtractor, plan_units
+from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = _absolute(config, workspace)
+    config = absolute(config, workspace)
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
     identity = identify_memory(config)
@@ -104,9 +106,26 @@ class UnitActor:
 
 
 def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """The records of these units, in the order in which they are finished."""
-    if not units:
-        return
+    """The records of these units, in the order in which they are finished.
+
+    When a node goes, Ray Data may give up on a task that it cannot know the end of. The units that were left are then
+    begun again, as long as every round finishes some: a unit that kills all its workers must end the job.
+    """
+    missing = {unit.name: unit for unit in units}
+    while missing:
+        before = len(missing)
+        try:
+            for record in _run(config, identity, list(missing.values())):
+                del missing[record.unit]
+                yield record
+        except RayActorError as error:
+            if len(missing) == before:
+                raise
+            logger.warning("a worker was lost, going on with the %d units left: %s", len(missing), error)
+
+
+def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
+    """One pass of Ray Data over these units."""
     workers = config.workers
     fit = workers_that_fit(config)
     growing = len(ray.nodes()) > 1  # a cluster: more nodes may join
@@ -123,32 +142,11 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
         compute=pool,
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
-        max_task_retries=3,  # a unit that kills every worker it meets must end the job, not loop
+        max_task_retries=3,
         fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
     )
     for row in records.iter_rows():
         yield UnitRecord.model_validate_json(row["record"])
-
-
-def _absolute(config: Config, workspace: Workspace) -> Config:
-    """The configuration with this process's relative paths made absolute: workers have another working folder."""
-    model = config.model.model_dump()
-    for key in ("name", "adapter"):
-        if model[key] and Path(model[key]).expanduser().exists():
-            model[key] = str(Path(model[key]).expanduser().resolve())
-    return config.model_copy(update={"workspace": workspace.uri, "model": ModelConfig(**model)})
-
-
-def workers_that_fit(config: Config) -> int:
-    """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`."""
-    resources = ray.cluster_resources()
-    cores = resources.get("CPU", 1)
-    if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has
-        cores = min(cores, os.cpu_count() or 1)
-    rooms = [cores / config.workers.cpus]
-    if config.workers.gpus:
-        rooms.append(resources.get("GPU", 0) / config.workers.gpus)
-    return max(config.workers.min, int(min(rooms)))
 
 
 def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:

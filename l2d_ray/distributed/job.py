@@ -65,6 +65,7 @@ def connect(config: Config) -> None:
         return
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
+        "local",  # or it would join whatever Ray runs on this machine
         num_cpus=max(4, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import MemoryIdentity, Snapshot, UnitRecord
+from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.writer import UnitWriter
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
 UNITS, SNAPSHOTS = "memory/units", "memory/snapshots"

@@ -1,10 +1,8 @@
 """Writing one unit: rows to the shards of their items, refused samples to the quarantine, all with checksums."""
 
-import hashlib
-import io
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +10,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from l2d_ray.core.samples import item_shards
-from l2d_ray.memory.manifest import DataFile, MemoryIdentity, UnitRecord
+from l2d_ray.memory.manifest import DataFile, UnitRecord
+from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import QUARANTINE, memory_schema
-from l2d_ray.workspace import Workspace
+from l2d_ray.workspace import DigestingSink, Workspace
 
 
 class UnitWriter:
@@ -96,12 +95,10 @@ class _ParquetFile:
     def file(self) -> DataFile:
         """Its entry in the unit's record."""
         sink = self._sink
-        return DataFile(
-            path=self._path, rows=self._rows, bytes=sink.count, sha256=sink.digest.hexdigest(), shard=self._shard
-        )
+        return DataFile(path=self._path, rows=self._rows, bytes=sink.count, sha256=sink.sha256, shard=self._shard)
 
     def __enter__(self) -> Self:
-        self._sink = _DigestingSink(self._created.__enter__())
+        self._sink = DigestingSink(self._created.__enter__())
         # Hidden states are noise to a compressor and never repeat; the other columns are small and do.
         compression = {name: "none" if name == "hidden_state" else "zstd" for name in self._schema.names}
         dictionary = [name for name in self._schema.names if name != "hidden_state"]
@@ -122,23 +119,6 @@ class _ParquetFile:
         finally:
             self._parquet.is_open = False  # or an abandoned one would try to write its end, and complain on stderr
         self._created.__exit__(kind, error, trace)
-
-
-class _DigestingSink(io.RawIOBase):
-    """A file that hashes what passes through it."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream, self.digest, self.count = stream, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        self._stream.write(data)
-        self.digest.update(data)
-        size = memoryview(data).nbytes
-        self.count += size
-        return size
-
-    def writable(self) -> bool:
-        return True
 
 
 def _binary(states: NDArray[np.float16]) -> pa.Array:

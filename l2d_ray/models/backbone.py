@@ -70,8 +70,22 @@ def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
     )
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """A backbone and the whole model it is the base of, which can also generate text."""
+
+    backbone: Backbone
+    model: Any
+    """transformers' AutoModelForCausalLM; it shares the backbone's weights."""
+
+
 def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> Backbone:
     """The model that `config` names, in evaluation mode. Raises InputError if there is none or it does not fit."""
+    return load_language_model(config, dtype, device).backbone
+
+
+def load_language_model(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
+    """`load_backbone` with the language-model head, which stays on the CPU until the whole is moved."""
     checkpoint, adapter = find_model(config), find_adapter(config)
     architecture = _architecture(checkpoint, config)
     transformers.utils.logging.disable_progress_bar()
@@ -81,7 +95,7 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
             model = _merge(model, adapter)
     base = model.base_model.to(device).eval().requires_grad_(False)
     fuse_layers(base)
-    return Backbone(
+    backbone = Backbone(
         model=base,
         tokenizer=load_tokenizer(checkpoint),
         dimension=architecture.hidden_size,
@@ -89,6 +103,7 @@ def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cp
         attention=base.config._attn_implementation,
         device=torch.device(device),
     )
+    return LanguageModel(backbone, model.eval())
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

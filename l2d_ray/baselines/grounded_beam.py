@@ -1,0 +1,53 @@
+"""Language-space decoding that writes freely: one title by beam search, then the items whose titles are nearest to it.
+
+Source: BIGRec (arXiv 2308.08434): beam 4, the first beam, and L2 distance between the last-layer states of what was
+written and of each title.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.baselines.generation import BeamSearch
+from l2d_ray.core.decoding import Float64, FloatArray, IntArray, ScoredItems, best_items, scores_of, squared_distances
+from l2d_ray.core.packing import Prompts
+from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.models.backbone import LanguageModel
+from l2d_ray.recommender import EXCLUDE_SEEN, Filters, as_arrays
+
+BEAMS = 4
+
+
+@dataclass(frozen=True)
+class GroundedBeam:
+    """The catalogue in the order of its distance to the one title that the model writes."""
+
+    encoder: HistoryEncoder
+    search: BeamSearch
+    title_states_ID: FloatArray
+
+    @classmethod
+    def over(cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int) -> "GroundedBeam":
+        """Over the catalogue that `encoder` phrases."""
+        titles = [encoder.prompts.item_tokens(item) for item in range(num_items)]
+        # What every item's form goes on with (by default a line break) ends a title, too.
+        ends = {language_model.backbone.tokenizer.eos_token_id, *encoder.prompts.item_end[:1].tolist()}
+        longest = max(title.size for title in titles)
+        states = encoder.extract(Prompts.join(titles)).states.numpy()
+        return cls(encoder, BeamSearch(language_model, BEAMS, longest, sorted(ends)), states)
+
+    def recommend(
+        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
+    ) -> tuple[IntArray, Float64]:
+        """As in `Recommender`; scores are 1 / distance."""
+        beams = self.search.continuations([self.encoder.phrase(history) for history in histories])
+        lists = []
+        for (tokens, _), out in zip((own[0] for own in beams), filters.excluded(histories), strict=True):
+            written = Prompts.join([np.append(tokens, self.encoder.prompts.item_end)])
+            (state_D,) = self.encoder.extract(written).states.numpy()
+            scores_I = scores_of(squared_distances(state_D, self.title_states_ID))
+            everything = ScoredItems(np.arange(scores_I.size), scores_I).permitted(out, filters.allow)
+            lists.append(best_items([everything], k))
+        return as_arrays(lists, k)

@@ -1,0 +1,71 @@
+"""What a memory amounts to for each item: sums that merge, and the moments from which a space is fitted.
+
+Everything here adds up: the sums of two memories are the sums of both together, so that shards and units are summed
+apart, in any order, and a memory grows without being read again. Source: L2D (arXiv 2509.11524), global aggregation.
+
+Shapes: M memory rows, D hidden size, I items.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+IntArray = NDArray[np.integer]
+
+
+def item_sums(states_MD: NDArray[np.floating], items_M: IntArray, num_items: int) -> tuple[Float64, NDArray[np.int64]]:
+    """Sums [I, D] and counts [I] of the states of each item's rows, added in the order of the rows.
+
+    An item's sum depends on its own rows only, never on what else is there: shards give the same bits as the whole.
+    """
+    sums_ID = torch.zeros(num_items, states_MD.shape[1], dtype=torch.float64)
+    sums_ID.index_add_(0, torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64)))
+    return sums_ID.numpy(), np.bincount(items_M, minlength=num_items)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of memory rows, in total and of the item means. Float64: sums of 1e9 squares fit."""
+
+    rows: int
+    items: int
+    """Items with at least one row."""
+    sum_D: Float64
+    outer_DD: Float64
+    """Sum over rows of h h^T."""
+    item_outer_DD: Float64
+    """Sum over items of n_v h_v h_v^T, with h_v the mean of the item's n_v rows."""
+
+    @classmethod
+    def zero(cls, dimension: int) -> "Moments":
+        """Of no rows."""
+        square = np.zeros((dimension, dimension))
+        return cls(0, 0, np.zeros(dimension), square, square)
+
+    @classmethod
+    def of_rows(cls, states_MD: NDArray[np.floating]) -> "Moments":
+        """Of some rows whose items are counted elsewhere (`of_items`)."""
+        states_MD = states_MD.astype(np.float64)
+        dimension = states_MD.shape[1]
+        outer_DD = states_MD.T @ states_MD
+        return cls(len(states_MD), 0, states_MD.sum(axis=0), outer_DD, np.zeros((dimension, dimension)))
+
+    @classmethod
+    def of_items(cls, sums_ID: Float64, counts_I: IntArray) -> "Moments":
+        """What items add whose rows are counted elsewhere. Every row of these items must be in `sums_ID`."""
+        known_I = counts_I > 0
+        scaled_ID = sums_ID[known_I] / np.sqrt(counts_I[known_I, None])
+        zero = cls.zero(sums_ID.shape[1])
+        return cls(0, int(known_I.sum()), zero.sum_D, zero.outer_DD, scaled_ID.T @ scaled_ID)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.rows + other.rows,
+            self.items + other.items,
+            self.sum_D + other.sum_D,
+            self.outer_DD + other.outer_DD,
+            self.item_outer_DD + other.item_outer_DD,
+        )

@@ -1,0 +1,54 @@
+"""Recall and NDCG of ranked lists with one target each, over the full catalogue, and how sure they are.
+
+Shapes: U samples, K results, I items.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+NOT_RANKED = np.iinfo(np.int64).max
+"""The rank of a target that is not in its list."""
+
+
+def target_ranks(items_UK: NDArray[np.integer], targets_U: NDArray[np.integer]) -> IntArray:
+    """[U] the place of each target in its list, from 0; NOT_RANKED where it is not there."""
+    hits_UK = items_UK == targets_U[:, None]
+    return np.where(hits_UK.any(axis=1), hits_UK.argmax(axis=1) if items_UK.shape[1] else 0, NOT_RANKED)
+
+
+def recall(ranks_U: IntArray, k: int) -> FloatArray:
+    """[U] Recall@K of each sample: 1 where the target is among the first K. Its mean is the metric."""
+    return (ranks_U < k).astype(np.float64)
+
+
+def ndcg(ranks_U: IntArray, k: int) -> FloatArray:
+    """[U] NDCG@K of each sample: 1 / log2(rank + 2) where the target is among the first K, else 0.
+
+    With one relevant item the ideal gain is 1 (Järvelin and Kekäläinen, 2002).
+    """
+    found_U = ranks_U < k
+    gains_U: FloatArray = np.where(found_U, 1 / np.log2(np.where(found_U, ranks_U, 0) + 2.0), 0.0)
+    return gains_U
+
+
+def bootstrap_interval(
+    values_U: FloatArray, users_U: NDArray[np.integer], resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95% percentile interval of the mean of `values_U`, resampling *users*.
+
+    The samples of one user resemble each other; to resample them one by one would claim too much. (nan, nan) where
+    there are no samples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13; Field and Welsh
+    (2007) for clusters.
+    """
+    if not values_U.size:
+        return float("nan"), float("nan")
+    _, user_U = np.unique(users_U, return_inverse=True)
+    sums, counts = np.bincount(user_U, weights=values_U), np.bincount(user_U)
+    random = np.random.default_rng(seed)
+    drawn = (random.integers(0, sums.size, sums.size) for _ in range(resamples))
+    means = [sums[draw].sum() / counts[draw].sum() for draw in drawn]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,102 @@
+"""The index of a memory's snapshot, with Ray: a task for each shard, twice, and one for what needs all of them.
+
+Sums and second moments of the shards first; the map of the space (and a FAISS index, if it needs training) from all of
+them; then the shards' indexes; last, the index measures itself. Each step leaves its files, and the same command again
+goes on from what is there.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import ray
+import torch
+from tqdm import tqdm
+
+from l2d_ray.config import Config
+from l2d_ray.index.manifest import IndexManifest, ShardRecord
+from l2d_ray.indexing import IndexPlan, build_shard, finish, fit, plan_index, sum_moments
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """The index, and what it loses against looking at every row."""
+
+    index: str
+    """Path of its manifest in the workspace."""
+    snapshot: int
+    shards: int
+    shards_reused: int
+    """Shards that an earlier run had completed."""
+    rows: int
+    items: int
+    """Items with at least one row."""
+    space: str
+    factory: str
+    search: str
+    """FAISS search setting that reaches the recall asked for."""
+    recall_top_m: float
+    recall_top_k: float
+    bytes_per_row: float
+    seconds: float
+
+
+def build_index(config: Config) -> IndexResult:
+    """Build, or finish building, the index that `config.index` describes.
+
+    Raises InputError if there is no memory, or if the space or the FAISS factory string does not fit it.
+    """
+    started = time.monotonic()
+    plan = plan_index(config)
+    manifest, reused = _build(config, plan, started)
+    return IndexResult(
+        index=Workspace.open(config.workspace).path(plan.manifest),
+        snapshot=manifest.snapshot,
+        shards=len(manifest.shards),
+        shards_reused=reused,
+        rows=manifest.rows,
+        items=manifest.items,
+        space=manifest.space,
+        factory=manifest.factory,
+        search=manifest.search,
+        recall_top_m=manifest.quality.recall_top_m,
+        recall_top_k=manifest.quality.recall_top_k,
+        bytes_per_row=manifest.bytes_per_row,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManifest, int]:
+    workspace = Workspace.open(plan.workspace)
+    if workspace.exists(plan.manifest):
+        return IndexManifest.read(workspace, plan.manifest), plan.num_shards
+    reused = sum(workspace.exists(f"{plan.folder}/shard={shard}.json") for shard in range(plan.num_shards))
+    shards = range(plan.num_shards)
+    _each("moments", config, sum_moments, [(plan, shard) for shard in shards])
+    (fitted,) = _each("space and training", config, fit, [(plan,)])
+    records: list[ShardRecord] = _each("shards", config, build_shard, [(plan, fitted, shard) for shard in shards])
+    (manifest,) = _each("measuring", config, finish, [(plan, fitted, records, started)])
+    return manifest, reused
+
+
+def _each(label: str, config: Config, step: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+    """The results of tasks, in the order of the calls."""
+    workers = config.workers
+    task = ray.remote(_with_threads).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=3)
+    waiting = [task.remote(workers.cpus, step, call) for call in calls]
+    with tqdm(total=len(waiting), desc=label, unit="task", disable=None) as bar:
+        left = waiting
+        while left:
+            done, left = ray.wait(left)
+            ray.get(done)  # an error ends the job now, not when all the others are done
+            bar.update(len(done))
+    return ray.get(waiting)  # type: ignore[no-any-return]
+
+
+def _with_threads(threads: int, step: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    return step(*call)

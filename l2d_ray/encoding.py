@@ -1,0 +1,77 @@
+"""From histories to hidden states: what a query is, in exactly the way its memory was made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.config import Config
+from l2d_ray.core.decoding import FloatArray
+from l2d_ray.core.packing import Prompts
+from l2d_ray.core.samples import window_starts
+from l2d_ray.models.backbone import Backbone, identify, load_backbone, resolve_dtype
+from l2d_ray.models.hidden_states import extractor
+from l2d_ray.prompts import PromptEncoder, template_digest
+from l2d_ray.records import MemoryIdentity
+
+
+def identify_memory(config: Config) -> MemoryIdentity:
+    """What all states that this configuration makes have in common. Raises InputError if the model is not there."""
+    backbone = identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0))
+    return MemoryIdentity(
+        base_model=backbone.base_model,
+        num_layers=backbone.num_layers,
+        adapter=backbone.adapter,
+        tokenizer=backbone.tokenizer,
+        dtype=backbone.dtype,
+        dimension=backbone.dimension,
+        template=template_digest(config.prompt),
+        max_items=config.history.max_items,
+        stride=config.history.stride,
+        num_shards=config.memory.num_shards,
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The states of a batch of histories."""
+
+    states_UD: FloatArray
+    """[U, D] float32."""
+    tokens: int
+    """Tokens that went through the model."""
+
+
+class HistoryEncoder:
+    """Phrases the last window of each history and runs it. Holds the model."""
+
+    def __init__(self, config: Config, titles: Sequence[str], backbone: Backbone | None = None) -> None:
+        """Load the model of `config`, on a GPU if `workers.gpus` says so, unless it is given.
+
+        `titles[item_index]` is an item's title.
+        """
+        gpu = config.workers.gpus > 0
+        dtype = resolve_dtype(config.model, gpu)
+        self.backbone = backbone or load_backbone(config.model, dtype, "cuda" if gpu else "cpu")
+        self.prompts = PromptEncoder(config.prompt, self.backbone.tokenizer, titles)
+        self._history = config.history
+        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
+        self.extract = extractor(self.backbone, self.tokens_per_chunk)
+
+    def phrase(self, history: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The prompt of one history: its last window, less its oldest items if the model cannot read so many."""
+        stop = np.array([history.size])
+        start = window_starts(stop, self._history.max_items, self._history.stride)
+        while True:
+            (prompt,) = self.prompts.encode(history[start[0] :], np.zeros(1, np.int64), stop - start)
+            if prompt.size <= self.backbone.context_length or start[0] == history.size:
+                return prompt
+            start += 1
+
+    def encode(self, histories: Sequence[NDArray[np.int32]]) -> Encoded:
+        """The states of histories of at least one known item each, every distinct token run once."""
+        if not histories:
+            return Encoded(np.empty((0, self.backbone.dimension), np.float32), 0)
+        result = self.extract(Prompts.join([self.phrase(history) for history in histories]))
+        return Encoded(result.states.numpy(), result.tokens)

@@ -1,0 +1,252 @@
+"""Any recommender on any samples: ranks of the targets, and what they amount to.
+
+Metrics are over the full catalogue, without sampled negatives, one target a sample. A target is *cold* if no training
+sample has it; the others are *dense* or *sparse*, parted at the median number of training samples over the targets.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.baselines.co_occurrence import CoOccurrence
+from l2d_ray.baselines.constrained_beam import ConstrainedBeam
+from l2d_ray.baselines.grounded_beam import GroundedBeam
+from l2d_ray.baselines.most_popular import MostPopular
+from l2d_ray.config import Config
+from l2d_ray.core.decoding import FloatArray
+from l2d_ray.core.metrics import IntArray, bootstrap_interval, ndcg, recall, target_ranks
+from l2d_ray.core.samples import in_fraction, sample_ids
+from l2d_ray.core.space import SpaceKind
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.models.backbone import load_language_model, resolve_dtype
+from l2d_ray.recommender import Filters, L2DRecommender, Recommender
+from l2d_ray.schema import Split
+from l2d_ray.workspace import Workspace
+
+CUTOFFS = (20, 50, 100)
+SPACES = get_args(SpaceKind)
+GENERATING = ("constrained-beam", "grounded-beam")
+"""Kinds of recommender that write text, which takes seconds a sample."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recommender to evaluate; plain values, so that a worker can make it."""
+
+    name: str
+    kind: str
+    """most-popular, co-occurrence, l2d-global, l2d-local, constrained-beam or grounded-beam."""
+    index: str = ""
+    """L2D: path of the index's manifest in the workspace."""
+    top_m: int = 0
+    """L2D-L: rows that are averaged."""
+    prior: float = 0.0
+    """L2D-G: weight of log-frequency."""
+    beams: int = 0
+    """Constrained beam search."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text."""
+        return self.kind in GENERATING
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one contender did on a batch of U samples."""
+
+    ranks_U: IntArray
+    seconds: float
+    """For the whole batch, encoding included."""
+    tokens: int
+    """Tokens that went through the model to encode the batch; 0 for those without a model."""
+
+
+class Stand:
+    """Makes contenders and runs them. Models and indexes are loaded once, when they are first needed."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is loaded yet."""
+        self._config, self._workspace = config, Workspace.open(config.workspace)
+        self._dataset = Dataset.open(self._workspace)
+        self._made: dict[Contender, Recommender] = {}
+        self._indexes: dict[tuple[str, float], ShardedIndex] = {}
+        self._filters = Filters(exclude_seen=config.recommend.exclude_seen)
+
+    def run(
+        self, contenders: Sequence[Contender], histories: Sequence[NDArray[np.int32]], targets_U: NDArray[np.int32]
+    ) -> list[Outcome]:
+        """Each contender on the same samples. Histories are encoded once for all L2D, and the time charged to each."""
+        encoded: tuple[FloatArray, int, float] | None = None
+        outcomes = []
+        for contender in contenders:
+            recommender, tokens, seconds = self._recommender(contender), 0, 0.0
+            if isinstance(recommender, L2DRecommender):
+                if encoded is None:
+                    started = time.perf_counter()
+                    states = self._encoder.encode(histories)
+                    encoded = states.states_UD, states.tokens, time.perf_counter() - started
+                states_UD, tokens, seconds = encoded
+                started = time.perf_counter()
+                items_UK, _ = recommender.decode(states_UD, histories, max(CUTOFFS), self._filters)
+            else:
+                started = time.perf_counter()
+                items_UK, _ = recommender.recommend(histories, max(CUTOFFS), self._filters)
+            seconds += time.perf_counter() - started
+            outcomes.append(Outcome(target_ranks(items_UK, targets_U), seconds, tokens))
+        return outcomes
+
+    def _recommender(self, contender: Contender) -> Recommender:
+        if contender not in self._made:
+            self._made[contender] = self._make(contender)
+        return self._made[contender]
+
+    def _make(self, contender: Contender) -> Recommender:
+        num_items = len(self._dataset.items())
+        if contender.kind == "most-popular":
+            return MostPopular.fit(self._training[1])
+        if contender.kind == "co-occurrence":
+            return CoOccurrence.fit(*self._training)
+        if contender.kind == "constrained-beam":
+            return ConstrainedBeam.over(self._language_model, self._encoder, num_items, contender.beams)
+        if contender.kind == "grounded-beam":
+            return GroundedBeam.over(self._language_model, self._encoder, num_items)
+        return L2DRecommender(
+            lambda histories: self._encoder.encode(histories).states_UD,
+            self._index(contender.index, contender.prior),
+            "global" if contender.kind == "l2d-global" else "local",
+            contender.top_m,
+        )
+
+    def _index(self, path: str, prior: float) -> ShardedIndex:
+        if (path, prior) not in self._indexes:
+            self._indexes[path, prior] = ShardedIndex.open(self._workspace, path, prior)
+        return self._indexes[path, prior]
+
+    @cached_property
+    def _training(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        return training_pairs(self._dataset)
+
+    @cached_property
+    def _language_model(self) -> Any:
+        gpu = self._config.workers.gpus > 0
+        dtype = resolve_dtype(self._config.model, gpu)
+        return load_language_model(self._config.model, dtype, "cuda" if gpu else "cpu")
+
+    @cached_property
+    def _encoder(self) -> HistoryEncoder:
+        return HistoryEncoder(self._config, self._dataset.items()["title"].to_pylist(), self._language_model.backbone)
+
+
+def contender(name: str, config: Config, index_paths: dict[str, str], top_m: dict[str, int], prior: float) -> Contender:
+    """The contender of a name in `evaluate.recommenders`.
+
+    `index_paths` and `top_m` are by space; `prior` is what `+prior` stands for. Raises InputError for an unknown name.
+    """
+    base, plus, suffix = name.partition("+")
+    if name in ("most-popular", "co-occurrence", "grounded-beam"):
+        return Contender(name, name)
+    if base.startswith("constrained-beam-") and base.removeprefix("constrained-beam-").isdigit() and not plus:
+        beams = int(base.removeprefix("constrained-beam-"))
+        if beams > 0:
+            return Contender(name, "constrained-beam", beams=beams)
+    for kind in ("l2d-global", "l2d-local"):
+        space = config.index.space if base == kind else base.removeprefix(f"{kind}-")
+        if space in index_paths and (not plus or (suffix == "prior" and kind == "l2d-global")):
+            return Contender(
+                name, kind, index=index_paths[space], top_m=top_m[space], prior=prior if plus else config.index.prior
+            )
+    raise InputError(
+        f"evaluate.recommenders={name!r}: unknown; known are most-popular, co-occurrence, l2d-global, l2d-local (both"
+        " also with -none, -centre, -whiten-total or -whiten-within; l2d-global with +prior), constrained-beam-<beams>"
+        " and grounded-beam"
+    )
+
+
+def spaces_of(names: Sequence[str], config: Config) -> list[str]:
+    """The spaces that recommenders of these names need indexes in; that of the configuration first."""
+    named = (match[1] for name in names if (match := re.match(r"l2d-(?:global|local)-([^+]+)", name)))
+    return list(dict.fromkeys([config.index.space, *(space for space in named if space in SPACES)]))
+
+
+def training_pairs(dataset: Dataset) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The last item of the history and the target of every training sample."""
+    lasts, targets = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    for users in dataset.iter_users():
+        for items, splits in zip(users["item_indices"].to_pylist(), users["splits"].to_pylist(), strict=True):
+            positions = np.flatnonzero(np.array(splits) == Split.TRAIN)
+            lasts.append(np.array(items, np.int32)[positions - 1])
+            targets.append(np.array(items, np.int32)[positions])
+    return np.concatenate(lasts), np.concatenate(targets)
+
+
+def samples_of(dataset: Dataset, split: Split, most: int) -> list[dict[str, Any]]:
+    """At most so many samples of a split, chosen by sample id: `sample_id`, `user_hash`, `history` and `target`."""
+    chosen: list[dict[str, Any]] = []
+    share = min(1.0, 1.2 * (most + 20) / max(dataset.num_samples(split), 1))
+    for users in dataset.iter_users():
+        for user in users.to_pylist():
+            positions = np.flatnonzero(np.array(user["splits"]) == split)
+            ids = sample_ids(np.full(positions.size, user["user_hash"], np.int64), positions)
+            for position, sample_id in zip(
+                positions[in_fraction(ids, share)], ids[in_fraction(ids, share)], strict=True
+            ):
+                items = user["item_indices"]
+                chosen.append(
+                    {
+                        "sample_id": int(sample_id),
+                        "user_hash": user["user_hash"],
+                        "history": items[:position],
+                        "target": items[position],
+                    }
+                )
+    return sorted(chosen, key=lambda sample: sample["sample_id"] % 2**64)[:most]
+
+
+def groups_of(targets_U: NDArray[np.integer], training_targets: NDArray[np.integer]) -> NDArray[np.str_]:
+    """[U] `cold`, `sparse` or `dense` for each target."""
+    size = int(max(targets_U.max(initial=0), training_targets.max(initial=0))) + 1
+    rows_U = np.bincount(training_targets, minlength=size)[targets_U]
+    middle = np.median(rows_U[rows_U > 0]) if (rows_U > 0).any() else 0
+    return np.where(rows_U == 0, "cold", np.where(rows_U > middle, "dense", "sparse"))
+
+
+def summarise(
+    name: str, ranks_U: IntArray, users_U: IntArray, groups_U: NDArray[np.str_], seconds: float, tokens: float
+) -> dict[str, Any]:
+    """One row of the table: the metrics with their intervals and by group, and the cost of a sample."""
+    row: dict[str, Any] = {"recommender": name}
+    intervals: dict[str, Any] = {}
+    for metric, function in (("recall", recall), ("ndcg", ndcg)):
+        for k in CUTOFFS:
+            values_U = function(ranks_U, k)
+            row[f"{metric}@{k}"] = round(float(values_U.mean()), 5)
+            intervals[f"{metric}@{k}"] = [round(bound, 5) for bound in bootstrap_interval(values_U, users_U)]
+    return {
+        **row,
+        "users": int(ranks_U.size),
+        "seconds_per_user": round(seconds, 6),
+        "tokens_per_user": round(tokens, 1),
+        "intervals": intervals,
+        "groups": {group: _group(ranks_U[groups_U == group]) for group in ("dense", "sparse", "cold")},
+    }
+
+
+def _group(ranks_U: IntArray) -> dict[str, Any]:
+    if not ranks_U.size:
+        return {"users": 0}
+    return {"users": int(ranks_U.size)} | {f"recall@{k}": round(float(recall(ranks_U, k).mean()), 5) for k in CUTOFFS}
+
+
+def as_plain(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
+    """Contenders as dictionaries, for a worker."""
+    return [asdict(one) for one in contenders]

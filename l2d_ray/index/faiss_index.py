@@ -1,0 +1,182 @@
+"""Nearest vectors with FAISS: any factory string, exact distances.
+
+FAISS finds candidates, whatever it compresses; their distances are then taken in float64 from the vectors themselves,
+so that what an index loses is candidates only, never the precision of a score.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.core.decoding import Float64, FloatArray, IntArray, squared_distances
+from l2d_ray.errors import InputError
+
+EXHAUSTIVE = "Flat"
+"""The factory string whose candidates are all there are, ties included."""
+EXACT_BELOW_ROWS = 500_000
+"""Rows of a shard up to which `auto` scans them all."""
+COMPRESSED_ABOVE_ROWS = 5_000_000
+TRAINING_ROWS_PER_LIST = 64
+"""FAISS warns below 39 and takes at most 256; the mean of 64 vectors places a list well enough."""
+_MARGIN = 32
+_ROUNDING = 1e-5
+"""Bound on the error of a float32 squared distance, relative to the squared lengths it is computed from."""
+_ROWS_PER_BLOCK = 65_536
+
+
+def default_factory(rows: int, dimension: int) -> str:
+    """The index for a shard of so many rows: exact while that is quick, then inverted lists, then compressed ones."""
+    if rows <= EXACT_BELOW_ROWS:
+        return "Flat"
+    lists = 2 ** round(np.log2(4 * np.sqrt(rows)))
+    if rows <= COMPRESSED_ABOVE_ROWS:
+        return f"IVF{lists},SQfp16"
+    return f"IVF{lists},PQ{max(size for size in range(1, 65) if dimension % size == 0)}"
+
+
+def empty_index(factory: str, dimension: int) -> Any:
+    """An index without vectors. Raises InputError for a string FAISS does not understand or that does not fit."""
+    try:
+        return faiss.index_factory(dimension, factory)
+    except RuntimeError as error:
+        reason = str(error).split("Error: ")[-1].split(" in ")[-1].splitlines()[0]
+        raise InputError(
+            f"index.factory={factory!r}: FAISS makes no index of dimension {dimension} from it ({reason}); see the"
+            " index factory in FAISS's documentation"
+        ) from None
+
+
+def training_rows(index: Any) -> int:
+    """How many vectors to train an index on; 0 if it needs no training."""
+    if index.is_trained:
+        return 0
+    inverted = faiss.try_extract_index_ivf(index)
+    return max(TRAINING_ROWS_PER_LIST * inverted.nlist if inverted else 0, 50_000)
+
+
+def train(index: Any, vectors_ND: FloatArray) -> None:
+    """Train on a sample of vectors; on all GPUs where faiss-gpu finds some (k-means is most of the work)."""
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted and hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus():
+        inverted.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inverted.d))
+    index.train(vectors_ND.astype(np.float32))
+
+
+def search_settings(index: Any) -> list[str]:
+    """What can be turned up for more recall, in FAISS's notation, the least first; none for other kinds of index."""
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if isinstance(inner, faiss.IndexIVF):
+        return [f"nprobe={2**n}" for n in range(int(np.log2(inner.nlist)) + 1)]
+    if isinstance(inner, faiss.IndexHNSW):
+        return [f"efSearch={2**n}" for n in range(5, 13)]
+    return []
+
+
+def set_search(index: Any, setting: str) -> None:
+    """Apply one of `search_settings`."""
+    parameters: Any = faiss.ParameterSpace()
+    parameters.set_index_parameters(index, setting)
+
+
+def to_bytes(index: Any) -> bytes:
+    """The index as FAISS writes it to a file."""
+    return bytes(faiss.serialize_index(index).tobytes())
+
+
+def from_bytes(content: bytes) -> Any:
+    """The index that `to_bytes` wrote. Raises ValueError if it is not one, or one of a newer FAISS."""
+    try:
+        return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0][:200]) from None
+
+
+@dataclass
+class VectorSearch:
+    """Vectors, and an index that finds candidates among them. `index` holds vector n, less `offset_D`, under id n."""
+
+    index: Any
+    vectors_ND: FloatArray
+    offset_D: Float64
+    """Subtracted before FAISS sees a vector: float32 distances are only as precise as the vectors are short."""
+    exhaustive: bool
+    extra_N: Float64 | None = None
+    """Added to the squared distances; `index` then holds its square root as one dimension more."""
+
+    @classmethod
+    def over(cls, vectors_ND: FloatArray, offset_D: Float64, extra_N: Float64 | None = None) -> "VectorSearch":
+        """An exact search over vectors that fit into memory in float32."""
+        extra = np.empty((len(vectors_ND), 0)) if extra_N is None else np.sqrt(extra_N)[:, None]
+        index = faiss.IndexFlatL2(vectors_ND.shape[1] + extra.shape[1])
+        for rows, block in blocks(vectors_ND, offset_D):
+            index.add(np.hstack([block, extra[rows].astype(np.float32)]))
+        return cls(index, vectors_ND, offset_D, True, extra_N)
+
+    def search(self, queries_UD: FloatArray, count: int) -> list[tuple[IntArray, Float64]]:
+        """For each query vector numbers and their exact squared distances, in no order.
+
+        At least the `count` nearest (fewer if there are not so many, or if an approximate index finds no more); of an
+        exhaustive index also every vector as near as the last of those.
+        """
+        results: list[tuple[IntArray, Float64]] = [(np.empty(0, np.int64), np.empty(0))] * len(queries_UD)
+        prepared = self._prepared(queries_UD)
+        pending, wanted = np.arange(len(queries_UD)), count + _MARGIN
+        while pending.size and count and self.index.ntotal:
+            wanted = min(wanted, self.index.ntotal)
+            seen, found = self.index.search(prepared[pending], wanted)
+            unsure = []
+            for user, numbers, farthest in zip(pending, found, seen[:, -1], strict=True):
+                numbers = np.sort(numbers[numbers >= 0])
+                results[user] = numbers, self.distances(queries_UD[user], numbers)
+                complete = not self.exhaustive or wanted == self.index.ntotal
+                if not complete and farthest <= self._reach(queries_UD[user], results[user][1], count):
+                    unsure.append(user)
+            pending, wanted = np.array(unsure, np.int64), 4 * wanted
+        return results
+
+    def distances(self, query_D: FloatArray, numbers: IntArray) -> Float64:
+        """Exact squared distances of some vectors."""
+        distances_N = squared_distances(query_D, self.vectors_ND[numbers])
+        return distances_N if self.extra_N is None else distances_N + self.extra_N[numbers]
+
+    def _prepared(self, queries_UD: FloatArray) -> NDArray[np.float32]:
+        """The queries as `index` wants them."""
+        prepared = (queries_UD - self.offset_D).astype(np.float32)
+        return prepared if self.extra_N is None else np.pad(prepared, ((0, 0), (0, 1)))
+
+    def _reach(self, query_D: FloatArray, distances_N: Float64, count: int) -> float:
+        """What float32 may make of the distance of the `count`-th nearest vector, at most."""
+        last = float(np.partition(distances_N, count - 1)[count - 1])
+        length = float(np.linalg.norm(query_D - self.offset_D))
+        return float(last + _ROUNDING * (length**2 + (length + last**0.5) ** 2))
+
+
+def blocks(vectors_ND: FloatArray, offset_D: Float64) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """The vectors less the offset in float32, some rows at a time, as FAISS takes them."""
+    for start in range(0, len(vectors_ND), _ROWS_PER_BLOCK):
+        rows = slice(start, start + _ROWS_PER_BLOCK)
+        yield rows, (vectors_ND[rows].astype(np.float64) - offset_D).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The yardstick: every vector looked at, block by block, whatever their number. Searches as VectorSearch does."""
+
+    vectors_ND: FloatArray
+    offset_D: Float64
+
+    def search(self, queries_UD: FloatArray, count: int) -> list[tuple[IntArray, Float64]]:
+        """As in VectorSearch, but for ties beyond a margin."""
+        queries = (queries_UD - self.offset_D).astype(np.float32)
+        count = min(count + _MARGIN, len(self.vectors_ND))
+        near, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        for rows, block in blocks(self.vectors_ND, self.offset_D):
+            distances, numbers = faiss.knn(queries, block, min(count, len(block)))
+            near, found = np.hstack([near, distances]), np.hstack([found, numbers + rows.start])
+            keep = np.argsort(near, axis=1, kind="stable")[:, :count]
+            near, found = np.take_along_axis(near, keep, axis=1), np.take_along_axis(found, keep, axis=1)
+        return [(n, squared_distances(q, self.vectors_ND[n])) for q, n in zip(queries_UD, found, strict=True)]

@@ -1,0 +1,91 @@
+"""Files of an index: written whole with a checksum, and refused by name when they are not what was recorded."""
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from pyarrow import fs as pafs
+
+from l2d_ray.core.decoding import Float64
+from l2d_ray.core.space import LinearMap
+from l2d_ray.errors import InputError
+from l2d_ray.index.manifest import IndexFile
+from l2d_ray.workspace import DigestingSink, Workspace
+
+REMEDY = "; run jobs/build_index.py again"
+
+
+def write_bytes(workspace: Workspace, path: str, parts: Iterable[Any]) -> IndexFile:
+    """Write the parts, one after the other, as one file, and say what it is."""
+    with workspace.create(path) as stream:
+        sink = DigestingSink(stream)
+        for part in parts:
+            sink.write(part)
+    return IndexFile(path=path, bytes=sink.count, sha256=sink.sha256)
+
+
+def write_array(
+    workspace: Workspace, path: str, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]
+) -> IndexFile:
+    """Write an array of this shape as NumPy's .npy, its rows in parts, so that it need not fit into memory."""
+    header = io.BytesIO()
+    description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
+    content = (np.ascontiguousarray(part, dtype).data.cast("B") for part in parts if part.size)
+    return write_bytes(workspace, path, (part for parts in ([header.getvalue()], content) for part in parts))
+
+
+def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array, mapped into memory from a disk, read from anywhere else.
+
+    Raises InputError, naming the file, if it is missing, truncated, no array or of another shape.
+    """
+    _check(workspace, file)
+    path = workspace.path(file.path)
+    try:
+        if isinstance(workspace.filesystem, pafs.LocalFileSystem):
+            array = np.load(path, mmap_mode="r") if 0 not in shape else np.load(path)
+        else:
+            array = np.load(io.BytesIO(read_bytes(workspace, file)))
+    except ValueError as error:
+        raise InputError(f"{path}: no array that NumPy reads ({error}){REMEDY}") from None
+    if array.shape != shape:
+        raise InputError(f"{path}: has shape {array.shape}, expected {shape}{REMEDY}")
+    return array  # type: ignore[no-any-return]
+
+
+def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
+    """The content of a file. Raises InputError if it is missing or not as long as recorded."""
+    _check(workspace, file)
+    with workspace.filesystem.open_input_stream(workspace.path(file.path)) as stream:
+        return bytes(stream.read())
+
+
+def write_arrays(workspace: Workspace, path: str, arrays: dict[str, Any]) -> IndexFile:
+    """Write small arrays as one .npz."""
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return write_bytes(workspace, path, [stream.getbuffer()])
+
+
+def write_map(workspace: Workspace, path: str, space: LinearMap, offset_D: Float64) -> IndexFile:
+    """Write the map of a space, and what to subtract from mapped vectors before float32."""
+    parts = {"mean": space.mean_D, "matrix": space.matrix_DD, "offset": offset_D}
+    return write_arrays(workspace, path, {name: part for name, part in parts.items() if part is not None})
+
+
+def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]:
+    """The map and the offset that `write_map` wrote."""
+    with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
+        return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
+
+
+def _check(workspace: Workspace, file: IndexFile) -> None:
+    path = workspace.path(file.path)
+    info = workspace.filesystem.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise InputError(f"{path}: missing, but the index lists it{REMEDY}")
+    if info.size != file.bytes:
+        raise InputError(f"{path}: {info.size} bytes, recorded were {file.bytes}: truncated or another file{REMEDY}")

@@ -1,0 +1,74 @@
+"""The records of an index: what a shard holds, what the index was made from, and how good it measured itself to be."""
+
+from l2d_ray.core.space import SpaceKind
+from l2d_ray.records import MemoryIdentity, Record
+
+FORMAT_VERSION = 1
+FOLDER = "index"
+
+
+class IndexFile(Record):
+    """One file, relative to the workspace."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class ShardRecord(Record):
+    """A complete shard. Its files are in place before this record is."""
+
+    shard: int
+    rows: int
+    items: int
+    files: dict[str, IndexFile]
+    """By name: rows, row_items, sample_ids, faiss, items, counts, centroids."""
+    seconds: float
+
+
+class IndexQuality(Record):
+    """What the index loses against looking at every row, on rows of the memory as queries, themselves left out."""
+
+    queries: int
+    top_m: int
+    recall_top_m: float
+    """Share of the exact top M rows that it finds."""
+    k: int
+    recall_top_k: float
+    """Share of the exact L2D-L top K that it recommends."""
+
+
+class IndexManifest(Record):
+    """A complete index."""
+
+    format_version: int = FORMAT_VERSION
+    snapshot: int
+    snapshot_digest: str
+    """Of the snapshot's record: which memory this is of."""
+    identity: MemoryIdentity
+    """Of the memory; queries must be encoded in the same way."""
+    sample_fraction: float
+    space: SpaceKind
+    shrinkage: float
+    factory: str
+    search: str
+    """FAISS search setting (`nprobe=16`), the least that reached the recall asked for; "" if there is none."""
+    faiss_version: str
+    map: IndexFile
+    rows: int
+    items: int
+    """Items with at least one row."""
+    bytes_per_row: float
+    """All files of the shards."""
+    quality: IndexQuality
+    shards: list[ShardRecord]
+    seconds: float
+    """Of the run that completed it."""
+
+
+def label(space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float) -> str:
+    """The folder name of an index among those of its snapshot."""
+    parts = [space, *([f"{shrinkage:g}"] if space.startswith("whiten") else []), factory]
+    if sample_fraction < 1:
+        parts.append(f"{sample_fraction:g}")
+    return "-".join(parts).replace(",", "_").replace("(", "_").replace(")", "")

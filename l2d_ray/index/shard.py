@@ -1,0 +1,107 @@
+"""One shard of an index: its files, and the two hops of L2D-L and the one of L2D-G over its own rows and items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.core.decoding import (
+    Cut,
+    FloatArray,
+    IntArray,
+    Neighbours,
+    ScoredItems,
+    aggregate,
+    best_items,
+    nearest,
+    scores_of,
+)
+from l2d_ray.errors import InputError
+from l2d_ray.index.faiss_index import EXHAUSTIVE, Scan, VectorSearch, from_bytes, set_search
+from l2d_ray.index.files import REMEDY, read_array, read_bytes, read_map
+from l2d_ray.index.manifest import IndexManifest, ShardRecord
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class IndexShard:
+    """Rows and item means of one shard, in the index's space. Queries are [U, D], mapped already."""
+
+    rows: VectorSearch | Scan
+    row_items_M: NDArray[np.int32]
+    sample_ids_M: IntArray
+    centroids: VectorSearch
+    items_I: NDArray[np.int32]
+    """The items that have rows here, ascending."""
+
+    @classmethod
+    def open(
+        cls, workspace: Workspace, manifest: IndexManifest, shard: ShardRecord, prior: float = 0.0
+    ) -> "IndexShard":
+        """Read a shard. Raises InputError, naming the file, if one is missing, truncated or of another shape.
+
+        `prior` weighs log-frequency in L2D-G: -1/2 d^2 + prior * log n_v, written as a distance.
+        """
+        offset = read_map(workspace, manifest.map)[1]
+        dimension = manifest.identity.dimension
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("row_items", "sample_ids"), (shard.rows,))
+        shapes |= dict.fromkeys(("items", "counts"), (shard.items,))
+        shapes |= {"rows": (shard.rows, dimension), "centroids": (shard.items, dimension)}
+        arrays = {name: read_array(workspace, shard.files[name], shape) for name, shape in shapes.items()}
+        index = _read_faiss(workspace, manifest, shard)
+        extra = 2 * prior * np.log(manifest.rows / arrays["counts"]) if prior else None
+        return cls(
+            rows=VectorSearch(index, arrays["rows"], offset, exhaustive=manifest.factory == EXHAUSTIVE),
+            row_items_M=arrays["row_items"],
+            sample_ids_M=arrays["sample_ids"],
+            centroids=VectorSearch.over(arrays["centroids"], offset, extra),
+            items_I=arrays["items"],
+        )
+
+    def nearest_rows(self, queries_UD: FloatArray, top_m: int) -> list[Neighbours]:
+        """L2D-L, first hop: each query's own top M rows of this shard."""
+        return [
+            nearest(distances_M, self.sample_ids_M[rows_M], rows_M, top_m)
+            for rows_M, distances_M in self.rows.search(queries_UD, top_m)
+        ]
+
+    def aggregate_rows(self, query_D: FloatArray, neighbours: Neighbours, cut: Cut) -> ScoredItems:
+        """L2D-L, second hop: the items of the rows that survive the global cut, scored by their means."""
+        rows_M = neighbours.up_to(cut).rows_M
+        return aggregate(query_D, self.rows.vectors_ND[rows_M], self.row_items_M[rows_M])
+
+    def nearest_items(
+        self, queries_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
+    ) -> list[ScoredItems]:
+        """L2D-G: each query's top K items of this shard, without its excluded ones and within `allow`."""
+        if allow is not None:
+            allowed = np.flatnonzero(np.isin(self.items_I, allow))
+            found = [(allowed, self.centroids.distances(query_D, allowed)) for query_D in queries_UD]
+        else:
+            most = max((excluded.size for excluded in exclude), default=0)
+            found = self.centroids.search(queries_UD, k + most)
+        scored = (ScoredItems(self.items_I[numbers].astype(np.int64), scores_of(d)) for numbers, d in found)
+        return [best_items([items.permitted(out)], k) for items, out in zip(scored, exclude, strict=True)]
+
+
+def _read_faiss(workspace: Workspace, manifest: IndexManifest, shard: ShardRecord) -> Any:
+    file = shard.files["faiss"]
+    path = workspace.path(file.path)
+    try:
+        index = from_bytes(read_bytes(workspace, file))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: FAISS {faiss.__version__} cannot read it ({error}); it was written by FAISS"
+            f" {manifest.faiss_version}: install that or a newer one, or run jobs/build_index.py again"
+        ) from None
+    if (index.d, index.ntotal) != (manifest.identity.dimension, shard.rows):
+        raise InputError(
+            f"{path}: {index.ntotal} vectors of dimension {index.d}, expected {shard.rows} of"
+            f" {manifest.identity.dimension}{REMEDY}"
+        )
+    if manifest.search:
+        set_search(index, manifest.search)
+    return index

@@ -1,0 +1,81 @@
+"""All shards of an index in one process, answering as one: the two hops of L2D-L and the merge of L2D-G."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from l2d_ray.core.decoding import (
+    Float64,
+    FloatArray,
+    IntArray,
+    Neighbours,
+    ScoredItems,
+    best_items,
+    completed,
+    global_cut,
+)
+from l2d_ray.core.space import LinearMap
+from l2d_ray.errors import InputError
+from l2d_ray.index.files import read_map
+from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.shard import IndexShard
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ShardedIndex:
+    """An index to search. Queries are hidden states [U, D], float16 or wider, not mapped yet."""
+
+    manifest: IndexManifest
+    space: LinearMap
+    shards: Sequence[IndexShard]
+
+    @classmethod
+    def open(cls, workspace: Workspace, path: str, prior: float = 0.0) -> "ShardedIndex":
+        """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
+        manifest = IndexManifest.read(workspace, path)
+        if len(manifest.shards) != manifest.identity.num_shards:
+            raise InputError(
+                f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}; run"
+                " jobs/build_index.py again"
+            )
+        space, _ = read_map(workspace, manifest.map)
+        shards = [IndexShard.open(workspace, manifest, shard, prior) for shard in manifest.shards]
+        return cls(manifest, space, shards)
+
+    def recommend_global(
+        self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
+    ) -> list[ScoredItems]:
+        """L2D-G: each query's K best items, without its excluded ones and, where given, within `allow`."""
+        return self._global(self.space(states_UD), k, exclude, allow)
+
+    def recommend_local(
+        self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], top_m: int, allow: IntArray | None = None
+    ) -> list[ScoredItems]:
+        """L2D-L over the `top_m` nearest rows, completed from L2D-G where that leaves fewer than K items."""
+        queries_UD = self.space(states_UD)
+        lists = [
+            best_items([scored.permitted(out, allow)], k)
+            for scored, out in zip(self._local(queries_UD, top_m), exclude, strict=True)
+        ]
+        short = [user for user, items in enumerate(lists) if len(items) < k]
+        if short:
+            filling = self._global(queries_UD[short], k, [exclude[user] for user in short], allow)
+            for user, more in zip(short, filling, strict=True):
+                lists[user] = completed(lists[user], more, k)
+        return lists
+
+    def _global(
+        self, queries_UD: Float64, k: int, exclude: Sequence[IntArray], allow: IntArray | None
+    ) -> list[ScoredItems]:
+        found = [shard.nearest_items(queries_UD, k, exclude, allow) for shard in self.shards]
+        return [best_items(parts, k) for parts in zip(*found, strict=True)]
+
+    def _local(self, queries_UD: Float64, top_m: int) -> list[ScoredItems]:
+        """All items of the `top_m` nearest rows, in two hops."""
+        hops = [shard.nearest_rows(queries_UD, top_m) for shard in self.shards]
+        return [self._second_hop(query_D, parts, top_m) for query_D, *parts in zip(queries_UD, *hops, strict=True)]
+
+    def _second_hop(self, query_D: Float64, parts: Sequence[Neighbours], top_m: int) -> ScoredItems:
+        cut = global_cut(parts, top_m)
+        items = [s.aggregate_rows(query_D, part, cut) for s, part in zip(self.shards, parts, strict=True)]
+        return best_items(items, sum(map(len, items)))

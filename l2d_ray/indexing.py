@@ -1,0 +1,338 @@
+"""From a memory's snapshot to an index, without Ray: the work on one shard, and what needs all of them.
+
+1. `sum_moments`, for each shard: item sums and second moments, from one pass over its rows.
+2. `fit`, once: the map of the space, and an index trained on a sample of all shards if it needs training.
+3. `build_shard`, for each shard: mapped rows, item means, and their FAISS index.
+4. `finish`, once: the search setting that reaches the recall asked for, measured, and the manifest.
+
+Every step leaves files and skips what is there, so that a run that was killed is finished by the same command.
+"""
+
+import hashlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from l2d_ray.config import Config, IndexConfig
+from l2d_ray.core.aggregation import Float64, Moments, item_sums
+from l2d_ray.core.decoding import IntArray, best_items, global_cut
+from l2d_ray.core.samples import in_fraction
+from l2d_ray.core.space import fit_map
+from l2d_ray.errors import InputError
+from l2d_ray.index import faiss_index
+from l2d_ray.index.faiss_index import Scan, VectorSearch
+from l2d_ray.index.files import read_bytes, read_map, write_array, write_arrays, write_bytes, write_map
+from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label
+from l2d_ray.index.shard import IndexShard
+from l2d_ray.memory.manifest import Snapshot
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.records import Record
+from l2d_ray.schema import hidden_states
+from l2d_ray.workspace import Workspace
+
+QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """What every step needs to know; plain values, so that a worker can read them whatever it has imported."""
+
+    workspace: str
+    snapshot: Snapshot
+    config: IndexConfig
+    factory: str
+    """`index.factory` with `auto` decided."""
+
+    @property
+    def base(self) -> str:
+        """The folder of all indexes of this snapshot; it says which memory that is, not only its number."""
+        return f"{FOLDER}/{self.snapshot.number}-{snapshot_digest(self.snapshot)[:8]}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of this index."""
+        config = self.config
+        return f"{self.base}/{label(config.space, config.shrinkage, self.factory, config.sample_fraction)}"
+
+    @property
+    def manifest(self) -> str:
+        """The path of the record that makes the index complete."""
+        return f"{self.folder}/index.json"
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of memory and index alike."""
+        return self.snapshot.identity.num_shards
+
+
+@dataclass(frozen=True)
+class ShardMoments:
+    """What step 1 leaves of a shard."""
+
+    items_I: NDArray[np.int32]
+    """The items that have rows in it, ascending."""
+    counts_I: NDArray[np.int64]
+    sums_ID: Float64
+    moments: Moments
+
+    def write(self, workspace: Workspace, path: str) -> None:
+        """As one .npz."""
+        item_arrays = {"items_I": self.items_I, "counts_I": self.counts_I, "sums_ID": self.sums_ID}
+        write_arrays(workspace, path, item_arrays | vars(self.moments))
+
+    @classmethod
+    def read(cls, workspace: Workspace, path: str) -> "ShardMoments":
+        """What `write` wrote."""
+        with workspace.filesystem.open_input_stream(workspace.path(path)) as stream:
+            arrays = dict(np.load(io.BytesIO(stream.read())))
+        item_arrays = {name: arrays.pop(name) for name in ("items_I", "counts_I", "sums_ID")}
+        rows, items = int(arrays.pop("rows")), int(arrays.pop("items"))
+        return cls(**item_arrays, moments=Moments(rows=rows, items=items, **arrays))
+
+
+class Fitted(Record):
+    """What step 2 leaves for step 3. Written once: shards of two maps would not fit together."""
+
+    map: IndexFile
+    trained: IndexFile
+
+
+def plan_index(config: Config) -> IndexPlan:
+    """The plan of the index that `config` describes. Raises InputError if there is no memory or it has no rows."""
+    workspace = Workspace.open(config.workspace)
+    snapshot = MemoryStore(workspace).snapshot(config.index.snapshot)
+    rows = snapshot.rows * config.index.sample_fraction
+    if snapshot.rows == 0:
+        raise InputError(
+            f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; memory/quarantine says why"
+        )
+    dimension = snapshot.identity.dimension
+    factory = config.index.factory
+    if factory == "auto":
+        factory = faiss_index.default_factory(round(rows / snapshot.identity.num_shards), dimension)
+    faiss_index.empty_index(factory, dimension)
+    return IndexPlan(workspace.uri, snapshot, config.index, factory)
+
+
+def snapshot_digest(snapshot: Snapshot) -> str:
+    """SHA-256 of a snapshot's record."""
+    return hashlib.sha256(snapshot.model_dump_json().encode()).hexdigest()
+
+
+def sum_moments(plan: IndexPlan, shard: int) -> None:
+    """Step 1."""
+    workspace, path = Workspace.open(plan.workspace), _moments_path(plan, shard)
+    if workspace.exists(path):
+        return
+    occurring = [rows.column("item_index").to_numpy() for rows in _read(plan, shard, ["sample_id", "item_index"])]
+    items = np.unique(np.concatenate([np.empty(0, np.int32), *occurring]))
+    dimension = plan.snapshot.identity.dimension
+    sums, counts = np.zeros((items.size, dimension)), np.zeros(items.size, np.int64)
+    moments = Moments.zero(dimension)
+    for rows in _read(plan, shard):
+        states = hidden_states(rows)
+        more_sums, more_counts = item_sums(
+            states, np.searchsorted(items, rows.column("item_index").to_numpy()), items.size
+        )
+        sums, counts, moments = sums + more_sums, counts + more_counts, moments + Moments.of_rows(states)
+    moments += Moments.of_items(sums, counts)
+    ShardMoments(items, counts, sums, moments).write(workspace, path)
+
+
+def fit(plan: IndexPlan) -> Fitted:
+    """Step 2."""
+    workspace, record_path = Workspace.open(plan.workspace), f"{plan.folder}/fitted.json"
+    if workspace.exists(record_path):
+        return Fitted.read(workspace, record_path)
+    parts = (ShardMoments.read(workspace, _moments_path(plan, shard)).moments for shard in range(plan.num_shards))
+    moments = sum(parts, Moments.zero(plan.snapshot.identity.dimension))
+    if moments.rows == 0:
+        raise InputError(f"index.sample_fraction={plan.config.sample_fraction}: leaves no row; raise it")
+    try:
+        space = fit_map(moments, plan.config.space, plan.config.shrinkage)
+    except ValueError as error:
+        raise InputError(f"index.space={plan.config.space!r}: {error}; use index.space=none") from None
+    mean_D = moments.sum_D / moments.rows
+    offset_D = mean_D if space.mean_D is None else np.zeros_like(mean_D)
+    index = faiss_index.empty_index(plan.factory, mean_D.size)
+    wanted = faiss_index.training_rows(index)
+    if wanted:
+        sample_MD = np.concatenate(list(_sample(plan, wanted / moments.rows)))
+        try:
+            faiss_index.train(index, space(sample_MD) - offset_D)
+        except RuntimeError as error:
+            raise InputError(
+                f"index.factory={plan.factory!r}: cannot be trained on {len(sample_MD)} rows"
+                f" ({str(error).splitlines()[0][-120:]}); use index.factory=Flat"
+            ) from None
+    fitted = Fitted(
+        map=write_map(workspace, f"{plan.folder}/space.npz", space, offset_D),
+        trained=write_bytes(workspace, f"{plan.folder}/trained.faiss", [faiss_index.to_bytes(index)]),
+    )
+    fitted.write(workspace, record_path)
+    return fitted
+
+
+def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
+    """Step 3."""
+    workspace, record_path = Workspace.open(plan.workspace), f"{plan.folder}/shard={shard}.json"
+    if workspace.exists(record_path):
+        return ShardRecord.read(workspace, record_path)
+    started = time.monotonic()
+    space, offset_D = read_map(workspace, fitted.map)
+    part, dimension = ShardMoments.read(workspace, _moments_path(plan, shard)), plan.snapshot.identity.dimension
+    count, items = part.moments.rows, part.moments.items
+    index = faiss_index.from_bytes(read_bytes(workspace, fitted.trained))
+    row_items, sample_ids = np.empty(count, np.int32), np.empty(count, np.int64)
+
+    def mapped() -> Iterator[NDArray[np.float16]]:
+        """The rows as they are stored, added to the index as they pass."""
+        start = 0
+        for rows in _read(plan, shard):
+            stop = start + rows.num_rows
+            row_items[start:stop], sample_ids[start:stop] = rows.column("item_index"), rows.column("sample_id")
+            start = stop
+            states = hidden_states(rows)
+            states = states if plan.config.space == "none" else space(states).astype(np.float16)
+            if not np.isfinite(states).all():
+                raise InputError(
+                    f"index.space={plan.config.space!r}: mapped rows do not fit into float16; raise index.shrinkage"
+                )
+            index.add((states - offset_D).astype(np.float32))
+            yield states
+
+    def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
+        return write_array(workspace, f"{plan.folder}/shard={shard}/{name}.npy", shape, dtype, parts)
+
+    means = space(part.sums_ID / part.counts_I[:, None])
+    files = {
+        "rows": write("rows", (count, dimension), np.float16, mapped()),
+        "row_items": write("row_items", (count,), np.int32, [row_items]),
+        "sample_ids": write("sample_ids", (count,), np.int64, [sample_ids]),
+        "items": write("items", (items,), np.int32, [part.items_I]),
+        "counts": write("counts", (items,), np.int64, [part.counts_I]),
+        "centroids": write("centroids", (items, dimension), np.float32, [means]),
+    }
+    path = f"{plan.folder}/shard={shard}/rows.faiss"
+    files["faiss"] = write_bytes(workspace, path, [faiss_index.to_bytes(index)])
+    seconds = round(time.monotonic() - started, 3)
+    record = ShardRecord(shard=shard, rows=count, items=items, files=files, seconds=seconds)
+    record.write(workspace, record_path)
+    return record
+
+
+def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], started: float) -> IndexManifest:
+    """Step 4. `started` is the `time.monotonic()` of the run."""
+    workspace = Workspace.open(plan.workspace)
+    if workspace.exists(plan.manifest):
+        return IndexManifest.read(workspace, plan.manifest)
+    rows = sum(shard.rows for shard in shards)
+    nothing = IndexQuality(queries=0, top_m=0, recall_top_m=1, k=0, recall_top_k=1)
+    manifest = IndexManifest(
+        snapshot=plan.snapshot.number,
+        snapshot_digest=snapshot_digest(plan.snapshot),
+        identity=plan.snapshot.identity,
+        sample_fraction=plan.config.sample_fraction,
+        space=plan.config.space,
+        shrinkage=plan.config.shrinkage,
+        factory=plan.factory,
+        search="",
+        faiss_version=faiss.__version__,
+        map=fitted.map,
+        rows=rows,
+        items=sum(shard.items for shard in shards),
+        bytes_per_row=round(sum(f.bytes for s in shards for f in s.files.values()) / rows, 1),
+        quality=nothing,
+        shards=list(shards),
+        seconds=0,
+    )
+    search, quality = measure(workspace, manifest, plan.config.target_recall)
+    seconds = round(time.monotonic() - started, 3)
+    manifest = manifest.model_copy(update={"search": search, "quality": quality, "seconds": seconds})
+    manifest.write(workspace, plan.manifest)
+    return manifest
+
+
+def measure(workspace: Workspace, manifest: IndexManifest, target: float) -> tuple[str, IndexQuality]:
+    """The least search setting whose top K agrees with the exact one to `target`, or the widest; and what it gives.
+
+    Queries are rows of the memory, each left out of its own neighbours.
+    """
+    shards = [IndexShard.open(workspace, manifest, shard) for shard in manifest.shards]
+    step = max(1, manifest.rows // QUALITY_QUERIES)
+    chosen = [np.arange(0, shard.sample_ids_M.size, step) for shard in shards]
+    queries = np.concatenate([s.rows.vectors_ND[rows] for s, rows in zip(shards, chosen, strict=True)])
+    own_ids = np.concatenate([shard.sample_ids_M[rows] for shard, rows in zip(shards, chosen, strict=True)])
+    exact = _lists([replace(s, rows=Scan(s.rows.vectors_ND, s.rows.offset_D)) for s in shards], queries, own_ids)
+    settings = next((faiss_index.search_settings(_faiss(shard)) for shard in shards if len(shard.row_items_M)), [])
+    for setting in settings or [""]:
+        for shard in shards:
+            if setting:
+                faiss_index.set_search(_faiss(shard), setting)
+        found = _lists(shards, queries, own_ids)
+        quality = IndexQuality(
+            queries=len(queries),
+            top_m=QUALITY_TOP_M,
+            recall_top_m=_overlap([rows for rows, _ in found], [rows for rows, _ in exact]),
+            k=QUALITY_K,
+            recall_top_k=_overlap([items for _, items in found], [items for _, items in exact]),
+        )
+        if quality.recall_top_k >= target:
+            break
+    return setting, quality
+
+
+def _faiss(shard: IndexShard) -> Any:
+    assert isinstance(shard.rows, VectorSearch)
+    return shard.rows.index
+
+
+def _lists(
+    shards: Sequence[IndexShard], queries_UD: NDArray[np.float16], own_ids_U: IntArray
+) -> list[tuple[IntArray, IntArray]]:
+    """For each query the ids of its top M rows and its top K items by L2D-L, its own row left out."""
+    hops = [shard.nearest_rows(queries_UD, QUALITY_TOP_M + 1) for shard in shards]
+    lists = []
+    for query_D, own_id, *parts in zip(queries_UD, own_ids_U, *hops, strict=True):
+        others = [part.keep(part.sample_ids_M != own_id) for part in parts]
+        cut = global_cut(others, QUALITY_TOP_M)
+        ids = np.concatenate([other.up_to(cut).sample_ids_M for other in others])
+        items = [s.aggregate_rows(query_D, other, cut) for s, other in zip(shards, others, strict=True)]
+        lists.append((ids, best_items(items, QUALITY_K).items_I))
+    return lists
+
+
+def _overlap(found: Sequence[IntArray], exact: Sequence[IntArray]) -> float:
+    hits = sum(np.isin(ours, theirs).sum() for ours, theirs in zip(found, exact, strict=True))
+    return round(float(hits / max(sum(theirs.size for theirs in exact), 1)), 5)
+
+
+def _moments_path(plan: IndexPlan, shard: int) -> str:
+    return f"{plan.base}/moments/{plan.config.sample_fraction:g}/shard={shard}.npz"
+
+
+def _sample(plan: IndexPlan, share: float) -> Iterator[Float64]:
+    """About this share of the rows of all shards."""
+    for shard in range(plan.num_shards):
+        for rows in _read(plan, shard, fraction=min(1.0, share)):
+            yield hidden_states(rows).astype(np.float64)
+
+
+def _read(
+    plan: IndexPlan, shard: int, columns: list[str] | None = None, fraction: float = 1.0
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard that the index takes, always in the same order; of these the given share."""
+    store = MemoryStore(Workspace.open(plan.workspace))
+    kept = plan.config.sample_fraction * fraction
+    for rows in store.read(plan.snapshot, shard, columns):
+        if kept < 1:
+            rows = rows.filter(pa.array(in_fraction(rows.column("sample_id").to_numpy(), kept)))
+        if rows.num_rows:
+            yield rows

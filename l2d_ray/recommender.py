@@ -1,0 +1,103 @@
+"""What every recommender speaks, and L2D in it: one forward pass and a nearest-neighbour search.
+
+Shapes: U histories, K results.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.core.decoding import Float64, FloatArray, IntArray, ScoredItems
+from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.records import MemoryIdentity
+
+NO_ITEM = -1
+"""Fills a list that has fewer than K items; its score is -inf."""
+_NONE = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which items may be recommended. A filter takes items out of a list; it changes no score."""
+
+    exclude_seen: bool = True
+    """None of the history."""
+    deny: IntArray = field(default_factory=lambda: _NONE)
+    """None of these."""
+    allow: IntArray | None = None
+    """Only these, unless None."""
+
+    def excluded(self, histories: Sequence[NDArray[np.integer]]) -> list[IntArray]:
+        """For each history the items that must not come back, each once."""
+        seen = histories if self.exclude_seen else [_NONE] * len(histories)
+        return [np.union1d(self.deny, history).astype(np.int64) for history in seen]
+
+
+EXCLUDE_SEEN = Filters()
+"""The usual: only what is new to the user."""
+
+
+class Recommender(Protocol):
+    """One contract for L2D and for everything it is compared with."""
+
+    def recommend(
+        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
+    ) -> tuple[IntArray, Float64]:
+        """Items and scores, both [U, K], the best first; no item twice, scores never rising.
+
+        A history holds item indices in time order, at least one. NO_ITEM and -inf fill a list that runs out of items.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class L2DRecommender:
+    """L2D-G ("global") or L2D-L ("local") over an index."""
+
+    encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
+    """Histories to states [U, D], as the rows of the index were encoded."""
+    index: ShardedIndex
+    aggregation: Literal["global", "local"] = "local"
+    top_m: int = 200
+
+    def recommend(
+        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
+    ) -> tuple[IntArray, Float64]:
+        """As in `Recommender`; scores are 1 / distance."""
+        return self.decode(self.encode(histories), histories, k, filters)
+
+    def decode(
+        self, states_UD: FloatArray, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
+    ) -> tuple[IntArray, Float64]:
+        """`recommend` for histories whose states are known."""
+        excluded = filters.excluded(histories)
+        if self.aggregation == "global":
+            lists = self.index.recommend_global(states_UD, k, excluded, filters.allow)
+        else:
+            lists = self.index.recommend_local(states_UD, k, excluded, self.top_m, filters.allow)
+        return as_arrays(lists, k)
+
+
+def as_arrays(lists: Sequence[ScoredItems], k: int) -> tuple[IntArray, Float64]:
+    """The first K of each list, as items and scores [U, K]."""
+    items_UK = np.full((len(lists), k), NO_ITEM, np.int64)
+    scores_UK = np.full((len(lists), k), -np.inf)
+    for user, scored in enumerate(lists):
+        found = min(len(scored), k)
+        items_UK[user, :found], scores_UK[user, :found] = scored.items_I[:k], scored.scores_I[:k]
+    return items_UK, scores_UK
+
+
+def check_identity(indexed: MemoryIdentity, ours: MemoryIdentity) -> None:
+    """Raise InputError, naming what differs, if queries would not be encoded as the rows of an index were."""
+    shards = {"num_shards": indexed.num_shards}  # says where rows are, not what they are
+    differences = ours.model_copy(update=shards).differences(indexed)
+    if differences:
+        raise InputError(
+            f"the index was made with another {', '.join(differences)}; use the model, adapter, template and window of"
+            " its memory, or build the memory again"
+        )

@@ -1,0 +1,64 @@
+"""JSON records that the stages leave in the workspace, and what decides whether their numbers can be compared."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from l2d_ray.errors import InputError
+from l2d_ray.workspace import Workspace
+
+FORMAT_VERSION = 1
+
+
+class Record(BaseModel):
+    """A JSON file of the workspace; closed to unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, workspace: Workspace, path: str) -> Self:
+        """The record at `path`. Raises InputError if it is missing or damaged."""
+        try:
+            return cls.model_validate(workspace.read_json(path))
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise InputError(
+                f"{workspace.path(path)}: {where}: {error.errors()[0]['msg']}; the file is damaged or of another"
+                " version of l2d_ray"
+            ) from None
+
+    def write(self, workspace: Workspace, path: str) -> None:
+        """Write the record, atomically. Raises FileExistsError if it is there: records never change."""
+        workspace.write_json(path, self.model_dump(), exclusive=True)
+
+
+class MemoryIdentity(Record):
+    """What decides the numbers in a memory. States that differ in any of it cannot be compared."""
+
+    format_version: int = FORMAT_VERSION
+    base_model: str
+    """Digest of the base model."""
+    num_layers: int
+    adapter: str | None
+    """Digest of the adapter that was merged in."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    template: str
+    """Digest of the prompt template."""
+    dtype: str
+    """What the model computed in; states are stored as float16 always."""
+    max_items: int
+    stride: int
+    dimension: int
+    num_shards: int
+
+    def differences(self, other: "MemoryIdentity") -> list[str]:
+        """`name (theirs, ours)` for everything in which two memories differ."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        return [
+            f"{name} ({_short(theirs[name])}, now {_short(ours[name])})" for name in ours if ours[name] != theirs[name]
+        ]
+
+
+def _short(value: object) -> str:
+    return value[:12] if isinstance(value, str) else str(value)

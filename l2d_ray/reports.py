@@ -1,0 +1,80 @@
+"""An evaluation as a person reads it: a table, and three plots."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from l2d_ray.evaluation import CUTOFFS
+
+Rows = Sequence[dict[str, Any]]
+
+
+def table(rows: Rows) -> str:
+    """The results, a line each: metrics in percent, the interval of Recall@20, and what a user costs."""
+    columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
+    head = ["recommender", *columns, "95% of recall@20", "users", "s/user"]
+    lines = [
+        [
+            row["recommender"],
+            *(f"{100 * row[column]:.2f}" for column in columns),
+            "{:.2f}-{:.2f}".format(*(100 * bound for bound in row["intervals"]["recall@20"])),
+            str(row["users"]),
+            f"{row['seconds_per_user']:.4f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [head, *lines]
+    )
+
+
+def plot(report: dict[str, Any]) -> bytes:
+    """A PNG: accuracy against cost, Recall against M, Recall against the share of the memory."""
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    cost, neighbours, share = figure.subplots(1, 3)
+    _accuracy_against_cost(cost, report["same_users"] or report["results"])
+    _curves(neighbours, report["validation"]["top_m"], "M, rows averaged", "L2D-L on validation data")
+    _curves(share, report["fractions"], "share of the memory", "size of the memory, test data")
+    neighbours.set_xscale("log")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _accuracy_against_cost(axes: Axes, rows: Rows) -> None:
+    for row in rows:
+        low, high = row["intervals"]["recall@20"]
+        value = row["recall@20"]
+        axes.errorbar(
+            [row["seconds_per_user"]], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", capsize=3
+        )
+        axes.annotate(
+            row["recommender"], (row["seconds_per_user"], value), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds a user")
+    axes.set_ylabel("Recall@20")
+    axes.set_title("accuracy against cost, test data", fontsize=10)
+    axes.margins(x=0.25, y=0.12)
+
+
+def _curves(axes: Axes, rows: Rows, label: str, title: str) -> None:
+    for name in dict.fromkeys(row["recommender"] for row in rows):
+        own = [row for row in rows if row["recommender"] == name]
+        axes.plot([row["at"] for row in own], [row["recall@20"] for row in own], marker="o", label=name)
+    axes.set_xlabel(label)
+    axes.set_ylabel("Recall@20")
+    axes.set_title(title, fontsize=10)
+    axes.set_ylim(bottom=0)
+    if rows:
+        axes.legend(fontsize=8)

@@ -1,0 +1,296 @@
+"""Indexes of a real memory, built by all steps but without Ray, against the definitions of core/ on the whole memory."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from small_memory import DIMENSION, build, identity, indexed, plan, rows, write_memory
+
+from l2d_ray.core.aggregation import item_sums
+from l2d_ray.core.decoding import ScoredItems, completed, global_neighbours, local_neighbours
+from l2d_ray.errors import InputError
+from l2d_ray.index import faiss_index
+from l2d_ray.index.faiss_index import VectorSearch, default_factory
+from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.indexing import fit, sum_moments
+from l2d_ray.memory.store import MemoryStore
+
+NONE = np.empty(0, np.int64)
+
+
+def queries(count: int = 12) -> NDArray[np.float16]:
+    """Some near the rows, some rows themselves."""
+    states, _ = rows(600, 40)
+    random = np.random.default_rng(9)
+    near = states[:count] + random.standard_normal((count, DIMENSION)).astype(np.float16) / 4
+    return np.concatenate([near, states[300 : 300 + count]])
+
+
+def nothing(queries_UD: NDArray) -> list[NDArray[np.int64]]:
+    return [NONE] * len(queries_UD)
+
+
+def assert_equal(lists: Sequence[ScoredItems], others: Sequence[ScoredItems]) -> None:
+    assert len(lists) == len(others) > 0
+    for one, other in zip(lists, others, strict=True):
+        np.testing.assert_array_equal(one.items_I, other.items_I)
+        np.testing.assert_array_equal(one.scores_I, other.scores_I)
+
+
+@pytest.mark.parametrize("space", ["none", "whiten-within"])
+def test_one_two_and_seven_shards_recommend_the_same_to_the_last_bit(tmp_path: Path, space: str) -> None:
+    asked = queries()
+    results = []
+    for num_shards in (1, 2, 7):
+        index = indexed(tmp_path / str(num_shards), num_shards=num_shards, space=space)
+        results.append(
+            (
+                index.recommend_global(asked, 20, nothing(asked)),
+                index.recommend_local(asked, 20, nothing(asked), top_m=50),
+            )
+        )
+    for other in results[1:]:
+        # The map is fitted on sums of shards, in another order: equal but for rounding. Lists must be the same.
+        for ours, theirs in zip(results[0], other, strict=True):
+            for one, two in zip(ours, theirs, strict=True):
+                assert one.items_I.tolist() == two.items_I.tolist()
+                np.testing.assert_allclose(one.scores_I, two.scores_I, rtol=2e-3 if space != "none" else 0)
+
+
+def test_plain_l2d_is_its_definition_on_the_float16_rows(tmp_path: Path) -> None:
+    """Ties included: a third of the second half of the rows repeat earlier ones."""
+    index, asked = indexed(tmp_path, space="none"), queries()
+    states, samples = rows(600, 40)
+    ids, items = samples["sample_id"].to_numpy(), samples["item_index"].to_numpy()
+    sums, counts = item_sums(states, items, 40)
+    centroids = (sums / counts[:, None]).astype(np.float32)
+    whole = [global_neighbours(query, centroids, np.arange(40), 15) for query in asked]
+    assert_equal(index.recommend_global(asked, 15, nothing(asked)), whole)
+    for top_m in (1, 30, 599, 600, 5000):
+        expected = [
+            completed(
+                local_neighbours(query, states, ids, items, top_m, 15),
+                global_neighbours(query, centroids, np.arange(40), 15),
+                15,
+            )
+            for query in asked
+        ]
+        assert_equal(index.recommend_local(asked, 15, nothing(asked), top_m), expected)
+
+
+def test_filters_take_items_out_and_change_no_score(tmp_path: Path) -> None:
+    index, asked = indexed(tmp_path), queries(4)
+    for recommend in (
+        index.recommend_global,
+        lambda *args, allow=None: index.recommend_local(*args, top_m=40, allow=allow),
+    ):
+        everything = recommend(asked, 40, nothing(asked))
+        out = [scored.items_I[:3] for scored in everything]
+        for whole, cut, gone in zip(everything, recommend(asked, 40, out), out, strict=True):
+            assert cut.items_I.tolist() == [item for item in whole.items_I.tolist() if item not in gone]
+        allow = np.array([3, 5, 8, 13, 999])
+        for whole, only in zip(everything, recommend(asked, 40, nothing(asked), allow=allow), strict=True):
+            assert only.items_I.tolist() == [item for item in whole.items_I.tolist() if item in allow]
+            assert set(only.items_I.tolist()) == {3, 5, 8, 13}
+
+
+def test_the_prior_is_log_frequency_added_to_half_the_squared_distance(tmp_path: Path) -> None:
+    weight = 0.7
+    index = indexed(tmp_path, prior=weight, space="none")
+    (query,) = queries(1)[:1]
+    states, samples = rows(600, 40)
+    sums, counts = item_sums(states, samples["item_index"].to_numpy(), 40)
+    distances = np.square(sums / counts[:, None] - query.astype(float)).sum(axis=1)
+    expected = np.argsort(0.5 * distances - weight * np.log(counts), kind="stable")
+    (found,) = index.recommend_global(query[None], 40, [NONE])
+    assert found.items_I.tolist() == expected.tolist()
+
+
+def test_a_share_of_the_memory_is_what_a_smaller_memory_would_be(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace, sample_fraction=0.5)
+    smaller, _ = build(workspace, sample_fraction=0.3)
+    ids = [
+        {int(i) for shard in ShardedIndex.open(workspace, one.manifest).shards for i in shard.sample_ids_M}
+        for one in (smaller, made)
+    ]
+    assert ids[0] < ids[1]
+    assert len(ids[1]) == manifest.rows
+    assert 0.4 < manifest.rows / 600 < 0.6
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "HNSW16", "IVF4,Flat", "IVF4,PQ4", "OPQ4,IVF4,PQ4", "PQ4"])
+def test_any_factory_string_gives_exact_scores_and_measures_itself(tmp_path: Path, factory: str) -> None:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace, factory=factory)
+    assert manifest.quality.queries >= 200
+    assert manifest.quality.recall_top_k >= (0.995 if "PQ" not in factory else 0.9)
+    if factory == "Flat":
+        assert (manifest.quality.recall_top_m, manifest.quality.recall_top_k) == (1, 1)
+    if "IVF" in factory:
+        assert manifest.search.startswith("nprobe=")
+    index, asked = ShardedIndex.open(workspace, made.manifest), queries()
+    exact = ShardedIndex.open(workspace, build(workspace)[0].manifest)
+    top = index.recommend_local(asked, 40, nothing(asked), top_m=600)
+    # With M beyond the memory every candidate found is averaged, so that what was found has its exact score.
+    agree = [
+        one.items_I[0] == two.items_I[0]
+        for one, two in zip(top, exact.recommend_local(asked, 40, nothing(asked), 600), strict=True)
+    ]
+    assert np.mean(agree) > 0.9
+
+
+def test_a_lossy_index_returns_the_distances_of_the_rows_themselves(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path, num_shards=1)
+    shard = ShardedIndex.open(workspace, build(workspace, factory="PQ4", space="none")[0].manifest).shards[0]
+    states, samples = rows(600, 40)
+    of_id = dict(zip(samples["sample_id"].to_pylist(), states.astype(float), strict=True))
+    query = queries(1)[0]
+    (found,) = shard.nearest_rows(query[None], 20)
+    expected = [np.square(of_id[i] - query).sum() for i in found.sample_ids_M.tolist()]
+    np.testing.assert_allclose(found.distances_M, expected)
+    assert (np.diff(found.distances_M) >= 0).all()
+
+
+def test_ties_beyond_the_margin_are_all_seen() -> None:
+    """1,000 identical vectors: which of them are the M nearest is for the sample ids to say, not for FAISS."""
+    vectors = np.ones((1000, 3), np.float16)
+    ((numbers, distances),) = VectorSearch.over(vectors, np.zeros(3)).search(np.zeros((1, 3)), 5)
+    assert numbers.tolist() == list(range(1000))
+    assert set(distances.tolist()) == {3.0}
+
+
+def test_a_common_offset_costs_no_precision() -> None:
+    """Far from the origin float32 squares would swallow the differences."""
+    random = np.random.default_rng(0)
+    vectors = 3000 + random.standard_normal((500, 16)).astype(np.float32)
+    search = VectorSearch.over(vectors, vectors.mean(axis=0).astype(float))
+    ((numbers, _),) = search.search(vectors[:1], 10)
+    assert numbers.size < 100  # the tolerance stays small
+    assert 0 in numbers
+
+
+def test_the_default_grows_with_the_shard() -> None:
+    assert default_factory(1000, 576) == default_factory(faiss_index.EXACT_BELOW_ROWS, 576) == "Flat"
+    assert default_factory(1_000_000, 576) == "IVF4096,SQfp16"
+    assert default_factory(60_000_000, 2048) == "IVF32768,PQ64"
+    assert default_factory(60_000_000, 576) == "IVF32768,PQ64"
+
+
+def test_the_same_command_again_builds_nothing(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made, _ = build(workspace, factory="IVF4,Flat")
+    before = {path: (tmp_path / path).stat().st_mtime_ns for path in workspace.files("index")}
+    for shard in range(made.num_shards):
+        sum_moments(made, shard)
+    fit(made)
+    assert before == {path: (tmp_path / path).stat().st_mtime_ns for path in workspace.files("index")}
+
+
+def test_a_memory_built_again_under_the_same_number_has_an_index_of_its_own(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    first = plan(workspace).folder
+    workspace.delete("memory")
+    write_memory(tmp_path, num_shards=2)
+    assert plan(workspace).folder != first
+
+
+def test_a_memory_without_rows_is_refused(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path, count=1)
+    store = MemoryStore(workspace)
+    with store.write_unit("nothing", identity(3)):
+        pass
+    store.take_snapshot(["nothing"], "d" * 64, 1.0)
+    with pytest.raises(InputError, match=r"memory: snapshot 2 has no rows; memory/quarantine says why"):
+        plan(workspace)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"factory": "Flt"}, r"index.factory='Flt': FAISS makes no index of dimension 8"),
+        ({"factory": "IVF4,PQ3"}, r"index.factory='IVF4,PQ3': FAISS makes no index of dimension 8"),
+        ({"factory": "IVF4096,Flat"}, r"index.factory='IVF4096,Flat': cannot be trained on 600 rows"),
+        ({"sample_fraction": 1e-9}, r"index.sample_fraction=1e-09: leaves no row"),
+        ({"snapshot": 9}, r"snapshots/9.json: not found"),
+    ],
+)
+def test_what_does_not_fit_the_memory_is_refused(tmp_path: Path, index: dict[str, object], message: str) -> None:
+    workspace = write_memory(tmp_path)
+    with pytest.raises(InputError, match=message):
+        build(workspace, **index)
+
+
+def test_items_that_occur_once_have_no_within_covariance(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path, count=1, num_shards=1, units=1)
+    with pytest.raises(InputError, match=r"index.space='whiten-within': 1 rows of 1 items .* use index.space=none"):
+        build(workspace)
+    assert build(workspace, space="none")[1].rows == 1
+
+
+def damaged(tmp_path: Path, name: str) -> tuple[ShardedIndex, Path, str]:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace)
+    return ShardedIndex.open(workspace, made.manifest), tmp_path / manifest.shards[1].files[name].path, made.manifest
+
+
+@pytest.mark.parametrize("name", ["rows", "faiss", "sample_ids", "centroids"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "shape"])
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
+    index, path, manifest = damaged(tmp_path, name)
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[:-10])
+    elif damage == "garbage":
+        path.write_bytes(bytes(len(content)))
+    else:  # a file of another shard, of the recorded size
+        other = index.manifest.shards[0].files[name]
+        path.write_bytes((tmp_path / other.path).read_bytes())
+        record = tmp_path / manifest
+        record.write_text(record.read_text().replace(f'"bytes": {len(content)}', f'"bytes": {other.bytes}'))
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        ShardedIndex.open(index_workspace(tmp_path), manifest)
+
+
+def index_workspace(folder: Path):  # type: ignore[no-untyped-def]
+    from l2d_ray.workspace import Workspace
+
+    return Workspace.open(str(folder))
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace)
+    (tmp_path / made.manifest).unlink()
+    manifest.model_copy(update={"shards": manifest.shards[:2]}).write(workspace, made.manifest)
+    with pytest.raises(InputError, match=r"index.json: lists 2 shards of 3"):
+        ShardedIndex.open(workspace, made.manifest)
+
+
+def test_a_file_of_a_newer_faiss_says_which(tmp_path: Path) -> None:
+    index, path, manifest = damaged(tmp_path, "faiss")
+    content = bytearray(path.read_bytes())
+    content[:4] = b"IxZZ"
+    path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"FAISS .* cannot read it .* written by FAISS {index.manifest.faiss_version}"
+    ):
+        ShardedIndex.open(index_workspace(tmp_path), manifest)
+
+
+def test_the_manifest_says_what_it_is_of(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace)
+    assert IndexManifest.read(workspace, made.manifest) == manifest
+    assert (manifest.rows, manifest.items, manifest.snapshot) == (600, 40, 1)
+    assert manifest.identity == identity(3)
+    on_disk = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
+    assert manifest.bytes_per_row == pytest.approx(on_disk / 600, abs=0.1)
+    assert replace(ShardedIndex.open(workspace, made.manifest)).space.matrix_DD is not None

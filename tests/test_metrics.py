@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
+
+from l2d_ray.core.metrics import NOT_RANKED, bootstrap_interval, ndcg, recall, target_ranks
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_recall_and_ndcg_agree_with_torchmetrics(k: int) -> None:
+    random = np.random.default_rng(0)
+    lists = np.stack([random.permutation(60)[:30] for _ in range(200)])
+    targets = random.integers(0, 60, 200)
+    ranks = target_ranks(lists, targets)
+    for user in range(200):
+        # The library scores whole catalogues: items of the list by their place, the others below.
+        scores = np.zeros(60)
+        scores[lists[user]] = np.arange(30, 0, -1)
+        relevant = torch.arange(60) == int(targets[user])
+        if targets[user] not in lists[user]:
+            assert ranks[user] == NOT_RANKED
+            continue
+        prediction = torch.from_numpy(scores)
+        assert recall(ranks, k)[user] == pytest.approx(retrieval_recall(prediction, relevant, top_k=k).item())
+        assert ndcg(ranks, k)[user] == pytest.approx(
+            retrieval_normalized_dcg(prediction, relevant, top_k=k).item(), rel=1e-5
+        )
+
+
+def test_a_missing_target_counts_as_nothing() -> None:
+    ranks = target_ranks(np.array([[1, 2], [3, -1]]), np.array([9, 3]))
+    assert ranks.tolist() == [NOT_RANKED, 0]
+    assert recall(ranks, 100).tolist() == [0, 1]
+    assert ndcg(ranks, 100).tolist() == [0, 1]
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
+    random = np.random.default_rng(1)
+    hits = (random.random(4000) < 0.2).astype(float)
+    low, high = bootstrap_interval(hits, np.arange(4000))
+    assert low < hits.mean() < high
+    normal = 1.96 * hits.std() / np.sqrt(4000)
+    assert (high - low) / 2 == pytest.approx(normal, rel=0.1)
+    # Ten samples a user that are all alike are worth one.
+    low, high = bootstrap_interval(np.repeat(hits[:400], 10), np.repeat(np.arange(400), 10))
+    assert (high - low) / 2 == pytest.approx(1.96 * hits[:400].std() / np.sqrt(400), rel=0.15)
+    assert np.isnan(bootstrap_interval(np.empty(0), np.empty(0, np.int64))).all()

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from l2d_ray.core.aggregation import Moments, item_sums
+from l2d_ray.core.space import SpaceKind, fit_map
+
+
+def memory(rows: int = 4000) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Ten items whose means lie along a direction that a much louder one drowns."""
+    random = np.random.default_rng(0)
+    items = random.integers(0, 10, rows)
+    noise = random.standard_normal((rows, 3)) * [100.0, 1.0, 1.0] @ np.linalg.qr(random.standard_normal((3, 3)))[0]
+    return noise + 50 + np.outer(items, [0.0, 1.0, 2.0]), items
+
+
+def moments(states: NDArray[np.float64], items: NDArray[np.int64]) -> Moments:
+    return Moments.of_rows(states) + Moments.of_items(*item_sums(states, items, int(items.max()) + 1))
+
+
+def within(states: NDArray[np.float64], items: NDArray[np.int64]) -> NDArray[np.float64]:
+    centred = np.concatenate([states[items == item] - states[items == item].mean(axis=0) for item in np.unique(items)])
+    covariance: NDArray[np.float64] = centred.T @ centred / (len(states) - np.unique(items).size)
+    return covariance
+
+
+def test_none_changes_nothing_and_centre_no_distance() -> None:
+    states, items = memory()
+    assert fit_map(moments(states, items), "none", 0.5)(states).tolist() == states.tolist()
+    centred = fit_map(moments(states, items), "centre", 0.5)(states)
+    np.testing.assert_allclose(centred.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(centred[0] - centred[1], states[0] - states[1])
+
+
+def test_whitening_makes_the_covariance_it_is_named_for_the_identity() -> None:
+    states, items = memory()
+    total = fit_map(moments(states, items), "whiten-total", 0.0)(states)
+    np.testing.assert_allclose(np.cov(total.T), np.eye(3), atol=1e-6)
+    inside = fit_map(moments(states, items), "whiten-within", 0.0)(states)
+    np.testing.assert_allclose(within(inside, items), np.eye(3), atol=1e-6)
+
+
+def test_within_item_whitening_is_linear_discriminant_analysis() -> None:
+    """The nearest mean after the map is the class with the largest discriminant function, equal priors."""
+    states, items = memory()
+    space = fit_map(moments(states, items), "whiten-within", 0.0)
+    means = np.stack([states[items == item].mean(axis=0) for item in range(10)])
+    nearest = np.linalg.norm(space(states)[:, None] - space(means), axis=2).argmin(axis=1)
+    precision = np.linalg.inv(within(states, items))
+    discriminants = states @ precision @ means.T - 0.5 * np.einsum("id,de,ie->i", means, precision, means)
+    np.testing.assert_array_equal(nearest, discriminants.argmax(axis=1))
+    plain = np.linalg.norm(states[:, None] - means, axis=2).argmin(axis=1)
+    assert (nearest == items).mean() > 2 * (plain == items).mean()
+
+
+def test_full_shrinkage_is_one_scale_for_all_directions() -> None:
+    states, items = memory()
+    space = fit_map(moments(states, items), "whiten-total", 1.0)
+    assert space.matrix_DD is not None
+    np.testing.assert_allclose(space.matrix_DD, np.eye(3) * space.matrix_DD[0, 0], atol=1e-12)
+
+
+def test_a_direction_without_variance_stays_finite() -> None:
+    states, items = memory()
+    states[:, 2] = 7
+    assert np.isfinite(fit_map(moments(states, items), "whiten-within", 0.0)(states)).all()
+
+
+@pytest.mark.parametrize(
+    ("states", "items", "kind", "problem"),
+    [
+        ([[1.0], [2.0]], [0, 1], "whiten-within", "2 rows of 2 items have no whiten-within covariance"),
+        ([[1.0]], [0], "whiten-total", "have no whiten-total covariance"),
+        ([[3.0], [3.0], [3.0]], [0, 0, 0], "whiten-within", "all rows are the same"),
+    ],
+)
+def test_what_has_no_covariance_is_refused(
+    states: list[list[float]], items: list[int], kind: SpaceKind, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        fit_map(moments(np.array(states), np.array(items)), kind, 0.0)
