@@ -4,7 +4,7 @@ Needs a prepared dataset (jobs/prepare_data.py). One process, no Ray. The last l
 (`ExtractBenchmark`).
 """
 
-from l2d_ray.benchmark import bench_extract
+from l2d_ray.bench_extract import bench_extract
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":

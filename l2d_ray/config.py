@@ -226,6 +226,12 @@ class BenchConfig(Section):
     """Runs of each way, alternating."""
     threads: int | None = Field(None, ge=1)
     """CPU threads. None: those of one worker (workers.cpus)."""
+    rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
+    """Sizes of the made-up memories of jobs/bench_search.py."""
+    dimension: int = Field(576, ge=8)
+    """Of their rows."""
+    factories: list[str] = Field(["Flat", "HNSW32", "IVF,SQfp16", "IVF_HNSW32,PQ"], min_length=1)
+    """FAISS factory strings; IVF and PQ without numbers are sized by the rows and the dimension."""
 
 
 class Config(BaseSettings):

@@ -253,20 +253,20 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
         shards=list(shards),
         seconds=0,
     )
-    search, quality = measure(workspace, manifest, plan.config.target_recall)
+    opened = [IndexShard.open(workspace, manifest, shard) for shard in shards]
+    search, quality = tune(opened, plan.config.target_recall)
     seconds = round(time.monotonic() - started, 3)
     manifest = manifest.model_copy(update={"search": search, "quality": quality, "seconds": seconds})
     manifest.write(workspace, plan.manifest)
     return manifest
 
 
-def measure(workspace: Workspace, manifest: IndexManifest, target: float) -> tuple[str, IndexQuality]:
+def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
     """The least search setting whose top K agrees with the exact one to `target`, or the widest; and what it gives.
 
-    Queries are rows of the memory, each left out of its own neighbours.
+    Queries are rows of the memory, each left out of its own neighbours. The setting stays in force.
     """
-    shards = [IndexShard.open(workspace, manifest, shard) for shard in manifest.shards]
-    step = max(1, manifest.rows // QUALITY_QUERIES)
+    step = max(1, sum(shard.sample_ids_M.size for shard in shards) // QUALITY_QUERIES)
     chosen = [np.arange(0, shard.sample_ids_M.size, step) for shard in shards]
     queries = np.concatenate([s.rows.vectors_ND[rows] for s, rows in zip(shards, chosen, strict=True)])
     own_ids = np.concatenate([shard.sample_ids_M[rows] for shard, rows in zip(shards, chosen, strict=True)])

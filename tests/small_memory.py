@@ -1,4 +1,4 @@
-"""A memory of made-up states, written as the main job writes it, and the index of it, without Ray and without a model."""
+"""A memory of made-up states, written as the main job writes it, and its index, without Ray and without a model."""
 
 import time
 from pathlib import Path

@@ -91,10 +91,13 @@ def test_identical_vectors_score_infinity_and_not_nan() -> None:
 def test_items_without_a_row_are_filled_in_from_l2d_g_and_scores_never_rise() -> None:
     local = ScoredItems(np.array([7, 3]), np.array([5.0, 2.0]))
     everywhere = ScoredItems(np.array([4, 7, 9, 1]), np.array([3.0, 2.5, 1.5, 1.0]))
-    filled = completed(local, everywhere, 4)
+    none = np.empty(0, np.int64)
+    filled = completed(local, everywhere, 4, none, None)
     assert filled.items_I.tolist() == [7, 3, 4, 9]
     assert filled.scores_I.tolist() == [5.0, 2.0, 2.0, 1.5]
-    assert completed(NO_ITEMS, everywhere, 2).scores_I.tolist() == [3.0, 2.5]
+    assert completed(NO_ITEMS, everywhere, 2, none, None).scores_I.tolist() == [3.0, 2.5]
+    cut = completed(local, everywhere, 4, np.array([3, 4]), np.array([7, 3, 1]))
+    assert (cut.items_I.tolist(), cut.scores_I.tolist()) == ([7, 1], [5.0, 1.0])
 
 
 def test_a_cut_beyond_all_rows_keeps_everything() -> None:

@@ -1,10 +1,10 @@
-"""Indexes of a real memory, built by all steps but without Ray, against the definitions of core/ on the whole memory."""
+"""Indexes of a memory, built by every step but without Ray, against the definitions of core/ on the whole memory."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import fit, sum_moments
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.workspace import Workspace
 
 NONE = np.empty(0, np.int64)
 
@@ -74,9 +75,11 @@ def test_plain_l2d_is_its_definition_on_the_float16_rows(tmp_path: Path) -> None
     for top_m in (1, 30, 599, 600, 5000):
         expected = [
             completed(
-                local_neighbours(query, states, ids, items, top_m, 15),
-                global_neighbours(query, centroids, np.arange(40), 15),
+                local_neighbours(query, states, ids, items, top_m, 40),
+                global_neighbours(query, centroids, np.arange(40), 40),
                 15,
+                NONE,
+                None,
             )
             for query in asked
         ]
@@ -124,7 +127,7 @@ def test_a_share_of_the_memory_is_what_a_smaller_memory_would_be(tmp_path: Path)
     assert 0.4 < manifest.rows / 600 < 0.6
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "HNSW16", "IVF4,Flat", "IVF4,PQ4", "OPQ4,IVF4,PQ4", "PQ4"])
+@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "HNSW16", "IVF4,Flat", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "PQ4x4"])
 def test_any_factory_string_gives_exact_scores_and_measures_itself(tmp_path: Path, factory: str) -> None:
     workspace = write_memory(tmp_path)
     made, manifest = build(workspace, factory=factory)
@@ -147,7 +150,7 @@ def test_any_factory_string_gives_exact_scores_and_measures_itself(tmp_path: Pat
 
 def test_a_lossy_index_returns_the_distances_of_the_rows_themselves(tmp_path: Path) -> None:
     workspace = write_memory(tmp_path, num_shards=1)
-    shard = ShardedIndex.open(workspace, build(workspace, factory="PQ4", space="none")[0].manifest).shards[0]
+    shard = ShardedIndex.open(workspace, build(workspace, factory="PQ4x4", space="none")[0].manifest).shards[0]
     states, samples = rows(600, 40)
     of_id = dict(zip(samples["sample_id"].to_pylist(), states.astype(float), strict=True))
     query = queries(1)[0]
@@ -178,8 +181,8 @@ def test_a_common_offset_costs_no_precision() -> None:
 def test_the_default_grows_with_the_shard() -> None:
     assert default_factory(1000, 576) == default_factory(faiss_index.EXACT_BELOW_ROWS, 576) == "Flat"
     assert default_factory(1_000_000, 576) == "IVF4096,SQfp16"
-    assert default_factory(60_000_000, 2048) == "IVF32768,PQ64"
-    assert default_factory(60_000_000, 576) == "IVF32768,PQ64"
+    assert default_factory(60_000_000, 2048) == "IVF32768_HNSW32,PQ64"
+    assert default_factory(60_000_000, 576) == "IVF32768_HNSW32,PQ64"
 
 
 def test_the_same_command_again_builds_nothing(tmp_path: Path) -> None:
@@ -233,16 +236,16 @@ def test_items_that_occur_once_have_no_within_covariance(tmp_path: Path) -> None
     assert build(workspace, space="none")[1].rows == 1
 
 
-def damaged(tmp_path: Path, name: str) -> tuple[ShardedIndex, Path, str]:
+def damaged(tmp_path: Path, name: str) -> tuple[Path, str]:
     workspace = write_memory(tmp_path)
     made, manifest = build(workspace)
-    return ShardedIndex.open(workspace, made.manifest), tmp_path / manifest.shards[1].files[name].path, made.manifest
+    return tmp_path / manifest.shards[1].files[name].path, made.manifest
 
 
 @pytest.mark.parametrize("name", ["rows", "faiss", "sample_ids", "centroids"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "shape"])
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: str) -> None:
-    index, path, manifest = damaged(tmp_path, name)
+    path, manifest = damaged(tmp_path, name)
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -251,7 +254,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: st
     elif damage == "garbage":
         path.write_bytes(bytes(len(content)))
     else:  # a file of another shard, of the recorded size
-        other = index.manifest.shards[0].files[name]
+        other = IndexManifest.read(index_workspace(tmp_path), manifest).shards[0].files[name]
         path.write_bytes((tmp_path / other.path).read_bytes())
         record = tmp_path / manifest
         record.write_text(record.read_text().replace(f'"bytes": {len(content)}', f'"bytes": {other.bytes}'))
@@ -259,9 +262,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: st
         ShardedIndex.open(index_workspace(tmp_path), manifest)
 
 
-def index_workspace(folder: Path):  # type: ignore[no-untyped-def]
-    from l2d_ray.workspace import Workspace
-
+def index_workspace(folder: Path) -> Workspace:
     return Workspace.open(str(folder))
 
 
@@ -275,13 +276,11 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_newer_faiss_says_which(tmp_path: Path) -> None:
-    index, path, manifest = damaged(tmp_path, "faiss")
+    path, manifest = damaged(tmp_path, "faiss")
     content = bytearray(path.read_bytes())
     content[:4] = b"IxZZ"
     path.write_bytes(content)
-    with pytest.raises(
-        InputError, match=rf"FAISS .* cannot read it .* written by FAISS {index.manifest.faiss_version}"
-    ):
+    with pytest.raises(InputError, match=rf"FAISS .* cannot read it .* written by FAISS {faiss.__version__}"):
         ShardedIndex.open(index_workspace(tmp_path), manifest)
 
 
@@ -293,4 +292,3 @@ def test_the_manifest_says_what_it_is_of(tmp_path: Path) -> None:
     assert manifest.identity == identity(3)
     on_disk = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
     assert manifest.bytes_per_row == pytest.approx(on_disk / 600, abs=0.1)
-    assert replace(ShardedIndex.open(workspace, made.manifest)).space.matrix_DD is not None

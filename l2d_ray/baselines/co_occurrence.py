@@ -36,8 +36,8 @@ class CoOccurrence:
         self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
     ) -> tuple[IntArray, Float64]:
         """As in `Recommender`."""
-        lists = []
-        for history, out in zip(histories, filters.excluded(histories), strict=True):
-            followers = self.followers.get(int(history[-1]), NO_ITEMS).permitted(out, filters.allow)
-            lists.append(completed(followers, self.popular.ranking.permitted(out, filters.allow), k))
+        lists = [
+            completed(self.followers.get(int(history[-1]), NO_ITEMS), self.popular.ranking, k, out, filters.allow)
+            for history, out in zip(histories, filters.excluded(histories), strict=True)
+        ]
         return as_arrays(lists, k)

@@ -123,15 +123,16 @@ def best_items(shards: Sequence[ScoredItems], k: int) -> ScoredItems:
     return ScoredItems(items_I[order_K], scores_I[order_K])
 
 
-def completed(local: ScoredItems, everywhere: ScoredItems, k: int) -> ScoredItems:
-    """An L2D-L list of fewer than K items, filled up with the best of L2D-G that are not in it.
+def completed(found: ScoredItems, more: ScoredItems, k: int, exclude: IntArray, allow: IntArray | None) -> ScoredItems:
+    """The permitted items of a list, filled up with the permitted items of another where they are fewer than K.
 
-    An item that is filled in has its L2D-G score, but no more than the last of L2D-L: scores never rise along a list.
+    An item that is filled in keeps its score, but not above the last of the whole first list: scores never rise along
+    a list, and no filter changes one.
     """
-    missing_I = ~np.isin(everywhere.items_I, local.items_I)
-    ceiling = local.scores_I[-1] if len(local) else np.inf
-    items_I = np.concatenate([local.items_I, everywhere.items_I[missing_I]])
-    scores_I = np.concatenate([local.scores_I, np.minimum(everywhere.scores_I[missing_I], ceiling)])
+    first, filling = found.permitted(exclude, allow), more.permitted(np.union1d(exclude, found.items_I), allow)
+    ceiling = found.scores_I[-1] if len(found) else np.inf
+    items_I = np.concatenate([first.items_I, filling.items_I])
+    scores_I = np.concatenate([first.scores_I, np.minimum(filling.scores_I, ceiling)])
     return ScoredItems(items_I[:k], scores_I[:k])
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import faiss
 import ray
 import torch
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.job import root_error
 from l2d_ray.index.manifest import IndexManifest, ShardRecord
 from l2d_ray.indexing import IndexPlan, build_shard, finish, fit, plan_index, sum_moments
 from l2d_ray.workspace import Workspace
@@ -91,7 +93,10 @@ def _each(label: str, config: Config, step: Callable[..., Any], calls: list[tupl
         left = waiting
         while left:
             done, left = ray.wait(left)
-            ray.get(done)  # an error ends the job now, not when all the others are done
+            try:
+                ray.get(done)  # an error ends the job now, not when all the others are done
+            except RayError as error:
+                raise root_error(error) from None
             bar.update(len(done))
     return ray.get(waiting)  # type: ignore[no-any-return]
 

@@ -25,7 +25,6 @@ from l2d_ray.workspace import Workspace
 class ShardedIndex:
     """An index to search. Queries are hidden states [U, D], float16 or wider, not mapped yet."""
 
-    manifest: IndexManifest
     space: LinearMap
     shards: Sequence[IndexShard]
 
@@ -40,7 +39,7 @@ class ShardedIndex:
             )
         space, _ = read_map(workspace, manifest.map)
         shards = [IndexShard.open(workspace, manifest, shard, prior) for shard in manifest.shards]
-        return cls(manifest, space, shards)
+        return cls(space, shards)
 
     def recommend_global(
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
@@ -53,16 +52,16 @@ class ShardedIndex:
     ) -> list[ScoredItems]:
         """L2D-L over the `top_m` nearest rows, completed from L2D-G where that leaves fewer than K items."""
         queries_UD = self.space(states_UD)
-        lists = [
-            best_items([scored.permitted(out, allow)], k)
-            for scored, out in zip(self._local(queries_UD, top_m), exclude, strict=True)
-        ]
+        found = self._local(queries_UD, top_m)
+        lists = [items.permitted(out, allow) for items, out in zip(found, exclude, strict=True)]
         short = [user for user, items in enumerate(lists) if len(items) < k]
         if short:
-            filling = self._global(queries_UD[short], k, [exclude[user] for user in short], allow)
+            # What L2D-L has ranked takes places of L2D-G's list, too: ask for as many more.
+            most = k + max(len(found[user]) for user in short)
+            filling = self._global(queries_UD[short], most, [exclude[user] for user in short], allow)
             for user, more in zip(short, filling, strict=True):
-                lists[user] = completed(lists[user], more, k)
-        return lists
+                lists[user] = completed(found[user], more, k, exclude[user], allow)
+        return [ScoredItems(items.items_I[:k], items.scores_I[:k]) for items in lists]
 
     def _global(
         self, queries_UD: Float64, k: int, exclude: Sequence[IntArray], allow: IntArray | None

@@ -1,0 +1,11 @@
+"""Measure search against the size of a memory: `python jobs/bench_search.py [key=value …]`.
+
+Made-up rows, no workspace, one process, no Ray; `bench.*` are its settings. The last line on stdout is one JSON object
+(`SearchBenchmark`).
+"""
+
+from l2d_ray.bench_search import bench_search
+from l2d_ray.distributed.job import run
+
+if __name__ == "__main__":
+    run(bench_search, on_ray=False)

@@ -1,0 +1,151 @@
+"""The index job and the evaluation job as a user runs them: on Ray, killed, repeated, and given what does not fit."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_workspace import ITEM_COUNT, command, config_of, environment, result_of, run_job, write_dataset
+
+from l2d_ray.core.metrics import recall
+from l2d_ray.distributed.build_index import build_index
+from l2d_ray.distributed.build_memory import build_memory
+from l2d_ray.distributed.evaluate import evaluate
+from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.workspace import Workspace
+
+pytestmark = pytest.mark.ray
+SETTINGS = {"memory.units": 2, "memory.num_shards": 3}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A workspace with a dataset, a model and a memory."""
+    folder = tmp_path_factory.mktemp("built")
+    write_dataset(folder, users=60)
+    build_memory(config_of(folder, **SETTINGS))
+    return folder
+
+
+@pytest.fixture
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own."""
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_the_index_counts_what_the_memory_holds_and_is_built_once(folder: Path) -> None:
+    config = config_of(folder, **SETTINGS)
+    first = build_index(config)
+    assert (first.rows, first.items, first.shards, first.shards_reused) == (60 * 9, ITEM_COUNT, 3, 0)
+    assert (first.space, first.factory, first.snapshot) == ("whiten-within", "Flat", 1)
+    assert (first.recall_top_m, first.recall_top_k) == (1, 1)
+    assert first.bytes_per_row > 2 * 32
+    again = build_index(config)
+    assert (again.index, again.shards_reused) == (first.index, 3)
+    index = ShardedIndex.open(Workspace.open(str(folder)), str(Path(first.index).relative_to(folder)))
+    assert sum(len(shard.sample_ids_M) for shard in index.shards) == first.rows
+
+
+def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
+    job = command("build_index", folder, **SETTINGS)
+    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("index/*/*/shard=*.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(folder.glob("index/*/*/index.json"))
+    result = result_of(run_job("build_index", folder, **SETTINGS))
+    assert result["shards_reused"] > 0
+    assert result["rows"] == 60 * 9
+    assert not list(folder.glob("index/**/*.tmp")) or result["shards_reused"] < 3
+
+
+def test_without_a_memory_the_remedy_is_one_line(tmp_path: Path) -> None:
+    write_dataset(tmp_path, users=3)
+    process = run_job("build_index", tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.splitlines() == [
+        f"error: {tmp_path}/memory/snapshots: no snapshot; run jobs/build_memory.py first"
+    ]
+
+
+def test_a_factory_that_does_not_fit_is_one_line(folder: Path) -> None:
+    with pytest.raises(InputError, match="FAISS makes no index"):
+        build_index(config_of(folder, **SETTINGS, **{"index.factory": "Nonsense"}))
+    process = run_job("build_index", folder, **SETTINGS, **{"index.factory": "IVF4096,Flat"})
+    assert process.returncode == 2
+    (line,) = [line for line in process.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: index.factory='IVF4096,Flat': cannot be trained on 540 rows")
+
+
+@pytest.fixture(scope="module")
+def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A workspace with an evaluation, run as a command."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(built, folder, dirs_exist_ok=True)
+    names = '["most-popular","co-occurrence","l2d-global-none","l2d-local","l2d-global","l2d-global+prior"'
+    settings = {
+        "evaluate.recommenders": f'{names},"constrained-beam-5","grounded-beam"]',
+        "evaluate.top_m": "[5,20]",
+        "evaluate.fractions": "[0.5,1.0]",
+        "evaluate.generation_samples": 10,
+        "evaluate.batch_size": 16,
+    }
+    process = run_job("evaluate", folder, **SETTINGS, **settings)
+    assert process.returncode == 0, process.stderr
+    return folder, {"stdout": process.stdout, **json.loads(process.stdout.splitlines()[-1])}
+
+
+def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Path, dict]) -> None:
+    folder, result = evaluated
+    report = json.loads((folder / "reports/evaluation.json").read_text())
+    assert result["report"] == str(folder / "reports/evaluation.json")
+    assert (folder / "reports/evaluation.png").read_bytes().startswith(b"\x89PNG")
+    names = [row["recommender"] for row in report["results"]]
+    assert names == [row["recommender"] for row in result["results"]]
+    assert len(names) == 8
+    users = {row["recommender"]: row["users"] for row in report["results"]}
+    assert users["l2d-local"] == 60
+    assert users["constrained-beam-5"] == users["grounded-beam"] == 10
+    assert [row["users"] for row in report["same_users"]] == [10] * 8
+    assert result["top_m"] in (5, 20)
+    assert {row["at"] for row in report["fractions"]} == {0.5, 1.0}
+    assert all(name in result["stdout"] for name in names)
+    ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()
+    for row in report["results"]:
+        run = "test" if row["users"] == 60 else "test, beside those that write"
+        own = ranks[(ranks["recommender"] == row["recommender"]) & (ranks["run"] == run)]
+        assert own["sample_id"].nunique() == row["users"]
+        assert recall(own["rank"].to_numpy(), 20).mean() == pytest.approx(row["recall@20"], abs=1e-4)
+        assert 0 <= row["ndcg@20"] <= row["recall@20"] <= row["recall@50"] <= 1
+        assert row["seconds_per_user"] > 0
+
+
+def test_a_target_is_never_in_the_training_data_of_its_user(evaluated: tuple[Path, dict]) -> None:
+    """What the baselines count and the memory holds are training samples only."""
+    folder, _ = evaluated
+    ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()
+    rows = pq.read_table(folder / "memory/data", columns=["sample_id"])["sample_id"].to_numpy()
+    assert not np.isin(ranks["sample_id"].to_numpy(), rows).any()
+
+
+@pytest.mark.parametrize("name", ["l2d-gobal", "constrained-beam-0", "l2d-local+prior", "l2d-global-whiten"])
+def test_an_unknown_recommender_is_refused_before_anything_is_built(folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"evaluate.recommenders='{name.replace('+', '.')}': unknown; known are"):
+        evaluate(config_of(folder, **SETTINGS, **{"evaluate.recommenders": f'["{name}"]'}))
+    assert not (folder / "index").exists()
+
+
+def test_an_evaluation_with_another_model_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"the index was made with another num_layers \(2, now 1\)"):
+        evaluate(config_of(folder, **SETTINGS, **{"model.num_layers": 1, "evaluate.recommenders": '["l2d-local"]'}))
