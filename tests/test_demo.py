@@ -20,6 +20,7 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
     """The real model and data, the real `ray job submit`, and the README's way of reading the memory."""
     workspace = tmp_path / "workspace"
     settings = [f"workspace={workspace}", "data.max_users=3", "model.num_layers=3", "memory.units=2", "workers.max=1"]
+    settings += ["evaluate.samples=8", "evaluate.generation_samples=2"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.run(
         [sys.executable, "jobs/demo.py", "--config", "jobs/configs/demo.yaml", *settings],
@@ -36,6 +37,8 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
     assert set(result["recommended"]) | set(result["history"]) | {result["next"]} <= titles
     assert not set(result["recommended"]) & set(result["history"])
     assert '"problems": []' in process.stderr
+    assert "constrained-beam-20" in process.stdout
+    assert Path(result["report"]).exists()
 
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     read: dict[str, np.ndarray] = {}
@@ -59,5 +62,5 @@ def test_the_readme_names_what_is_there() -> None:
         assert (ROOT / command).exists(), command
     command = [sys.executable, "jobs/prepare_data.py", "--help"]
     keys = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for key in re.findall(r"\b(?:data|model|workers|history|memory|bench)\.\w+(?==)", readme):
+    for key in re.findall(r"\b(?:data|model|workers|history|memory|index|recommend|evaluate|bench)\.\w+(?==)", readme):
         assert f"--{key} " in keys, key

@@ -1,4 +1,4 @@
-"""The whole way in minutes on a laptop: prepare, submit the main job, verify, index, and recommend for one user.
+"""The whole way in minutes on a laptop: prepare, submit the main job, verify, index, evaluate, recommend to one user.
 
 A local Ray with a job server is started by this process; the memory is built by `ray job submit`, as on a cluster.
 """
@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import build_index
+from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
 from l2d_ray.distributed.job import quiet
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.encoding import HistoryEncoder
@@ -46,6 +47,8 @@ class DemoResult:
     """Titles, the best first, without those of the history."""
     next: str
     """The title that came next."""
+    report: str
+    """Location of the evaluation."""
     workspace: str
 
 
@@ -67,10 +70,12 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
         raise InputError("the submitted job failed; its own message is above")
     _say("3. verify", json.dumps(asdict(verify(workspace))))
     _say("4. build_index", json.dumps(asdict(build_index(config))))
+    _say("5. evaluate", "what the recommenders find, and what a user costs")
+    evaluation = evaluate(config)
     ray.shutdown()
     cluster.shutdown()
-    result = recommend(config, workspace)
-    _say("5. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-L recommends:")
+    result = recommend(config, workspace, evaluation)
+    _say("6. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-L recommends:")
     _say("", *result.recommended, "", f"what came next: {result.next}")
     return result
 
@@ -85,20 +90,24 @@ def _wait_for_agent(submit: list[str], seconds: float = 90) -> None:
         time.sleep(2)
 
 
-def recommend(config: Config, workspace: Workspace, k: int = 10) -> DemoResult:
-    """Recommend by L2D-L for the first user who has a test sample."""
+def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, k: int = 10) -> DemoResult:
+    """Recommend by L2D-L, with the M that validation chose, to the first user who has a test sample."""
     dataset = Dataset.open(workspace)
     titles = dataset.items()["title"].to_pylist()
     user, position = _first_test_sample(dataset)
     history = np.array(user["item_indices"][:position], np.int32)
     encoder = HistoryEncoder(config, titles)
     index = ShardedIndex.open(workspace, plan_index(config).manifest)
-    (best,), _ = L2DRecommender(lambda histories: encoder.encode(histories).states_UD, index).recommend([history], k)
+    recommender = L2DRecommender(
+        lambda histories: encoder.encode(histories).states_UD, index, "local", evaluation.top_m
+    )
+    (best,), _ = recommender.recommend([history], k)
     return DemoResult(
         user=user["user_id"],
         history=[titles[item] for item in history[-config.history.max_items :]],
         recommended=[titles[item] for item in best],
         next=titles[user["item_indices"][position]],
+        report=evaluation.report,
         workspace=workspace.uri,
     )
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -81,6 +82,8 @@ def quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # The only way, at Ray 2.60, to bound the retries of a task (build_memory).
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def root_error(error: RayError) -> Exception:

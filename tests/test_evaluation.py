@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_workspace import write_dataset
+
+from l2d_ray.bench_search import bench_search
+from l2d_ray.config import Config
+from l2d_ray.core.metrics import NOT_RANKED
+from l2d_ray.evaluation import contender, groups_of, samples_of, spaces_of, summarise, training_pairs
+from l2d_ray.reports import plot, table
+from l2d_ray.schema import Split
+
+
+def test_training_pairs_are_those_of_training_samples_only(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, users=7)
+    lasts, targets = training_pairs(dataset)
+    expected = [
+        (user["item_indices"][position - 1], user["item_indices"][position])
+        for users in dataset.iter_users()
+        for user in users.to_pylist()
+        for position, split in enumerate(user["splits"])
+        if split == Split.TRAIN
+    ]
+    assert list(zip(lasts.tolist(), targets.tolist(), strict=True)) == expected
+
+
+def test_samples_are_chosen_by_id_so_that_fewer_are_a_part_of_more(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, users=300)
+    few, more = samples_of(dataset, Split.TEST, 40), samples_of(dataset, Split.TEST, 200)
+    assert (len(few), len(more)) == (40, 200)
+    assert more[:40] == few
+    assert len(samples_of(dataset, Split.TEST, 10_000)) == 300
+    users = {user["user_hash"]: user for users in dataset.iter_users() for user in users.to_pylist()}
+    for sample in more:
+        items = users[sample["user_hash"]]["item_indices"]
+        assert (sample["history"], sample["target"]) == (items[:-1], items[-1])
+
+
+def test_targets_are_parted_by_their_training_samples() -> None:
+    training = np.repeat([0, 1, 2], [1, 5, 50])
+    assert groups_of(np.array([0, 1, 2, 3]), training).tolist() == ["sparse", "sparse", "dense", "cold"]
+    assert groups_of(np.array([4]), training[:0]).tolist() == ["cold"]
+
+
+def test_a_name_says_which_recommender_in_which_space() -> None:
+    config = Config()
+    names = ["l2d-global", "l2d-local-none", "l2d-global-whiten-total+prior", "most-popular"]
+    spaces = spaces_of(names, config)
+    assert spaces == ["whiten-within", "none", "whiten-total"]
+    paths, top_m = {space: f"index/{space}" for space in spaces}, {space: len(space) for space in spaces}
+    made = [contender(name, config, paths, top_m, prior=0.5) for name in names]
+    assert [one.kind for one in made] == ["l2d-global", "l2d-local", "l2d-global", "most-popular"]
+    assert [one.index for one in made] == ["index/whiten-within", "index/none", "index/whiten-total", ""]
+    assert [one.prior for one in made] == [0, 0, 0.5, 0]
+    assert made[1].top_m == 4
+    assert contender("constrained-beam-7", config, paths, top_m, 0).beams == 7
+
+
+def test_the_table_and_the_plots_show_every_recommender() -> None:
+    ranks, users = np.array([0, 30, NOT_RANKED, 99]), np.arange(4)
+    groups = np.array(["dense", "sparse", "cold", "dense"])
+    rows = [summarise(name, ranks, users, groups, 0.25, 12.0) for name in ("first", "second")]
+    assert (rows[0]["recall@20"], rows[0]["recall@50"], rows[0]["recall@100"]) == (0.25, 0.5, 0.75)
+    assert rows[0]["groups"]["cold"] == {"users": 1, "recall@20": 0, "recall@50": 0, "recall@100": 0}
+    assert rows[0]["groups"]["dense"]["recall@20"] == 0.5
+    lines = table(rows).splitlines()
+    assert lines[1].startswith("first ")
+    assert " 25.00 " in lines[1]
+    assert len({len(line) for line in lines}) == 1
+    curves = [{"recommender": "l2d-local", "at": at, "recall@20": at / 100} for at in (10, 20)]
+    for same in ([], rows):
+        report = {"results": rows, "same_users": same, "validation": {"top_m": curves}, "fractions": []}
+        assert plot(report).startswith(b"\x89PNG")
+
+
+def test_the_search_benchmark_measures_every_index() -> None:
+    bench = {"rows": [1000, 2000], "dimension": 16, "factories": ["Flat", "IVF,SQfp16"]}
+    result = bench_search(Config.model_validate({"bench": bench}))
+    measured = [(row["rows"], row["factory"], row["shards"]) for row in result.results]
+    assert measured == [(r, f, s) for r in (1000, 2000) for f in ("Flat", "IVF,SQfp16") for s in (1, 4)]
+    for row in result.results:
+        assert row["recall_top_k"] >= 0.995
+        assert row["local_ms"] > 0
+    assert result.results[0]["bytes_per_row"] == pytest.approx(4 * 16 + 2 * 16 + 12, rel=0.02)
+    assert [row["rows"] for row in result.extrapolated] == [10**9] * 2
