@@ -26,7 +26,7 @@ from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import EXHAUSTIVE, VectorSearch
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.indexing import tune
+from l2d_ray.index.tuning import tune
 
 ROWS_PER_ITEM = 50
 TOP_M, K = 200, 20

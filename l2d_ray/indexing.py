@@ -12,7 +12,7 @@ import hashlib
 import io
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -22,22 +22,19 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config, IndexConfig
 from l2d_ray.core.aggregation import Float64, Moments, item_sums
-from l2d_ray.core.decoding import IntArray, best_items, global_cut
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
-from l2d_ray.index.faiss_index import Scan, VectorSearch
 from l2d_ray.index.files import read_bytes, read_map, write_array, write_arrays, write_bytes, write_map
 from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label
 from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.tuning import tune
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
 from l2d_ray.schema import hidden_states
 from l2d_ray.workspace import Workspace
-
-QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
 
 
 @dataclass(frozen=True)
@@ -259,59 +256,6 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
     manifest = manifest.model_copy(update={"search": search, "quality": quality, "seconds": seconds})
     manifest.write(workspace, plan.manifest)
     return manifest
-
-
-def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
-    """The least search setting whose top K agrees with the exact one to `target`, or the widest; and what it gives.
-
-    Queries are rows of the memory, each left out of its own neighbours. The setting stays in force.
-    """
-    step = max(1, sum(shard.sample_ids_M.size for shard in shards) // QUALITY_QUERIES)
-    chosen = [np.arange(0, shard.sample_ids_M.size, step) for shard in shards]
-    queries = np.concatenate([s.rows.vectors_ND[rows] for s, rows in zip(shards, chosen, strict=True)])
-    own_ids = np.concatenate([shard.sample_ids_M[rows] for shard, rows in zip(shards, chosen, strict=True)])
-    exact = _lists([replace(s, rows=Scan(s.rows.vectors_ND, s.rows.offset_D)) for s in shards], queries, own_ids)
-    settings = next((faiss_index.search_settings(_faiss(shard)) for shard in shards if len(shard.row_items_M)), [])
-    for setting in settings or [""]:
-        for shard in shards:
-            if setting:
-                faiss_index.set_search(_faiss(shard), setting)
-        found = _lists(shards, queries, own_ids)
-        quality = IndexQuality(
-            queries=len(queries),
-            top_m=QUALITY_TOP_M,
-            recall_top_m=_overlap([rows for rows, _ in found], [rows for rows, _ in exact]),
-            k=QUALITY_K,
-            recall_top_k=_overlap([items for _, items in found], [items for _, items in exact]),
-        )
-        if quality.recall_top_k >= target:
-            break
-    return setting, quality
-
-
-def _faiss(shard: IndexShard) -> Any:
-    assert isinstance(shard.rows, VectorSearch)
-    return shard.rows.index
-
-
-def _lists(
-    shards: Sequence[IndexShard], queries_UD: NDArray[np.float16], own_ids_U: IntArray
-) -> list[tuple[IntArray, IntArray]]:
-    """For each query the ids of its top M rows and its top K items by L2D-L, its own row left out."""
-    hops = [shard.nearest_rows(queries_UD, QUALITY_TOP_M + 1) for shard in shards]
-    lists = []
-    for query_D, own_id, *parts in zip(queries_UD, own_ids_U, *hops, strict=True):
-        others = [part.keep(part.sample_ids_M != own_id) for part in parts]
-        cut = global_cut(others, QUALITY_TOP_M)
-        ids = np.concatenate([other.up_to(cut).sample_ids_M for other in others])
-        items = [s.aggregate_rows(query_D, other, cut) for s, other in zip(shards, others, strict=True)]
-        lists.append((ids, best_items(items, QUALITY_K).items_I))
-    return lists
-
-
-def _overlap(found: Sequence[IntArray], exact: Sequence[IntArray]) -> float:
-    hits = sum(np.isin(ours, theirs).sum() for ours, theirs in zip(found, exact, strict=True))
-    return round(float(hits / max(sum(theirs.size for theirs in exact), 1)), 5)
 
 
 def _moments_path(plan: IndexPlan, shard: int) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from small_memory import identity
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.errors import InputError
@@ -17,18 +18,7 @@ from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import QUARANTINE, SAMPLES, hidden_states, memory_schema
 from l2d_ray.workspace import Workspace
 
-IDENTITY = MemoryIdentity(
-    base_model="b" * 64,
-    num_layers=2,
-    adapter=None,
-    tokenizer="t" * 64,
-    template="p" * 64,
-    dtype="float32",
-    max_items=10,
-    stride=10,
-    dimension=8,
-    num_shards=3,
-)
+IDENTITY = identity(num_shards=3)
 
 
 @pytest.fixture
