@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from l2d_ray.config import Config
-from l2d_ray.core.aggregation import item_sums
+from l2d_ray.core.aggregation import add_rows
 from l2d_ray.core.decoding import FloatArray
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
@@ -134,8 +134,7 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[An
         for start in range(0, len(rows_MD), BLOCK):
             block = slice(start, start + BLOCK)
             index.add(rows_MD[block].astype(np.float32))
-            sums, counts = item_sums(rows_MD[block], places_M[block], items_I.size)
-            sums_ID, counts_I = sums_ID + sums, counts_I + counts
+            add_rows(sums_ID, counts_I, rows_MD[block], places_M[block])
         centroids_ID = (sums_ID / counts_I[:, None]).astype(np.float32)
         shard = IndexShard(
             rows=VectorSearch(index, rows_MD, offset_D, exhaustive=factory == EXHAUSTIVE),
@@ -149,7 +148,7 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[An
 
 def _sized(name: str, rows: int, dimension: int) -> str:
     """A factory string with the numbers that `faiss_index.default_factory` would give."""
-    lists = 2 ** round(np.log2(4 * np.sqrt(rows)))
+    lists = faiss_index.inverted_lists(rows)
     sized = name.replace("IVF,", f"IVF{lists},").replace("IVF_", f"IVF{lists}_")
     return f"{sized}{faiss_index.code_bytes(dimension)}" if sized.endswith("PQ") else sized
 

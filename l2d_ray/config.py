@@ -167,27 +167,32 @@ class RecommendConfig(Section):
 class EvaluateConfig(Section):
     """The evaluation, jobs/evaluate.py."""
 
-    recommenders: list[str] = [
-        "most-popular",
-        "co-occurrence",
-        "l2d-global-none",
-        "l2d-local-none",
-        "l2d-global",
-        "l2d-global+prior",
-        "l2d-local",
-        "constrained-beam-20",
-        "grounded-beam",
-    ]
+    recommenders: list[str] = Field(
+        [
+            "most-popular",
+            "co-occurrence",
+            "l2d-global-none",
+            "l2d-local-none",
+            "l2d-global",
+            "l2d-global+prior",
+            "l2d-local",
+            "constrained-beam-20",
+            "grounded-beam",
+        ],
+        min_length=1,
+    )
     """Which to compare: `-none` (or another space) is instead of index.space, `+prior` the best prior of
     evaluate.priors, and a number that of beams."""
     samples: int = Field(10_000, ge=1)
     """Test samples at most, and as many validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
     """Test samples for those that generate text, which takes seconds each; the others are compared on these, too."""
+    generation_batch_size: int = Field(8, ge=1)
+    """Prompts that beam search continues side by side."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
     """Values of recommend.top_m tried on validation data."""
     priors: list[Annotated[float, Field(ge=0)]] = Field([0.25, 0.5, 1.0], min_length=1)
-    """Values of index.prior tried on validation data."""
+    """Values of index.prior tried on validation data, for `+prior`."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
     """Shares of the memory for Recall against memory size (the paper's 30% study)."""
     batch_size: int = Field(64, ge=1)

@@ -59,13 +59,16 @@ class HistoryEncoder:
         self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
         self.extract = extractor(self.backbone, self.tokens_per_chunk)
 
-    def phrase(self, history: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The prompt of one history: its last window, less its oldest items if the model cannot read so many."""
+    def phrase(self, history: NDArray[np.int32], room: int = 0) -> NDArray[np.int32]:
+        """The prompt of one history: its last window, less its oldest items if the model cannot read so many.
+
+        `room` tokens of the model's context are left for what it is to write.
+        """
         stop = np.array([history.size])
         start = window_starts(stop, self._history.max_items, self._history.stride)
         while True:
             (prompt,) = self.prompts.encode(history[start[0] :], np.zeros(1, np.int64), stop - start)
-            if prompt.size <= self.backbone.context_length or start[0] == history.size:
+            if prompt.size + room <= self.backbone.context_length or start[0] == history.size:
                 return prompt
             start += 1
 

@@ -7,7 +7,7 @@ sample has it; the others are *dense* or *sparse*, parted at the median number o
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
@@ -67,8 +67,8 @@ class Outcome:
     ranks_U: IntArray
     seconds: float
     """For the whole batch, encoding included."""
-    tokens: int
-    """Tokens that went through the model to encode the batch; 0 for those without a model."""
+    tokens: int | None
+    """Tokens that went through the model to encode the batch: none without a model, None (uncounted) for writers."""
 
 
 class Stand:
@@ -89,7 +89,8 @@ class Stand:
         encoded: tuple[FloatArray, int, float] | None = None
         outcomes = []
         for contender in contenders:
-            recommender, tokens, seconds = self._recommender(contender), 0, 0.0
+            recommender, seconds = self._recommender(contender), 0.0
+            tokens = None if contender.generates else 0
             if isinstance(recommender, L2DRecommender):
                 if encoded is None:
                     started = time.perf_counter()
@@ -111,15 +112,15 @@ class Stand:
         return self._made[contender]
 
     def _make(self, contender: Contender) -> Recommender:
-        num_items = len(self._dataset.items())
+        num_items, batch_size = len(self._dataset.items()), self._config.evaluate.generation_batch_size
         if contender.kind == "most-popular":
             return MostPopular.fit(self._training[1])
         if contender.kind == "co-occurrence":
             return CoOccurrence.fit(*self._training)
         if contender.kind == "constrained-beam":
-            return ConstrainedBeam.over(self._language_model, self._encoder, num_items, contender.beams)
+            return ConstrainedBeam.over(self._language_model, self._encoder, num_items, contender.beams, batch_size)
         if contender.kind == "grounded-beam":
-            return GroundedBeam.over(self._language_model, self._encoder, num_items)
+            return GroundedBeam.over(self._language_model, self._encoder, num_items, batch_size)
         return L2DRecommender(
             lambda histories: self._encoder.encode(histories).states_UD,
             self._index(contender.index, contender.prior),
@@ -147,28 +148,36 @@ class Stand:
         return HistoryEncoder(self._config, self._dataset.items()["title"].to_pylist(), self._language_model.backbone)
 
 
-def contender(name: str, config: Config, index_paths: dict[str, str], top_m: dict[str, int], prior: float) -> Contender:
-    """The contender of a name in `evaluate.recommenders`.
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for one space, and its index."""
 
-    `index_paths` and `top_m` are by space; `prior` is what `+prior` stands for. Raises InputError for an unknown name.
-    """
+    index: str
+    """Path of the index's manifest in the workspace."""
+    top_m: int
+    prior: float
+    """What `+prior` stands for."""
+
+
+def contender(name: str, config: Config, choices: dict[str, Choice]) -> Contender:
+    """The contender of a name in `evaluate.recommenders`; `choices` is by space. Raises InputError if it is unknown."""
     base, plus, suffix = name.partition("+")
     if name in ("most-popular", "co-occurrence", "grounded-beam"):
         return Contender(name, name)
     if base.startswith("constrained-beam-") and base.removeprefix("constrained-beam-").isdigit() and not plus:
         beams = int(base.removeprefix("constrained-beam-"))
-        if beams > 0:
+        if beams > 1:
             return Contender(name, "constrained-beam", beams=beams)
     for kind in ("l2d-global", "l2d-local"):
-        space = config.index.space if base == kind else base.removeprefix(f"{kind}-")
-        if space in index_paths and (not plus or (suffix == "prior" and kind == "l2d-global")):
-            return Contender(
-                name, kind, index=index_paths[space], top_m=top_m[space], prior=prior if plus else config.index.prior
-            )
+        space = config.index.space if base == kind else base.partition(f"{kind}-")[2]
+        if space in choices and (not plus or (suffix == "prior" and kind == "l2d-global")):
+            choice = choices[space]
+            prior = choice.prior if plus else config.index.prior
+            return Contender(name, kind, index=choice.index, top_m=choice.top_m, prior=prior)
     raise InputError(
         f"evaluate.recommenders={name!r}: unknown; known are most-popular, co-occurrence, l2d-global, l2d-local (both"
-        " also with -none, -centre, -whiten-total or -whiten-within; l2d-global with +prior), constrained-beam-<beams>"
-        " and grounded-beam"
+        " also with -none, -centre, -whiten-total or -whiten-within; l2d-global with +prior), constrained-beam-<beams,"
+        " at least 2> and grounded-beam"
     )
 
 
@@ -221,7 +230,7 @@ def groups_of(targets_U: NDArray[np.integer], training_targets: NDArray[np.integ
 
 
 def summarise(
-    name: str, ranks_U: IntArray, users_U: IntArray, groups_U: NDArray[np.str_], seconds: float, tokens: float
+    name: str, ranks_U: IntArray, users_U: IntArray, groups_U: NDArray[np.str_], seconds: float, tokens: float | None
 ) -> dict[str, Any]:
     """One row of the table: the metrics with their intervals and by group, and the cost of a sample."""
     row: dict[str, Any] = {"recommender": name}
@@ -235,7 +244,7 @@ def summarise(
         **row,
         "users": int(ranks_U.size),
         "seconds_per_user": round(seconds, 6),
-        "tokens_per_user": round(tokens, 1),
+        "tokens_per_user": None if tokens is None else round(tokens, 1),
         "intervals": intervals,
         "groups": {group: _group(ranks_U[groups_U == group]) for group in ("dense", "sparse", "cold")},
     }
@@ -245,8 +254,3 @@ def _group(ranks_U: IntArray) -> dict[str, Any]:
     if not ranks_U.size:
         return {"users": 0}
     return {"users": int(ranks_U.size)} | {f"recall@{k}": round(float(recall(ranks_U, k).mean()), 5) for k in CUTOFFS}
-
-
-def as_plain(contenders: Sequence[Contender]) -> list[dict[str, Any]]:
-    """Contenders as dictionaries, for a worker."""
-    return [asdict(one) for one in contenders]

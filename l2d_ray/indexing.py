@@ -1,19 +1,24 @@
 """From a memory's snapshot to an index, without Ray: the work on one shard, and what needs all of them.
 
-1. `sum_moments`, for each shard: item sums and second moments, from one pass over its rows.
+1. `sum_moments`, for each shard: item sums and second moments of its rows.
 2. `fit`, once: the map of the space, and an index trained on a sample of all shards if it needs training.
 3. `build_shard`, for each shard: mapped rows, item means, and their FAISS index.
 4. `finish`, once: the search setting that reaches the recall asked for, measured, and the manifest.
 
-Every step leaves files and skips what is there, so that a run that was killed is finished by the same command.
+Every step leaves files and skips what is there, so that a run that was killed is finished by the same command. A step
+may be attempted twice at once (a worker believed dead, say): attempts write files of their own, and the first to write
+its record wins.
 """
 
 import hashlib
 import io
+import logging
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import faiss
 import numpy as np
@@ -21,7 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config, IndexConfig
-from l2d_ray.core.aggregation import Float64, Moments, item_sums
+from l2d_ray.core.aggregation import Float64, Moments, add_rows
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
@@ -36,10 +41,13 @@ from l2d_ray.records import Record
 from l2d_ray.schema import hidden_states
 from l2d_ray.workspace import Workspace
 
+logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
+
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What every step needs to know; plain values, so that a worker can read them whatever it has imported."""
+    """What every step needs to know."""
 
     workspace: str
     snapshot: Snapshot
@@ -60,8 +68,8 @@ class IndexPlan:
 
     @property
     def manifest(self) -> str:
-        """The path of the record that makes the index complete."""
-        return f"{self.folder}/index.json"
+        """The path of the record that makes the index complete; what it was tuned to is part of its name."""
+        return f"{self.folder}/index-{self.config.target_recall!r}.json"
 
     @property
     def num_shards(self) -> int:
@@ -88,7 +96,11 @@ class ShardMoments:
     def read(cls, workspace: Workspace, path: str) -> "ShardMoments":
         """What `write` wrote."""
         with workspace.filesystem.open_input_stream(workspace.path(path)) as stream:
-            arrays = dict(np.load(io.BytesIO(stream.read())))
+            content = io.BytesIO(stream.read())
+        try:
+            arrays = dict(np.load(content))
+        except (ValueError, BadZipFile) as error:
+            raise InputError(f"{workspace.path(path)}: damaged ({error}); delete it and run the job again") from None
         item_arrays = {name: arrays.pop(name) for name in ("items_I", "counts_I", "sums_ID")}
         rows, items = int(arrays.pop("rows")), int(arrays.pop("items"))
         return cls(**item_arrays, moments=Moments(rows=rows, items=items, **arrays))
@@ -135,10 +147,8 @@ def sum_moments(plan: IndexPlan, shard: int) -> None:
     moments = Moments.zero(dimension)
     for rows in _read(plan, shard):
         states = hidden_states(rows)
-        more_sums, more_counts = item_sums(
-            states, np.searchsorted(items, rows.column("item_index").to_numpy()), items.size
-        )
-        sums, counts, moments = sums + more_sums, counts + more_counts, moments + Moments.of_rows(states)
+        add_rows(sums, counts, states, np.searchsorted(items, rows.column("item_index").to_numpy()))
+        moments += Moments.of_rows(states)
     moments += Moments.of_items(sums, counts)
     ShardMoments(items, counts, sums, moments).write(workspace, path)
 
@@ -161,20 +171,21 @@ def fit(plan: IndexPlan) -> Fitted:
     index = faiss_index.empty_index(plan.factory, mean_D.size)
     wanted = faiss_index.training_rows(index)
     if wanted:
-        sample_MD = np.concatenate(list(_sample(plan, wanted / moments.rows)))
+        blocks = [(space(rows) - offset_D).astype(np.float32) for rows in _sample(plan, wanted / moments.rows)]
+        sample_MD = np.concatenate(blocks)
         try:
-            faiss_index.train(index, space(sample_MD) - offset_D)
+            faiss_index.train(index, sample_MD)
         except RuntimeError as error:
             raise InputError(
                 f"index.factory={plan.factory!r}: cannot be trained on {len(sample_MD)} rows"
                 f" ({str(error).splitlines()[0][-120:]}); use index.factory=Flat"
             ) from None
+    attempt = uuid.uuid4().hex[:8]
     fitted = Fitted(
-        map=write_map(workspace, f"{plan.folder}/space.npz", space, offset_D),
-        trained=write_bytes(workspace, f"{plan.folder}/trained.faiss", [faiss_index.to_bytes(index)]),
+        map=write_map(workspace, f"{plan.folder}/space-{attempt}.npz", space, offset_D),
+        trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [faiss_index.to_bytes(index)]),
     )
-    fitted.write(workspace, record_path)
-    return fitted
+    return _commit(fitted, workspace, record_path)
 
 
 def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
@@ -182,7 +193,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     workspace, record_path = Workspace.open(plan.workspace), f"{plan.folder}/shard={shard}.json"
     if workspace.exists(record_path):
         return ShardRecord.read(workspace, record_path)
-    started = time.monotonic()
+    started, folder = time.monotonic(), f"{plan.folder}/shard={shard}/{uuid.uuid4().hex[:8]}"
     space, offset_D = read_map(workspace, fitted.map)
     part, dimension = ShardMoments.read(workspace, _moments_path(plan, shard)), plan.snapshot.identity.dimension
     count, items = part.moments.rows, part.moments.items
@@ -206,7 +217,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
             yield states
 
     def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
-        return write_array(workspace, f"{plan.folder}/shard={shard}/{name}.npy", shape, dtype, parts)
+        return write_array(workspace, f"{folder}/{name}.npy", shape, dtype, parts)
 
     means = space(part.sums_ID / part.counts_I[:, None])
     files = {
@@ -217,16 +228,14 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
         "counts": write("counts", (items,), np.int64, [part.counts_I]),
         "centroids": write("centroids", (items, dimension), np.float32, [means]),
     }
-    path = f"{plan.folder}/shard={shard}/rows.faiss"
-    files["faiss"] = write_bytes(workspace, path, [faiss_index.to_bytes(index)])
+    files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [faiss_index.to_bytes(index)])
     seconds = round(time.monotonic() - started, 3)
     record = ShardRecord(shard=shard, rows=count, items=items, files=files, seconds=seconds)
-    record.write(workspace, record_path)
-    return record
+    return _commit(record, workspace, record_path)
 
 
 def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], started: float) -> IndexManifest:
-    """Step 4. `started` is the `time.monotonic()` of the run."""
+    """Step 4. `started` is the `time.time()` at which the run began, perhaps on another machine."""
     workspace = Workspace.open(plan.workspace)
     if workspace.exists(plan.manifest):
         return IndexManifest.read(workspace, plan.manifest)
@@ -235,12 +244,14 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
     manifest = IndexManifest(
         snapshot=plan.snapshot.number,
         snapshot_digest=snapshot_digest(plan.snapshot),
+        dataset=plan.snapshot.dataset,
         identity=plan.snapshot.identity,
         sample_fraction=plan.config.sample_fraction,
         space=plan.config.space,
         shrinkage=plan.config.shrinkage,
         factory=plan.factory,
         search="",
+        target_recall=plan.config.target_recall,
         faiss_version=faiss.__version__,
         map=fitted.map,
         rows=rows,
@@ -252,21 +263,48 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
     )
     opened = [IndexShard.open(workspace, manifest, shard) for shard in shards]
     search, quality = tune(opened, plan.config.target_recall)
-    seconds = round(time.monotonic() - started, 3)
+    if quality.recall_top_k < plan.config.target_recall:
+        logger.warning(
+            "%s finds %.4f of the exact top %d at its widest, less than index.target_recall=%s",
+            plan.factory,
+            quality.recall_top_k,
+            quality.k,
+            plan.config.target_recall,
+        )
+    seconds = round(time.time() - started, 3)
     manifest = manifest.model_copy(update={"search": search, "quality": quality, "seconds": seconds})
-    manifest.write(workspace, plan.manifest)
+    manifest = _commit(manifest, workspace, plan.manifest)
+    _remove_strays(workspace, plan, fitted, shards)
     return manifest
 
 
+def _commit(record: R, workspace: Workspace, path: str) -> R:
+    """Write a record, or return the one that another attempt wrote first."""
+    try:
+        record.write(workspace, path)
+    except FileExistsError:
+        return type(record).read(workspace, path)
+    return record
+
+
+def _remove_strays(workspace: Workspace, plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord]) -> None:
+    """Remove what attempts left behind that were killed or came second."""
+    files = [fitted.map, fitted.trained, *(file for shard in shards for file in shard.files.values())]
+    keep = {file.path for file in files}
+    for path in workspace.files(plan.folder):
+        if path not in keep and not path.endswith(".json"):
+            workspace.delete(path)
+
+
 def _moments_path(plan: IndexPlan, shard: int) -> str:
-    return f"{plan.base}/moments/{plan.config.sample_fraction:g}/shard={shard}.npz"
+    return f"{plan.base}/moments/{plan.config.sample_fraction!r}/shard={shard}.npz"
 
 
-def _sample(plan: IndexPlan, share: float) -> Iterator[Float64]:
+def _sample(plan: IndexPlan, share: float) -> Iterator[NDArray[np.float16]]:
     """About this share of the rows of all shards."""
     for shard in range(plan.num_shards):
         for rows in _read(plan, shard, fraction=min(1.0, share)):
-            yield hidden_states(rows).astype(np.float64)
+            yield hidden_states(rows)
 
 
 def _read(

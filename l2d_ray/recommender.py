@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.core.decoding import Float64, FloatArray, IntArray, ScoredItems
-from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.records import MemoryIdentity
 
 NO_ITEM = -1
 """Fills a list that has fewer than K items; its score is -inf."""
@@ -90,14 +88,3 @@ def as_arrays(lists: Sequence[ScoredItems], k: int) -> tuple[IntArray, Float64]:
         found = min(len(scored), k)
         items_UK[user, :found], scores_UK[user, :found] = scored.items_I[:k], scored.scores_I[:k]
     return items_UK, scores_UK
-
-
-def check_identity(indexed: MemoryIdentity, ours: MemoryIdentity) -> None:
-    """Raise InputError, naming what differs, if queries would not be encoded as the rows of an index were."""
-    shards = {"num_shards": indexed.num_shards}  # says where rows are, not what they are
-    differences = ours.model_copy(update=shards).differences(indexed)
-    if differences:
-        raise InputError(
-            f"the index was made with another {', '.join(differences)}; use the model, adapter, template and window of"
-            " its memory, or build the memory again"
-        )

@@ -60,5 +60,16 @@ class MemoryIdentity(Record):
         ]
 
 
+def check_query(indexed: MemoryIdentity, ours: MemoryIdentity) -> None:
+    """Raise InputError, naming what differs, if queries would not be encoded as the rows of a memory were."""
+    shards = {"num_shards": indexed.num_shards}  # says where rows are, not what they are
+    differences = ours.model_copy(update=shards).differences(indexed)
+    if differences:
+        raise InputError(
+            f"the memory was made with another {', '.join(differences)}; use its model, adapter, template and window,"
+            " or build it again"
+        )
+
+
 def _short(value: object) -> str:
     return value[:12] if isinstance(value, str) else str(value)

@@ -1,6 +1,7 @@
 """The index job and the evaluation job as a user runs them: on Ray, killed, repeated, and given what does not fit."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -63,11 +64,15 @@ def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(folder.glob("index/*/*/index.json"))
+    assert not list(folder.glob("index/*/*/index-*.json"))
     result = result_of(run_job("build_index", folder, **SETTINGS))
     assert result["shards_reused"] > 0
     assert result["rows"] == 60 * 9
-    assert not list(folder.glob("index/**/*.tmp")) or result["shards_reused"] < 3
+    kept = {
+        file for record in folder.glob("index/*/*/*.json") for file in re.findall(r"index/[^\"]*", record.read_text())
+    }
+    files = {str(path.relative_to(folder)) for path in folder.glob("index/*/whiten*/**/*") if path.is_file()}
+    assert {path for path in files if not path.endswith(".json")} <= kept
 
 
 def test_without_a_memory_the_remedy_is_one_line(tmp_path: Path) -> None:
@@ -139,7 +144,9 @@ def test_a_target_is_never_in_the_training_data_of_its_user(evaluated: tuple[Pat
     assert not np.isin(ranks["sample_id"].to_numpy(), rows).any()
 
 
-@pytest.mark.parametrize("name", ["l2d-gobal", "constrained-beam-0", "l2d-local+prior", "l2d-global-whiten"])
+@pytest.mark.parametrize(
+    "name", ["l2d-gobal", "constrained-beam-1", "l2d-local+prior", "l2d-global-whiten", "whiten-within"]
+)
 def test_an_unknown_recommender_is_refused_before_anything_is_built(folder: Path, name: str) -> None:
     with pytest.raises(InputError, match=rf"evaluate.recommenders='{name.replace('+', '.')}': unknown; known are"):
         evaluate(config_of(folder, **SETTINGS, **{"evaluate.recommenders": f'["{name}"]'}))
@@ -147,5 +154,12 @@ def test_an_unknown_recommender_is_refused_before_anything_is_built(folder: Path
 
 
 def test_an_evaluation_with_another_model_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"the index was made with another num_layers \(2, now 1\)"):
+    with pytest.raises(InputError, match=r"the memory was made with another num_layers \(2, now 1\)"):
         evaluate(config_of(folder, **SETTINGS, **{"model.num_layers": 1, "evaluate.recommenders": '["l2d-local"]'}))
+
+
+def test_a_memory_of_another_dataset_is_refused(folder: Path) -> None:
+    """Its items have other indices, and its rows may be what is now a test target."""
+    write_dataset(folder, users=61)
+    with pytest.raises(InputError, match=r"snapshot 1 of the memory is of another dataset than .*; run jobs/build_mem"):
+        evaluate(config_of(folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'}))

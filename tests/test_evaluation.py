@@ -7,7 +7,7 @@ from small_workspace import write_dataset
 from l2d_ray.bench_search import bench_search
 from l2d_ray.config import Config
 from l2d_ray.core.metrics import NOT_RANKED
-from l2d_ray.evaluation import contender, groups_of, samples_of, spaces_of, summarise, training_pairs
+from l2d_ray.evaluation import Choice, contender, groups_of, samples_of, spaces_of, summarise, training_pairs
 from l2d_ray.reports import plot, table
 from l2d_ray.schema import Split
 
@@ -48,13 +48,13 @@ def test_a_name_says_which_recommender_in_which_space() -> None:
     names = ["l2d-global", "l2d-local-none", "l2d-global-whiten-total+prior", "most-popular"]
     spaces = spaces_of(names, config)
     assert spaces == ["whiten-within", "none", "whiten-total"]
-    paths, top_m = {space: f"index/{space}" for space in spaces}, {space: len(space) for space in spaces}
-    made = [contender(name, config, paths, top_m, prior=0.5) for name in names]
+    choices = {space: Choice(f"index/{space}", top_m=len(space), prior=0.5) for space in spaces}
+    made = [contender(name, config, choices) for name in names]
     assert [one.kind for one in made] == ["l2d-global", "l2d-local", "l2d-global", "most-popular"]
     assert [one.index for one in made] == ["index/whiten-within", "index/none", "index/whiten-total", ""]
     assert [one.prior for one in made] == [0, 0, 0.5, 0]
     assert made[1].top_m == 4
-    assert contender("constrained-beam-7", config, paths, top_m, 0).beams == 7
+    assert contender("constrained-beam-7", config, choices).beams == 7
 
 
 def test_the_table_and_the_plots_show_every_recommender() -> None:

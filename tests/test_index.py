@@ -17,7 +17,7 @@ from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import VectorSearch, default_factory
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.indexing import fit, sum_moments
+from l2d_ray.indexing import build_shard, fit, sum_moments
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.workspace import Workspace
 
@@ -127,7 +127,9 @@ def test_a_share_of_the_memory_is_what_a_smaller_memory_would_be(tmp_path: Path)
     assert 0.4 < manifest.rows / 600 < 0.6
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "HNSW16", "IVF4,Flat", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4", "PQ4x4"])
+@pytest.mark.parametrize(
+    "factory", ["Flat", "SQfp16", "HNSW16", "IVF4,Flat", "IVF4,PQ4x4", "OPQ4,IVF4,PQ4x4,RFlat", "PQ4x4"]
+)
 def test_any_factory_string_gives_exact_scores_and_measures_itself(tmp_path: Path, factory: str) -> None:
     workspace = write_memory(tmp_path)
     made, manifest = build(workspace, factory=factory)
@@ -187,12 +189,43 @@ def test_the_default_grows_with_the_shard() -> None:
 
 def test_the_same_command_again_builds_nothing(tmp_path: Path) -> None:
     workspace = write_memory(tmp_path)
-    made, _ = build(workspace, factory="IVF4,Flat")
+    _, first = build(workspace, factory="IVF4,Flat")
     before = {path: (tmp_path / path).stat().st_mtime_ns for path in workspace.files("index")}
-    for shard in range(made.num_shards):
-        sum_moments(made, shard)
-    fit(made)
+    assert build(workspace, factory="IVF4,Flat")[1] == first
     assert before == {path: (tmp_path / path).stat().st_mtime_ns for path in workspace.files("index")}
+
+
+def test_a_second_attempt_at_a_step_takes_what_the_first_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker believed dead finishes after the one that replaced it; what it wrote is removed in the end."""
+    workspace = write_memory(tmp_path)
+    made = plan(workspace)
+    for shard in range(3):
+        sum_moments(made, shard)
+    fitted, first = fit(made), build_shard(made, fit(made), 0)
+    exists = Workspace.exists
+    monkeypatch.setattr(Workspace, "exists", lambda self, path: path.endswith(".npz") and exists(self, path))
+    assert fit(made) == fitted
+    assert build_shard(made, fitted, 0) == first
+    monkeypatch.undo()
+    on_disk = set(workspace.files(made.folder))
+    build(workspace)
+    left = set(workspace.files(made.folder))
+    assert len(on_disk - left) == 2 + 7  # a map, a trained index and the files of a shard
+    ShardedIndex.open(workspace, made.manifest)
+
+
+def test_an_index_is_tuned_again_for_another_recall_and_its_shards_are_kept(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    low, high = (build(workspace, factory="IVF16,PQ4x4", target_recall=target)[1] for target in (0.1, 0.95))
+    assert low.shards == high.shards
+    assert (low.search, low.quality.recall_top_k < high.quality.recall_top_k) == ("nprobe=1", True)
+
+
+def test_a_recall_that_is_out_of_reach_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(write_memory(tmp_path), factory="PQ1x4", target_recall=1.0)
+    assert "of the exact top 20 at its widest, less than index.target_recall=1.0" in caplog.text
 
 
 def test_a_memory_built_again_under_the_same_number_has_an_index_of_its_own(tmp_path: Path) -> None:
@@ -219,6 +252,7 @@ def test_a_memory_without_rows_is_refused(tmp_path: Path) -> None:
         ({"factory": "Flt"}, r"index.factory='Flt': FAISS makes no index of dimension 8"),
         ({"factory": "IVF4,PQ3"}, r"index.factory='IVF4,PQ3': FAISS makes no index of dimension 8"),
         ({"factory": "IVF4096,Flat"}, r"index.factory='IVF4096,Flat': cannot be trained on 600 rows"),
+        ({"factory": "IDMap,Flat"}, r"index.factory='IDMap,Flat': rows are numbered already"),
         ({"sample_fraction": 1e-9}, r"index.sample_fraction=1e-09: leaves no row"),
         ({"snapshot": 9}, r"snapshots/9.json: not found"),
     ],
@@ -271,7 +305,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     made, manifest = build(workspace)
     (tmp_path / made.manifest).unlink()
     manifest.model_copy(update={"shards": manifest.shards[:2]}).write(workspace, made.manifest)
-    with pytest.raises(InputError, match=r"index.json: lists 2 shards of 3"):
+    with pytest.raises(InputError, match=r"index-0.995.json: lists 2 shards of 3"):
         ShardedIndex.open(workspace, made.manifest)
 
 

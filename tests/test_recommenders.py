@@ -23,7 +23,8 @@ from l2d_ray.extraction import UnitExtractor, plan_units
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
-from l2d_ray.recommender import NO_ITEM, Filters, L2DRecommender, Recommender, check_identity
+from l2d_ray.recommender import NO_ITEM, Filters, L2DRecommender, Recommender
+from l2d_ray.records import check_query
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
@@ -54,8 +55,8 @@ class World:
             "co-occurrence": CoOccurrence.fit(lasts, targets),
             "l2d-global": L2DRecommender(self.encode, self.index, "global"),
             "l2d-local": L2DRecommender(self.encode, self.index, "local", top_m=30),
-            "constrained-beam": ConstrainedBeam.over(*everything, beams=ITEM_COUNT),
-            "grounded-beam": GroundedBeam.over(*everything),
+            "constrained-beam": ConstrainedBeam.over(*everything, beams=ITEM_COUNT, batch_size=2),
+            "grounded-beam": GroundedBeam.over(*everything, batch_size=2),
         }
 
     def encode(self, histories: list[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -169,7 +170,7 @@ def test_beams_as_many_as_items_rank_the_catalogue_by_the_probability_of_titles(
 
 
 def test_few_beams_find_the_most_probable_title_or_nearly(world: World) -> None:
-    few = ConstrainedBeam.over(world.language_model, world.encoder, ITEM_COUNT, beams=3)
+    few = ConstrainedBeam.over(world.language_model, world.encoder, ITEM_COUNT, beams=3, batch_size=8)
     items, scores = few.recommend(HISTORIES, 5)
     assert (items[:, :3] != NO_ITEM).all()
     assert (items[:, 3:] == NO_ITEM).all()
@@ -177,6 +178,34 @@ def test_few_beams_find_the_most_probable_title_or_nearly(world: World) -> None:
     for row in range(len(HISTORIES)):
         known = dict(zip(all_items[row].tolist(), all_scores[row].tolist(), strict=True))
         np.testing.assert_allclose(scores[row, :3], [known[item] for item in items[row, :3].tolist()], rtol=1e-4)
+
+
+def test_a_history_without_a_finite_state_gets_an_empty_list_and_spoils_no_other(world: World) -> None:
+    good = world.encode(HISTORIES[:1])[0]
+    states = np.stack([good, np.full_like(good, np.nan), good * np.inf])
+    for name in ("l2d-global", "l2d-local"):
+        recommender = world.recommenders[name]
+        assert isinstance(recommender, L2DRecommender)
+        for filters in (Filters(), Filters(allow=np.arange(9))):
+            items, scores = recommender.decode(states, HISTORIES[:3], 5, filters)
+            assert (items[1:] == NO_ITEM).all()
+            assert items[0].tolist() == recommender.decode(states[:1], HISTORIES[:1], 5, filters)[0][0].tolist()
+            assert not np.isnan(scores).any()
+
+
+def test_filters_may_name_items_that_do_not_exist(world: World) -> None:
+    for recommender in world.recommenders.values():
+        items, _ = recommender.recommend(HISTORIES, 5, Filters(deny=np.array([-1, 10**6])))
+        assert items.tolist() == recommender.recommend(HISTORIES, 5)[0].tolist()
+
+
+def test_a_models_own_generation_settings_do_not_change_a_score(world: World) -> None:
+    model = world.language_model.model
+    expected = world.recommenders["constrained-beam"].recommend(HISTORIES, 5)
+    model.generation_config.repetition_penalty = 1.5
+    items, scores = world.recommenders["constrained-beam"].recommend(HISTORIES, 5)
+    assert items.tolist() == expected[0].tolist()
+    np.testing.assert_allclose(scores, expected[1])
 
 
 def test_titles_that_are_the_same_share_a_beam() -> None:
@@ -220,9 +249,9 @@ def test_grounding_ranks_by_the_distance_to_what_was_written(world: World) -> No
 )
 def test_an_index_of_another_model_is_refused(world: World, change: dict[str, object], named: str) -> None:
     ours = identify_memory(world.config)
-    check_identity(world.manifest.identity, ours.model_copy(update={"num_shards": 7}))
-    with pytest.raises(InputError, match=f"the index was made with another {named}; use the model"):
-        check_identity(world.manifest.identity, ours.model_copy(update=change))
+    check_query(world.manifest.identity, ours.model_copy(update={"num_shards": 7}))
+    with pytest.raises(InputError, match=f"the memory was made with another {named}; use its model"):
+        check_query(world.manifest.identity, ours.model_copy(update=change))
 
 
 def test_a_prompt_too_long_for_the_model_loses_its_oldest_items(world: World) -> None:

@@ -77,13 +77,15 @@ class ConstrainedBeam:
 
     @classmethod
     def over(
-        cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int, beams: int
+        cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int, beams: int, batch_size: int
     ) -> "ConstrainedBeam":
         """Over the catalogue that `encoder` phrases."""
         titles = [encoder.prompts.item_tokens(item) for item in range(num_items)]
         end = language_model.backbone.tokenizer.eos_token_id
         longest = max(title.size for title in titles)
-        return cls(encoder, BeamSearch(language_model, beams, longest + 1, [end]), TitleTrie.of(titles), titles)
+        return cls(
+            encoder, BeamSearch(language_model, beams, longest + 1, [end], batch_size), TitleTrie.of(titles), titles
+        )
 
     def recommend(
         self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
@@ -91,7 +93,7 @@ class ConstrainedBeam:
         """As in `Recommender`; scores are log-probabilities. Items that are filtered out take no beam."""
         dead = [self._dead_nodes(out, filters.allow) for out in filters.excluded(histories)]
         beams = self.search.continuations(
-            [self.encoder.phrase(history) for history in histories],
+            [self.encoder.phrase(history, room=self.search.max_tokens) for history in histories],
             lambda batch, width: _AlongTrie(
                 self.trie, [dead[n] for n in batch], self.search.beams, width, self.search.end_tokens[0]
             ),
@@ -112,7 +114,7 @@ class ConstrainedBeam:
         if allow is not None:
             exclude = np.union1d(exclude, np.setdiff1d(np.arange(len(self.titles)), allow))
         excluded: dict[int, int] = {}
-        for item in exclude.tolist():
+        for item in exclude[(exclude >= 0) & (exclude < len(self.titles))].tolist():
             for node in self.trie.grow(self.titles[item].tolist()):
                 excluded[node] = excluded.get(node, 0) + 1
         return {node for node, count in excluded.items() if count == self.trie.below[node]}

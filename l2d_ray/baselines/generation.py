@@ -1,4 +1,4 @@
-"""Beam search with transformers' `generate`, as fast as it goes: what both ways of writing titles share."""
+"""Beam search with transformers' `generate`: what both ways of writing titles share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from l2d_ray.models.backbone import LanguageModel
 
@@ -17,14 +17,16 @@ Tokens = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """Continues prompts in padded batches, with a KV cache."""
+    """Continues prompts in padded batches, with a KV cache that starts from one run of each prompt."""
 
     language_model: LanguageModel
     beams: int
+    """At least 2."""
     max_tokens: int
     """Tokens of a continuation at most."""
     end_tokens: list[int]
-    batch_size: int = 8
+    batch_size: int
+    """Prompts side by side."""
 
     def continuations(
         self, prompts: Sequence[Tokens], constraint: Callable[[NDArray[np.intp], int], LogitsProcessor] | None = None
@@ -50,16 +52,11 @@ class BeamSearch:
         model.set_attn_implementation(backbone.attention)  # packed extraction leaves its own
         tokens, mask = _left_padded(prompts, backbone.device)
         width = tokens.shape[1]
-        # generate would run the prompt once for every beam: run it once, and copy its keys and values.
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        cache = backbone.model(
-            input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
-        ).past_key_values
-        cache.batch_repeat_interleave(self.beams)
+        model.generation_config = GenerationConfig()  # the model's own may penalise repetition, or ban words
         output = model.generate(
             input_ids=tokens,
             attention_mask=mask,
-            past_key_values=cache,
+            past_key_values=self._prefilled(tokens, mask) if width > 1 else None,
             num_beams=self.beams,
             num_return_sequences=self.beams,
             max_new_tokens=self.max_tokens,
@@ -77,6 +74,15 @@ class BeamSearch:
             [(self._until_end(beam), float(score)) for beam, score in zip(*own, strict=True)]
             for own in zip(written, scores, strict=True)
         ]
+
+    def _prefilled(self, tokens: Tensor, mask: Tensor) -> Any:
+        """Keys and values of all but the last token, for every beam. generate would run the prompt once for each."""
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache = self.language_model.backbone.model(
+            input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
+        ).past_key_values
+        cache.batch_repeat_interleave(self.beams)
+        return cache
 
     def _until_end(self, tokens: Tokens) -> Tokens:
         ends = np.flatnonzero(np.isin(tokens, self.end_tokens))

@@ -21,9 +21,16 @@ def item_sums(states_MD: NDArray[np.floating], items_M: IntArray, num_items: int
 
     An item's sum depends on its own rows only, never on what else is there: shards give the same bits as the whole.
     """
-    sums_ID = torch.zeros(num_items, states_MD.shape[1], dtype=torch.float64)
-    sums_ID.index_add_(0, torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64)))
-    return sums_ID.numpy(), np.bincount(items_M, minlength=num_items)
+    sums_ID, counts_I = np.zeros((num_items, states_MD.shape[1])), np.zeros(num_items, np.int64)
+    add_rows(sums_ID, counts_I, states_MD, items_M)
+    return sums_ID, counts_I
+
+
+def add_rows(sums_ID: Float64, counts_I: NDArray[np.int64], states_MD: NDArray[np.floating], items_M: IntArray) -> None:
+    """Add some rows to the sums and counts of their items, in place."""
+    items, states = torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64))
+    torch.from_numpy(sums_ID).index_add_(0, items, states)
+    np.add.at(counts_I, items_M, 1)
 
 
 @dataclass(frozen=True)

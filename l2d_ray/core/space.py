@@ -34,7 +34,10 @@ class LinearMap:
         mapped_ND = vectors_ND.astype(np.float64)
         if self.mean_D is not None:
             mapped_ND -= self.mean_D
-        return mapped_ND if self.matrix_DD is None else mapped_ND @ self.matrix_DD
+        if self.matrix_DD is None:
+            return mapped_ND
+        with np.errstate(invalid="ignore"):  # a vector that is not finite stays so
+            return mapped_ND @ self.matrix_DD
 
 
 def fit_map(moments: Moments, kind: SpaceKind, shrinkage: float) -> LinearMap:

@@ -51,7 +51,7 @@ def build_index(config: Config) -> IndexResult:
 
     Raises InputError if there is no memory, or if the space or the FAISS factory string does not fit it.
     """
-    started = time.monotonic()
+    started = time.time()
     plan = plan_index(config)
     manifest, reused = _build(config, plan, started)
     return IndexResult(
@@ -67,7 +67,7 @@ def build_index(config: Config) -> IndexResult:
         recall_top_m=manifest.quality.recall_top_m,
         recall_top_k=manifest.quality.recall_top_k,
         bytes_per_row=manifest.bytes_per_row,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(time.time() - started, 3),
     )
 
 
@@ -78,27 +78,35 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
     reused = sum(workspace.exists(f"{plan.folder}/shard={shard}.json") for shard in range(plan.num_shards))
     shards = range(plan.num_shards)
     _each("moments", config, sum_moments, [(plan, shard) for shard in shards])
-    (fitted,) = _each("space and training", config, fit, [(plan,)])
+    (fitted,) = _each("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
     records: list[ShardRecord] = _each("shards", config, build_shard, [(plan, fitted, shard) for shard in shards])
     (manifest,) = _each("measuring", config, finish, [(plan, fitted, records, started)])
     return manifest, reused
 
 
-def _each(label: str, config: Config, step: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-    """The results of tasks, in the order of the calls."""
-    workers = config.workers
-    task = ray.remote(_with_threads).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=3)
-    waiting = [task.remote(workers.cpus, step, call) for call in calls]
-    with tqdm(total=len(waiting), desc=label, unit="task", disable=None) as bar:
-        left = waiting
+def _each(
+    label: str, config: Config, step: Callable[..., Any], calls: list[tuple[Any, ...]], gpus: float = 0
+) -> list[Any]:
+    """The results of tasks, in the order of the calls. An error stops the others and is raised when they have ended."""
+    cpus = config.workers.cpus
+    task = ray.remote(_with_threads).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
+    number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
+    results: list[Any] = [None] * len(calls)
+    first_error: RayError | None = None
+    with tqdm(total=len(calls), desc=label, unit="task", disable=None) as bar:
+        left = list(number)
         while left:
-            done, left = ray.wait(left)
+            (done,), left = ray.wait(left)
             try:
-                ray.get(done)  # an error ends the job now, not when all the others are done
+                results[number[done]] = ray.get(done)
             except RayError as error:
-                raise root_error(error) from None
-            bar.update(len(done))
-    return ray.get(waiting)  # type: ignore[no-any-return]
+                first_error = first_error or error
+                for other in left:
+                    ray.cancel(other)
+            bar.update()
+    if first_error:
+        raise root_error(first_error) from None
+    return results
 
 
 def _with_threads(threads: int, step: Callable[..., Any], call: tuple[Any, ...]) -> Any:

@@ -29,7 +29,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import plan_index
 from l2d_ray.memory.verify import verify
-from l2d_ray.recommender import L2DRecommender
+from l2d_ray.recommender import NO_ITEM, Filters, L2DRecommender
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
@@ -97,15 +97,15 @@ def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, 
     user, position = _first_test_sample(dataset)
     history = np.array(user["item_indices"][:position], np.int32)
     encoder = HistoryEncoder(config, titles)
-    index = ShardedIndex.open(workspace, plan_index(config).manifest)
+    index = ShardedIndex.open(workspace, plan_index(config).manifest, config.index.prior)
     recommender = L2DRecommender(
         lambda histories: encoder.encode(histories).states_UD, index, "local", evaluation.top_m
     )
-    (best,), _ = recommender.recommend([history], k)
+    (best,), _ = recommender.recommend([history], k, Filters(exclude_seen=config.recommend.exclude_seen))
     return DemoResult(
         user=user["user_id"],
         history=[titles[item] for item in history[-config.history.max_items :]],
-        recommended=[titles[item] for item in best],
+        recommended=[titles[item] for item in best if item != NO_ITEM],
         next=titles[user["item_indices"][position]],
         report=evaluation.report,
         workspace=workspace.uri,

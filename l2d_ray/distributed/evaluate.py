@@ -7,7 +7,7 @@ of the test samples only, and all the others are run on that part once more, bes
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import faiss
@@ -25,9 +25,9 @@ from l2d_ray.distributed.workers import absolute, workers_that_fit
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.evaluation import (
+    Choice,
     Contender,
     Stand,
-    as_plain,
     contender,
     groups_of,
     samples_of,
@@ -35,9 +35,8 @@ from l2d_ray.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.indexing import plan_index
-from l2d_ray.recommender import check_identity
+from l2d_ray.records import check_query
 from l2d_ray.reports import plot, table
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
@@ -67,32 +66,36 @@ def evaluate(config: Config) -> EvaluateResult:
     dataset = Dataset.open(workspace)
     names = list(dict.fromkeys(config.evaluate.recommenders))
     spaces = spaces_of(names, config)
-    unchosen = dict.fromkeys(spaces, config.recommend.top_m)
     for name in names:  # an unknown name is refused before anything is built
-        contender(name, config, dict.fromkeys(spaces, ""), unchosen, 0)
-    indexes = {space: _index(config, space) for space in spaces}
-    pairs = training_pairs(dataset)
+        contender(name, config, dict.fromkeys(spaces, Choice("", 0, 0)))
+    config = _pinned(config, dataset)
     test = samples_of(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: has no test samples; prepare data with another data.split")
+    indexes = {space: _index(config, space) for space in spaces}
+    shares = {
+        share: _index(config, config.index.space, share * config.index.sample_fraction)
+        for share in (sorted(set(config.evaluate.fractions)) if {"l2d-global", "l2d-local"} & set(names) else [])
+    }
 
     valid = samples_of(dataset, Split.VALID, config.evaluate.samples)
-    choice, curves = _choose(config, names, indexes, valid)
-    contenders = [contender(name, config, indexes, choice.top_m, choice.prior) for name in names]
-    shares = _shares(config, contenders)
+    choices, curves = _choose(config, names, indexes, valid)
+    contenders = [contender(name, config, choices) for name in names]
     silent = [one for one in contenders if not one.generates]
-    table_of = _Table(config, pairs[1])
-    rows = table_of.run("test", [*silent, *(one for _, one in shares)], test)
-    results = rows[: len(silent)]
-    beside = test[: config.evaluate.generation_samples]
+    of_shares = [
+        replace(one, name=f"{one.name} of {share:g}", index=index)
+        for share, index in shares.items()
+        for one in silent
+        if one.name in ("l2d-global", "l2d-local")
+    ]
+    runs = _Runs(config, training_pairs(dataset)[1])
+    rows = runs.run("test", [*silent, *of_shares], test)
     same_users: list[dict[str, Any]] = []
-    if any(one.generates for one in contenders):
-        same_users = table_of.run("test, beside those that write", contenders, beside)
-        written = {row["recommender"]: row for row in same_users}
-        results = [
-            written[name] if one.generates else results[silent.index(one)]
-            for name, one in zip(names, contenders, strict=True)
-        ]
+    if len(silent) < len(contenders):
+        some = test[: config.evaluate.generation_samples]
+        same_users = runs.run("test, beside those that write", contenders, some)
+    table_rows = {row["recommender"]: row for row in [*same_users, *rows]}
+    results = [table_rows[name] for name in names]
 
     report = {
         "results": results,
@@ -100,14 +103,11 @@ def evaluate(config: Config) -> EvaluateResult:
         "validation": {
             "samples": len(valid),
             "top_m": curves,
-            "chosen_top_m": choice.top_m,
-            "chosen_prior": choice.prior,
+            "chosen": {space: {"top_m": choice.top_m, "prior": choice.prior} for space, choice in choices.items()},
         },
         "fractions": [
-            {"recommender": kind, "at": share, "recall@20": row["recall@20"]}
-            for (share, kind), row in zip(
-                [(share, one.kind) for share, one in shares], rows[len(silent) :], strict=True
-            )
+            {"recommender": one.kind, "at": float(one.name.rpartition(" ")[2]), "recall@20": row["recall@20"]}
+            for one, row in zip(of_shares, rows[len(silent) :], strict=True)
         ],
         "indexes": indexes,
         "config": config.model_dump(mode="json"),
@@ -117,78 +117,78 @@ def evaluate(config: Config) -> EvaluateResult:
     with workspace.create(f"{path}.png") as stream:
         stream.write(plot(report))
     with workspace.create(f"{path}.parquet") as stream:
-        pq.write_table(table_of.ranks(), stream, compression="zstd")
+        pq.write_table(runs.ranks(), stream, compression="zstd")
     for title, lines in (("test", results), ("test, all on the same samples", same_users)):
         if lines:
             print(f"\n{title}\n{table(lines)}", flush=True)
     return EvaluateResult(
         report=workspace.path(f"{path}.json"),
         results=[{key: row[key] for key in row if key not in ("intervals", "groups")} for row in results],
-        top_m=choice.top_m[config.index.space],
+        top_m=choices[config.index.space].top_m,
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What validation data chose."""
-
-    top_m: dict[str, int]
-    """By space."""
-    prior: float
-
-
 def _choose(
     config: Config, names: Sequence[str], indexes: dict[str, str], valid: list[dict[str, Any]]
-) -> tuple[_Choice, list[dict[str, Any]]]:
-    """The M and the prior with the best validation Recall@20 (of equals the smaller), and Recall at every M."""
-    default = _Choice(dict.fromkeys(indexes, config.recommend.top_m), config.evaluate.priors[0])
+) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
+    """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and Recall at every M."""
+    default = {
+        space: Choice(index, config.recommend.top_m, min(config.evaluate.priors)) for space, index in indexes.items()
+    }
     if not valid or not any(name.startswith("l2d") for name in names):
         return default, []
-    tried = [
-        Contender(f"l2d-local-{space}", "l2d-local", index, top_m=top_m)
+    tried = {
+        space: [
+            Contender(f"l2d-local-{space}", "l2d-local", index, top_m=top_m, prior=config.index.prior)
+            for top_m in sorted(set(config.evaluate.top_m))
+        ]
+        + [
+            Contender(f"l2d-global-{space}", "l2d-global", index, prior=prior)
+            for prior in sorted(set(config.evaluate.priors))
+        ]
         for space, index in indexes.items()
-        for top_m in sorted(set(config.evaluate.top_m))
-    ]
-    priors = [
-        Contender("l2d-global", "l2d-global", indexes[config.index.space], prior=prior)
-        for prior in sorted(set(config.evaluate.priors))
-    ]
-    rows = _Table(config, np.empty(0, np.int32)).run("validation", [*tried, *priors], valid)
-    curves = [
-        {"recommender": one.name, "at": one.top_m, "recall@20": row["recall@20"]}
-        for one, row in zip(tried, rows, strict=False)
-    ]
-    best = {
-        space: max((row for row in curves if row["recommender"] == f"l2d-local-{space}"), key=lambda r: r["recall@20"])
-        for space in indexes
     }
-    prior = max(zip(priors, rows[len(tried) :], strict=True), key=lambda pair: pair[1]["recall@20"])[0].prior
-    return _Choice({space: row["at"] for space, row in best.items()}, prior), curves
+    everything = [one for own in tried.values() for one in own]
+    rows = _Runs(config, np.empty(0, np.int32)).run("validation", everything, valid)
+    found = {one: row["recall@20"] for one, row in zip(everything, rows, strict=True)}
+
+    def best(space: str, kind: str) -> Contender:
+        return max((one for one in tried[space] if one.kind == kind), key=found.__getitem__)
+
+    curves = [
+        {"recommender": one.name, "at": one.top_m, "recall@20": found[one]}
+        for one in everything
+        if one.kind == "l2d-local"
+    ]
+    choices = {
+        space: Choice(index, best(space, "l2d-local").top_m, best(space, "l2d-global").prior)
+        for space, index in indexes.items()
+    }
+    return choices, curves
 
 
-def _shares(config: Config, contenders: Sequence[Contender]) -> list[tuple[float, Contender]]:
-    """L2D of the configured space over every share of the memory; the indexes are built."""
-    space = config.index.space
-    mapped = {one.kind: one for one in contenders if one.name in ("l2d-global", "l2d-local")}
-    shares = []
-    for fraction in sorted(set(config.evaluate.fractions)) if mapped else []:
-        index = _index(config, space, fraction * config.index.sample_fraction)
-        shares += [(fraction, replace(one, name=f"{one.name} of {fraction:g}", index=index)) for one in mapped.values()]
-    return shares
+def _pinned(config: Config, dataset: Dataset) -> Config:
+    """The configuration with its snapshot named, which must be of this dataset and of this model."""
+    snapshot = plan_index(config).snapshot
+    if snapshot.dataset != dataset.digest:
+        raise InputError(
+            f"snapshot {snapshot.number} of the memory is of another dataset than {dataset.workspace.path('dataset')};"
+            " run jobs/build_memory.py again, or name its snapshot with index.snapshot"
+        )
+    check_query(snapshot.identity, identify_memory(config))
+    return config.model_copy(update={"index": config.index.model_copy(update={"snapshot": snapshot.number})})
 
 
 def _index(config: Config, space: str, fraction: float | None = None) -> str:
-    """The path of the manifest of an index, built if it is missing; refused if it is of another model."""
+    """The path of the manifest of an index, which is built if it is missing."""
     changes = {"space": space} if fraction is None else {"space": space, "sample_fraction": fraction}
     config = config.model_copy(update={"index": config.index.model_copy(update=changes)})
     build_index(config)
-    path = plan_index(config).manifest
-    check_identity(IndexManifest.read(Workspace.open(config.workspace), path).identity, identify_memory(config))
-    return path
+    return plan_index(config).manifest
 
 
-class _Table:
+class _Runs:
     """Runs contenders over samples on a pool of actors, and keeps every rank."""
 
     def __init__(self, config: Config, training_targets: Any) -> None:
@@ -197,16 +197,19 @@ class _Table:
 
     def run(self, label: str, contenders: Sequence[Contender], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """A row for each contender (`evaluation.summarise`)."""
+        if not contenders:
+            return []
         config = self._config
         size = config.evaluate.batch_size
-        workers = min(config.workers.max or workers_that_fit(config), -(-len(samples) // size))
+        fit = workers_that_fit(config)
+        workers = min(config.workers.max or fit, fit, -(-len(samples) // size))
         outcomes = ray.data.from_items(samples, override_num_blocks=-(-len(samples) // size)).map_batches(
             EvaluationActor,
             batch_size=size,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=config.workers.cpus,
             num_gpus=config.workers.gpus,
-            fn_constructor_args=(config.model_dump(mode="json"), as_plain(contenders)),
+            fn_constructor_args=(config.model_dump(mode="json"), [asdict(one) for one in contenders]),
         )
         blocks = []
         with tqdm(total=len(samples) * len(contenders), desc=label, unit="rank", disable=None) as bar:
@@ -223,10 +226,16 @@ class _Table:
 
     def _row(self, name: str, number: int, ranks: pa.Table) -> dict[str, Any]:
         own = ranks.filter(pa.compute.equal(ranks["number"], number))
-        column = {name: own[name].to_numpy() for name in own.column_names if name != "recommender"}
+        column = {key: own[key].to_numpy() for key in ("target", "rank", "user_hash", "seconds")}
         groups = groups_of(column["target"], self._training_targets)
+        tokens = float(own["tokens"].to_numpy().mean())
         return summarise(
-            name, column["rank"], column["user_hash"], groups, column["seconds"].mean(), column["tokens"].mean()
+            name,
+            column["rank"],
+            column["user_hash"],
+            groups,
+            column["seconds"].mean(),
+            None if np.isnan(tokens) else tokens,
         )
 
 
@@ -259,5 +268,5 @@ class EvaluationActor:
             "target": np.tile(targets, times),
             "rank": np.concatenate([outcome.ranks_U for outcome in outcomes]),
             "seconds": np.repeat([outcome.seconds / count for outcome in outcomes], count),
-            "tokens": np.repeat([outcome.tokens / count for outcome in outcomes], count),
+            "tokens": np.repeat([np.nan if o.tokens is None else o.tokens / count for o in outcomes], count),
         }

@@ -32,10 +32,14 @@ def default_factory(rows: int, dimension: int) -> str:
     """The index for a shard of so many rows: exact while that is quick, then inverted lists, then compressed ones."""
     if rows <= EXACT_BELOW_ROWS:
         return "Flat"
-    lists = 2 ** round(np.log2(4 * np.sqrt(rows)))
     if rows <= COMPRESSED_ABOVE_ROWS:
-        return f"IVF{lists},SQfp16"
-    return f"IVF{lists}_HNSW32,PQ{code_bytes(dimension)}"
+        return f"IVF{inverted_lists(rows)},SQfp16"
+    return f"IVF{inverted_lists(rows)}_HNSW32,PQ{code_bytes(dimension)}"
+
+
+def inverted_lists(rows: int) -> int:
+    """About 4 sqrt(rows), as FAISS's guidelines have it, and a power of two."""
+    return int(2 ** round(np.log2(4 * np.sqrt(rows))))
 
 
 def code_bytes(dimension: int) -> int:
@@ -53,6 +57,8 @@ def empty_index(factory: str, dimension: int) -> Any:
             f"index.factory={factory!r}: FAISS makes no index of dimension {dimension} from it ({reason}); see the"
             " index factory in FAISS's documentation"
         ) from None
+    if isinstance(index, faiss.IndexIDMap):
+        raise InputError(f"index.factory={factory!r}: rows are numbered already; leave out IDMap")
     if hasattr(_inner(index), "do_polysemous_training"):
         # Orders the codes of a product quantiser for a search by Hamming distance, which is not used here, and takes
         # 50 times longer than the training itself.
@@ -80,15 +86,17 @@ def search_settings(index: Any) -> list[str]:
     """What can be turned up for more recall, in FAISS's notation, the least first; none for other kinds of index."""
     inner = _inner(index)
     if isinstance(inner, faiss.IndexIVF):
-        return [f"nprobe={2**n}" for n in range(int(np.log2(inner.nlist)) + 1)]
+        return [*(f"nprobe={2**n}" for n in range(int(np.log2(inner.nlist)) + 1)), f"nprobe={inner.nlist}"]
     if isinstance(inner, faiss.IndexHNSW):
         return [f"efSearch={2**n}" for n in range(5, 13)]
     return []
 
 
 def _inner(index: Any) -> Any:
-    """The index behind a rotation of the vectors (OPQ, PCA), if there is one."""
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    """The index behind a rotation of the vectors (OPQ, PCA) or under a refinement of its results."""
+    while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
+        index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
+    return index
 
 
 def set_search(index: Any, setting: str) -> None:
@@ -135,11 +143,11 @@ class VectorSearch:
         """For each query vector numbers and their exact squared distances, in no order.
 
         At least the `count` nearest (fewer if there are not so many, or if an approximate index finds no more); of an
-        exhaustive index also every vector as near as the last of those.
+        exhaustive index also every vector as near as the last of those. None for a query that is not finite.
         """
         results: list[tuple[IntArray, Float64]] = [(np.empty(0, np.int64), np.empty(0))] * len(queries_UD)
         prepared = self._prepared(queries_UD)
-        pending, wanted = np.arange(len(queries_UD)), count + _MARGIN
+        pending, wanted = np.flatnonzero(np.isfinite(prepared).all(axis=1)), count + _MARGIN
         while pending.size and count and self.index.ntotal:
             wanted = min(wanted, self.index.ntotal)
             seen, found = self.index.search(prepared[pending], wanted)

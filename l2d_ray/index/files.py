@@ -1,5 +1,6 @@
 """Files of an index: written whole with a checksum, and refused by name when they are not what was recorded."""
 
+import hashlib
 import io
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexFile
 from l2d_ray.workspace import DigestingSink, Workspace
 
-REMEDY = "; run jobs/build_index.py again"
+REMEDY = "; delete the folder of this index and run jobs/build_index.py again"
 
 
 def write_bytes(workspace: Workspace, path: str, parts: Iterable[Any]) -> IndexFile:
@@ -38,7 +39,7 @@ def write_array(
 
 
 def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array, mapped into memory from a disk, read from anywhere else.
+    """An array, mapped into memory from a disk (checked by its size only), read and checked from anywhere else.
 
     Raises InputError, naming the file, if it is missing, truncated, no array or of another shape.
     """
@@ -57,10 +58,13 @@ def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...]) ->
 
 
 def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
-    """The content of a file. Raises InputError if it is missing or not as long as recorded."""
+    """The content of a file. Raises InputError if it is missing or not what was recorded."""
     _check(workspace, file)
     with workspace.filesystem.open_input_stream(workspace.path(file.path)) as stream:
-        return bytes(stream.read())
+        content = bytes(stream.read())
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise InputError(f"{workspace.path(file.path)}: its checksum is not the recorded one{REMEDY}")
+    return content
 
 
 def write_arrays(workspace: Workspace, path: str, arrays: dict[str, Any]) -> IndexFile:

@@ -1,9 +1,11 @@
 """The records of an index: what a shard holds, what the index was made from, and how good it measured itself to be."""
 
+from typing import Literal
+
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.records import MemoryIdentity, Record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 FOLDER = "index"
 
 
@@ -41,10 +43,12 @@ class IndexQuality(Record):
 class IndexManifest(Record):
     """A complete index."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[1] = FORMAT_VERSION
     snapshot: int
     snapshot_digest: str
     """Of the snapshot's record: which memory this is of."""
+    dataset: str
+    """Digest of the dataset whose samples the rows are."""
     identity: MemoryIdentity
     """Of the memory; queries must be encoded in the same way."""
     sample_fraction: float
@@ -52,7 +56,8 @@ class IndexManifest(Record):
     shrinkage: float
     factory: str
     search: str
-    """FAISS search setting (`nprobe=16`), the least that reached the recall asked for; "" if there is none."""
+    """FAISS search setting (`nprobe=16`), the least that reached `target_recall`; "" if there is none."""
+    target_recall: float
     faiss_version: str
     map: IndexFile
     rows: int
@@ -68,7 +73,7 @@ class IndexManifest(Record):
 
 def label(space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float) -> str:
     """The folder name of an index among those of its snapshot."""
-    parts = [space, *([f"{shrinkage:g}"] if space.startswith("whiten") else []), factory]
+    parts = [space, *([f"{shrinkage!r}"] if space.startswith("whiten") else []), factory]
     if sample_fraction < 1:
-        parts.append(f"{sample_fraction:g}")
+        parts.append(f"{sample_fraction!r}")
     return "-".join(parts).replace(",", "_").replace("(", "_").replace(")", "")

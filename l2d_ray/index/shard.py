@@ -79,7 +79,9 @@ class IndexShard:
         """L2D-G: each query's top K items of this shard, without its excluded ones and within `allow`."""
         if allow is not None:
             allowed = np.flatnonzero(np.isin(self.items_I, allow))
-            found = [(allowed, self.centroids.distances(query_D, allowed)) for query_D in queries_UD]
+            none = np.empty(0, np.int64)
+            within = [allowed if np.isfinite(query_D).all() else none for query_D in queries_UD]
+            found = [(own, self.centroids.distances(q, own)) for q, own in zip(queries_UD, within, strict=True)]
         else:
             most = max((excluded.size for excluded in exclude), default=0)
             found = self.centroids.search(queries_UD, k + most)
@@ -95,7 +97,8 @@ def _read_faiss(workspace: Workspace, manifest: IndexManifest, shard: ShardRecor
     except ValueError as error:
         raise InputError(
             f"{path}: FAISS {faiss.__version__} cannot read it ({error}); it was written by FAISS"
-            f" {manifest.faiss_version}: install that or a newer one, or run jobs/build_index.py again"
+            f" {manifest.faiss_version}: install that or a newer one, or delete the folder of this"
+            " index and run jobs/build_index.py again"
         ) from None
     if (index.d, index.ntotal) != (manifest.identity.dimension, shard.rows):
         raise InputError(

@@ -15,7 +15,7 @@ from l2d_ray.core.decoding import (
 )
 from l2d_ray.core.space import LinearMap
 from l2d_ray.errors import InputError
-from l2d_ray.index.files import read_map
+from l2d_ray.index.files import REMEDY, read_map
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.workspace import Workspace
@@ -34,8 +34,7 @@ class ShardedIndex:
         manifest = IndexManifest.read(workspace, path)
         if len(manifest.shards) != manifest.identity.num_shards:
             raise InputError(
-                f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}; run"
-                " jobs/build_index.py again"
+                f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}{REMEDY}"
             )
         space, _ = read_map(workspace, manifest.map)
         shards = [IndexShard.open(workspace, manifest, shard, prior) for shard in manifest.shards]

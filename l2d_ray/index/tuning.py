@@ -65,5 +65,6 @@ def _lists(
 
 
 def _overlap(found: Sequence[IntArray], exact: Sequence[IntArray]) -> float:
-    hits = sum(np.isin(ours, theirs).sum() for ours, theirs in zip(found, exact, strict=True))
-    return round(float(hits / max(sum(theirs.size for theirs in exact), 1)), 5)
+    hits = sum(int(np.isin(ours, theirs).sum()) for ours, theirs in zip(found, exact, strict=True))
+    wanted = sum(theirs.size for theirs in exact)
+    return round(hits / wanted, 5) if wanted else 1.0

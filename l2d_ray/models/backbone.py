@@ -81,16 +81,23 @@ class LanguageModel:
 
 def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> Backbone:
     """The model that `config` names, in evaluation mode. Raises InputError if there is none or it does not fit."""
-    return load_language_model(config, dtype, device).backbone
+    return _load(config, dtype, device, head=False).backbone
 
 
 def load_language_model(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """`load_backbone` with the language-model head, which stays on the CPU until the whole is moved."""
+    """`load_backbone` with the language-model head, which stays on the CPU until the whole is moved.
+
+    Raises InputError also if the head's weights are missing.
+    """
+    return _load(config, dtype, device, head=True)
+
+
+def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
     checkpoint, adapter = find_model(config), find_adapter(config)
     architecture = _architecture(checkpoint, config)
     transformers.utils.logging.disable_progress_bar()
     with _no_chatter():
-        model = _read_weights(checkpoint, architecture, DTYPES[dtype])
+        model = _read_weights(checkpoint, architecture, DTYPES[dtype], head)
         if adapter:
             model = _merge(model, adapter)
     base = model.base_model.to(device).eval().requires_grad_(False)
@@ -143,16 +150,16 @@ def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
     return architecture
 
 
-def _read_weights(checkpoint: Checkpoint, architecture: Any, dtype: torch.dtype) -> Any:
-    """The model with its weights. Raises InputError if a file is damaged or weights are missing."""
+def _read_weights(checkpoint: Checkpoint, architecture: Any, dtype: torch.dtype, head: bool) -> Any:
+    """The model with its weights; without its head if need be. Raises InputError if a file is damaged or incomplete."""
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **checkpoint.arguments, config=architecture, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
         raise InputError(f"{checkpoint.folder}: its weights cannot be read: {_first_line(error)}") from None
-    # transformers fills in random numbers. The language-model head, which is not used, may be missing.
-    missing = sorted(key for key in report["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    # transformers fills in random numbers.
+    missing = sorted(key for key in report["missing_keys"] if head or key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise InputError(
             f"{checkpoint.folder}: {len(missing)} weights are missing, such as {missing[0]}; save it again"
