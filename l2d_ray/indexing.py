@@ -32,7 +32,7 @@ from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.files import read_bytes, read_map, write_array, write_arrays, write_bytes, write_map
-from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label
+from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label, snapshot_folder
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.tuning import tune
 from l2d_ray.memory.manifest import Snapshot
@@ -57,8 +57,8 @@ class IndexPlan:
 
     @property
     def base(self) -> str:
-        """The folder of all indexes of this snapshot; it says which memory that is, not only its number."""
-        return f"{FOLDER}/{self.snapshot.number}-{snapshot_digest(self.snapshot)[:8]}"
+        """The folder of all indexes of this snapshot."""
+        return f"{FOLDER}/{snapshot_folder(self.snapshot.number, snapshot_digest(self.snapshot))}"
 
     @property
     def folder(self) -> str:

@@ -1,6 +1,7 @@
 """Indexes of a memory, built by every step but without Ray, against the definitions of core/ on the whole memory."""
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -298,6 +299,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: st
 
 def index_workspace(folder: Path) -> Workspace:
     return Workspace.open(str(folder))
+
+
+def test_an_index_of_another_snapshot_is_refused(tmp_path: Path) -> None:
+    workspace, other = write_memory(tmp_path / "one"), write_memory(tmp_path / "other", count=500)
+    made, elsewhere = build(workspace)[0], build(other)[0]
+    shutil.copy(tmp_path / "other" / elsewhere.manifest, tmp_path / "one" / made.manifest)
+    with pytest.raises(InputError, match=r"index-0.995.json: is of snapshot 1 with digest \w{8}, but lies in 1-\w{8}"):
+        ShardedIndex.open(workspace, made.manifest)
 
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ class IndexManifest(Record):
     """Of the run that completed it."""
 
 
+def snapshot_folder(number: int, digest: str) -> str:
+    """The folder name of all indexes of a snapshot: which memory it is, not only its number."""
+    return f"{number}-{digest[:8]}"
+
+
 def label(space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float) -> str:
     """The folder name of an index among those of its snapshot."""
     parts = [space, *([f"{shrinkage!r}"] if space.startswith("whiten") else []), factory]

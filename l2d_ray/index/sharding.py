@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from l2d_ray.core.decoding import (
     Float64,
@@ -16,7 +17,7 @@ from l2d_ray.core.decoding import (
 from l2d_ray.core.space import LinearMap
 from l2d_ray.errors import InputError
 from l2d_ray.index.files import REMEDY, read_map
-from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.manifest import IndexManifest, snapshot_folder
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.workspace import Workspace
 
@@ -32,6 +33,12 @@ class ShardedIndex:
     def open(cls, workspace: Workspace, path: str, prior: float = 0.0) -> "ShardedIndex":
         """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
         manifest = IndexManifest.read(workspace, path)
+        folder = PurePosixPath(path).parents[1].name
+        if folder != snapshot_folder(manifest.snapshot, manifest.snapshot_digest):
+            raise InputError(
+                f"{workspace.path(path)}: is of snapshot {manifest.snapshot} with digest"
+                f" {manifest.snapshot_digest[:8]}, but lies in {folder}, where another's belongs{REMEDY}"
+            )
         if len(manifest.shards) != manifest.identity.num_shards:
             raise InputError(
                 f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}{REMEDY}"
