@@ -42,7 +42,7 @@ def plot(report: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     cost, neighbours, share = figure.subplots(1, 3)
-    _accuracy_against_cost(cost, report["same_users"] or report["results"])
+    _accuracy_against_cost(cost, report["results"])
     _curves(neighbours, report["validation"]["top_m"], "M, rows averaged", "L2D-L on validation data")
     _curves(share, report["fractions"], "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
@@ -55,17 +55,14 @@ def _accuracy_against_cost(axes: Axes, rows: Rows) -> None:
     for row in rows:
         low, high = row["intervals"]["recall@20"]
         value = row["recall@20"]
-        axes.errorbar(
-            [row["seconds_per_user"]], [value], yerr=[[max(value - low, 0)], [max(high - value, 0)]], fmt="o", capsize=3
-        )
-        axes.annotate(
-            row["recommender"], (row["seconds_per_user"], value), xytext=(5, 4), textcoords="offset points", fontsize=8
-        )
+        error = [[max(value - low, 0)], [max(high - value, 0)]]
+        label = f"{row['recommender']} ({row['users']} users)"
+        axes.errorbar([row["seconds_per_user"]], [value], yerr=error, fmt="o", capsize=3, label=label)
     axes.set_xscale("log")
+    axes.legend(fontsize=7)
     axes.set_xlabel("seconds a user")
     axes.set_ylabel("Recall@20")
     axes.set_title("accuracy against cost, test data", fontsize=10)
-    axes.margins(x=0.25, y=0.12)
 
 
 def _curves(axes: Axes, rows: Rows, label: str, title: str) -> None:
