@@ -11,14 +11,12 @@ its record wins.
 """
 
 import hashlib
-import io
 import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import faiss
 import numpy as np
@@ -26,13 +24,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config, IndexConfig
-from l2d_ray.core.aggregation import Float64, Moments, add_rows
+from l2d_ray.core.aggregation import Moments, add_rows
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
-from l2d_ray.index.files import read_bytes, read_map, write_array, write_arrays, write_bytes, write_map
+from l2d_ray.index.files import read_bytes, read_map, write_array, write_bytes, write_map
 from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label, snapshot_folder
+from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.tuning import tune
 from l2d_ray.memory.manifest import Snapshot
@@ -75,35 +74,6 @@ class IndexPlan:
     def num_shards(self) -> int:
         """Shards of memory and index alike."""
         return self.snapshot.identity.num_shards
-
-
-@dataclass(frozen=True)
-class ShardMoments:
-    """What step 1 leaves of a shard."""
-
-    items_I: NDArray[np.int32]
-    """The items that have rows in it, ascending."""
-    counts_I: NDArray[np.int64]
-    sums_ID: Float64
-    moments: Moments
-
-    def write(self, workspace: Workspace, path: str) -> None:
-        """As one .npz."""
-        item_arrays = {"items_I": self.items_I, "counts_I": self.counts_I, "sums_ID": self.sums_ID}
-        write_arrays(workspace, path, item_arrays | vars(self.moments))
-
-    @classmethod
-    def read(cls, workspace: Workspace, path: str) -> "ShardMoments":
-        """What `write` wrote."""
-        with workspace.filesystem.open_input_stream(workspace.path(path)) as stream:
-            content = io.BytesIO(stream.read())
-        try:
-            arrays = dict(np.load(content))
-        except (ValueError, BadZipFile) as error:
-            raise InputError(f"{workspace.path(path)}: damaged ({error}); delete it and run the job again") from None
-        item_arrays = {name: arrays.pop(name) for name in ("items_I", "counts_I", "sums_ID")}
-        rows, items = int(arrays.pop("rows")), int(arrays.pop("items"))
-        return cls(**item_arrays, moments=Moments(rows=rows, items=items, **arrays))
 
 
 class Fitted(Record):

@@ -335,3 +335,15 @@ def test_the_manifest_says_what_it_is_of(tmp_path: Path) -> None:
     assert manifest.identity == identity(3)
     on_disk = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
     assert manifest.bytes_per_row == pytest.approx(on_disk / 600, abs=0.1)
+
+
+def test_damaged_moments_are_refused_by_name(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made = plan(workspace)
+    sum_moments(made, 0)
+    (path,) = (tmp_path / made.base).glob("moments/*/shard=0.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    for shard in (1, 2):
+        sum_moments(made, shard)
+    with pytest.raises(InputError, match=r"shard=0.npz: damaged .*; delete it and run the job again"):
+        fit(made)
