@@ -148,7 +148,7 @@ class IndexConfig(Section):
     """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item)."""
     factory: str = "auto"
     """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
-    500,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
+    100,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
     target_recall: float = Field(0.995, gt=0, le=1)
     """An approximate index searches as widely as it takes to find this share of the exact top K."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
