@@ -142,6 +142,7 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[An
             sample_ids_M=sample_ids(np.arange(len(rows_MD)), np.full(len(rows_MD), number)),
             centroids=VectorSearch.over(centroids_ID, offset_D),
             items_I=items_I,
+            counts_I=counts_I,
         )
         yield index, shard
 

@@ -53,6 +53,8 @@ class Contender:
     """L2D-G: weight of log-frequency."""
     beams: int = 0
     """Constrained beam search."""
+    fraction: float = 1.0
+    """L2D: share of the memory that the index holds, for the report."""
 
     @property
     def generates(self) -> bool:
@@ -79,7 +81,7 @@ class Stand:
         self._config, self._workspace = config, Workspace.open(config.workspace)
         self._dataset = Dataset.open(self._workspace)
         self._made: dict[Contender, Recommender] = {}
-        self._indexes: dict[tuple[str, float], ShardedIndex] = {}
+        self._indexes: dict[str, ShardedIndex] = {}
         self._filters = Filters(exclude_seen=config.recommend.exclude_seen)
 
     def run(
@@ -123,15 +125,15 @@ class Stand:
             return GroundedBeam.over(self._language_model, self._encoder, num_items, batch_size)
         return L2DRecommender(
             lambda histories: self._encoder.encode(histories).states_UD,
-            self._index(contender.index, contender.prior),
+            self._index(contender.index).with_prior(contender.prior),
             "global" if contender.kind == "l2d-global" else "local",
             contender.top_m,
         )
 
-    def _index(self, path: str, prior: float) -> ShardedIndex:
-        if (path, prior) not in self._indexes:
-            self._indexes[path, prior] = ShardedIndex.open(self._workspace, path, prior)
-        return self._indexes[path, prior]
+    def _index(self, path: str) -> ShardedIndex:
+        if path not in self._indexes:
+            self._indexes[path] = ShardedIndex.open(self._workspace, path)
+        return self._indexes[path]
 
     @cached_property
     def _training(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -30,7 +30,7 @@ from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.files import read_bytes, read_map, write_array, write_bytes, write_map
-from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, IndexQuality, ShardRecord, label, snapshot_folder
+from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, ShardRecord, label, snapshot_folder
 from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.tuning import tune
@@ -200,7 +200,9 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     }
     files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [faiss_index.to_bytes(index)])
     seconds = round(time.monotonic() - started, 3)
-    record = ShardRecord(shard=shard, rows=count, items=items, files=files, seconds=seconds)
+    record = ShardRecord(
+        shard=shard, rows=count, items=items, files=files, faiss_version=faiss.__version__, seconds=seconds
+    )
     return _commit(record, workspace, record_path)
 
 
@@ -210,28 +212,8 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
     if workspace.exists(plan.manifest):
         return IndexManifest.read(workspace, plan.manifest)
     rows = sum(shard.rows for shard in shards)
-    nothing = IndexQuality(queries=0, top_m=0, recall_top_m=1, k=0, recall_top_k=1)
-    manifest = IndexManifest(
-        snapshot=plan.snapshot.number,
-        snapshot_digest=snapshot_digest(plan.snapshot),
-        dataset=plan.snapshot.dataset,
-        identity=plan.snapshot.identity,
-        sample_fraction=plan.config.sample_fraction,
-        space=plan.config.space,
-        shrinkage=plan.config.shrinkage,
-        factory=plan.factory,
-        search="",
-        target_recall=plan.config.target_recall,
-        faiss_version=faiss.__version__,
-        map=fitted.map,
-        rows=rows,
-        items=sum(shard.items for shard in shards),
-        bytes_per_row=round(sum(f.bytes for s in shards for f in s.files.values()) / rows, 1),
-        quality=nothing,
-        shards=list(shards),
-        seconds=0,
-    )
-    opened = [IndexShard.open(workspace, manifest, shard) for shard in shards]
+    _, offset_D = read_map(workspace, fitted.map)
+    opened = [IndexShard.open(workspace, shard, offset_D, plan.factory) for shard in shards]
     search, quality = tune(opened, plan.config.target_recall)
     if quality.recall_top_k < plan.config.target_recall:
         logger.warning(
@@ -241,8 +223,25 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
             quality.k,
             plan.config.target_recall,
         )
-    seconds = round(time.time() - started, 3)
-    manifest = manifest.model_copy(update={"search": search, "quality": quality, "seconds": seconds})
+    manifest = IndexManifest(
+        snapshot=plan.snapshot.number,
+        snapshot_digest=snapshot_digest(plan.snapshot),
+        dataset=plan.snapshot.dataset,
+        identity=plan.snapshot.identity,
+        sample_fraction=plan.config.sample_fraction,
+        space=plan.config.space,
+        shrinkage=plan.config.shrinkage,
+        factory=plan.factory,
+        search=search,
+        target_recall=plan.config.target_recall,
+        map=fitted.map,
+        rows=rows,
+        items=sum(shard.items for shard in shards),
+        bytes_per_row=round(sum(f.bytes for s in shards for f in s.files.values()) / rows, 1),
+        quality=quality,
+        shards=list(shards),
+        seconds=round(time.time() - started, 3),
+    )
     manifest = _commit(manifest, workspace, plan.manifest)
     _remove_strays(workspace, plan, fitted, shards)
     return manifest

@@ -82,4 +82,4 @@ def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]
 def indexed(folder: Path, num_shards: int = 3, prior: float = 0.0, **index: Any) -> ShardedIndex:
     """The index of a memory of 600 rows of 40 items, ready to search."""
     workspace = write_memory(folder, num_shards=num_shards)
-    return ShardedIndex.open(workspace, build(workspace, **index)[0].manifest, prior)
+    return ShardedIndex.open(workspace, build(workspace, **index)[0].manifest).with_prior(prior)

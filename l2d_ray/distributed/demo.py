@@ -97,7 +97,7 @@ def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, 
     user, position = _first_test_sample(dataset)
     history = np.array(user["item_indices"][:position], np.int32)
     encoder = HistoryEncoder(config, titles)
-    index = ShardedIndex.open(workspace, plan_index(config).manifest, config.index.prior)
+    index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(config.index.prior)
     recommender = L2DRecommender(
         lambda histories: encoder.encode(histories).states_UD, index, "local", evaluation.top_m
     )

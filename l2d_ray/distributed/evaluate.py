@@ -83,7 +83,7 @@ def evaluate(config: Config) -> EvaluateResult:
     contenders = [contender(name, config, choices) for name in names]
     silent = [one for one in contenders if not one.generates]
     of_shares = [
-        replace(one, name=f"{one.name} of {share:g}", index=index)
+        replace(one, name=f"{one.name} of {share:g}", index=index, fraction=share)
         for share, index in shares.items()
         for one in silent
         if one.name in ("l2d-global", "l2d-local")
@@ -106,7 +106,7 @@ def evaluate(config: Config) -> EvaluateResult:
             "chosen": {space: {"top_m": choice.top_m, "prior": choice.prior} for space, choice in choices.items()},
         },
         "fractions": [
-            {"recommender": one.kind, "at": float(one.name.rpartition(" ")[2]), "recall@20": row["recall@20"]}
+            {"recommender": one.kind, "at": one.fraction, "recall@20": row["recall@20"]}
             for one, row in zip(of_shares, rows[len(silent) :], strict=True)
         ],
         "indexes": indexes,

@@ -25,6 +25,7 @@ class ShardRecord(Record):
     items: int
     files: dict[str, IndexFile]
     """By name: rows, row_items, sample_ids, faiss, items, counts, centroids."""
+    faiss_version: str
     seconds: float
 
 
@@ -58,7 +59,6 @@ class IndexManifest(Record):
     search: str
     """FAISS search setting (`nprobe=16`), the least that reached `target_recall`; "" if there is none."""
     target_recall: float
-    faiss_version: str
     map: IndexFile
     rows: int
     items: int

@@ -1,7 +1,7 @@
 """One shard of an index: its files, and the two hops of L2D-L and the one of L2D-G over its own rows and items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.decoding import (
     Cut,
+    Float64,
     FloatArray,
     IntArray,
     Neighbours,
@@ -21,8 +22,8 @@ from l2d_ray.core.decoding import (
 )
 from l2d_ray.errors import InputError
 from l2d_ray.index.faiss_index import EXHAUSTIVE, Scan, VectorSearch, from_bytes, set_search
-from l2d_ray.index.files import REMEDY, read_array, read_bytes, read_map
-from l2d_ray.index.manifest import IndexManifest, ShardRecord
+from l2d_ray.index.files import REMEDY, read_array, read_bytes
+from l2d_ray.index.manifest import ShardRecord
 from l2d_ray.workspace import Workspace
 
 
@@ -36,30 +37,43 @@ class IndexShard:
     centroids: VectorSearch
     items_I: NDArray[np.int32]
     """The items that have rows here, ascending."""
+    counts_I: IntArray
+    """Rows of each."""
 
     @classmethod
     def open(
-        cls, workspace: Workspace, manifest: IndexManifest, shard: ShardRecord, prior: float = 0.0
+        cls, workspace: Workspace, shard: ShardRecord, offset_D: Float64, factory: str, search: str = ""
     ) -> "IndexShard":
         """Read a shard. Raises InputError, naming the file, if one is missing, truncated or of another shape.
 
-        `prior` weighs log-frequency in L2D-G: -1/2 d^2 + prior * log n_v, written as a distance.
+        `offset_D` is what `read_map` returns with the map; `factory` and `search` are as in the manifest.
         """
-        offset = read_map(workspace, manifest.map)[1]
-        dimension = manifest.identity.dimension
+        dimension = offset_D.size
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("row_items", "sample_ids"), (shard.rows,))
         shapes |= dict.fromkeys(("items", "counts"), (shard.items,))
         shapes |= {"rows": (shard.rows, dimension), "centroids": (shard.items, dimension)}
         arrays = {name: read_array(workspace, shard.files[name], shape) for name, shape in shapes.items()}
-        index = _read_faiss(workspace, manifest, shard)
-        extra = 2 * prior * np.log(manifest.rows / arrays["counts"]) if prior else None
+        index = _read_faiss(workspace, shard, dimension)
+        if search:
+            set_search(index, search)
         return cls(
-            rows=VectorSearch(index, arrays["rows"], offset, exhaustive=manifest.factory == EXHAUSTIVE),
+            rows=VectorSearch(index, arrays["rows"], offset_D, exhaustive=factory == EXHAUSTIVE),
             row_items_M=arrays["row_items"],
             sample_ids_M=arrays["sample_ids"],
-            centroids=VectorSearch.over(arrays["centroids"], offset, extra),
+            centroids=VectorSearch.over(arrays["centroids"], offset_D),
             items_I=arrays["items"],
+            counts_I=arrays["counts"],
         )
+
+    def with_prior(self, weight: float, rows: int) -> "IndexShard":
+        """The shard whose L2D-G weighs log-frequency, -1/2 d^2 + weight * log n_v, written as a distance.
+
+        `rows` is the number of rows of all shards. A weight of 0 changes nothing.
+        """
+        if not weight:
+            return self
+        extra = 2 * weight * np.log(rows / self.counts_I)
+        return replace(self, centroids=VectorSearch.over(self.centroids.vectors_ND, self.centroids.offset_D, extra))
 
     def nearest_rows(self, queries_UD: FloatArray, top_m: int) -> list[Neighbours]:
         """L2D-L, first hop: each query's own top M rows of this shard."""
@@ -89,7 +103,7 @@ class IndexShard:
         return [best_items([items.permitted(out)], k) for items, out in zip(scored, exclude, strict=True)]
 
 
-def _read_faiss(workspace: Workspace, manifest: IndexManifest, shard: ShardRecord) -> Any:
+def _read_faiss(workspace: Workspace, shard: ShardRecord, dimension: int) -> Any:
     file = shard.files["faiss"]
     path = workspace.path(file.path)
     try:
@@ -97,14 +111,11 @@ def _read_faiss(workspace: Workspace, manifest: IndexManifest, shard: ShardRecor
     except ValueError as error:
         raise InputError(
             f"{path}: FAISS {faiss.__version__} cannot read it ({error}); it was written by FAISS"
-            f" {manifest.faiss_version}: install that or a newer one, or delete the folder of this"
+            f" {shard.faiss_version}: install that or a newer one, or delete the folder of this"
             " index and run jobs/build_index.py again"
         ) from None
-    if (index.d, index.ntotal) != (manifest.identity.dimension, shard.rows):
+    if (index.d, index.ntotal) != (dimension, shard.rows):
         raise InputError(
-            f"{path}: {index.ntotal} vectors of dimension {index.d}, expected {shard.rows} of"
-            f" {manifest.identity.dimension}{REMEDY}"
+            f"{path}: {index.ntotal} vectors of dimension {index.d}, expected {shard.rows} of {dimension}{REMEDY}"
         )
-    if manifest.search:
-        set_search(index, manifest.search)
     return index

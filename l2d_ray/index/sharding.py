@@ -1,7 +1,7 @@
 """All shards of an index in one process, answering as one: the two hops of L2D-L and the merge of L2D-G."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from l2d_ray.core.decoding import (
@@ -30,7 +30,7 @@ class ShardedIndex:
     shards: Sequence[IndexShard]
 
     @classmethod
-    def open(cls, workspace: Workspace, path: str, prior: float = 0.0) -> "ShardedIndex":
+    def open(cls, workspace: Workspace, path: str) -> "ShardedIndex":
         """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
         manifest = IndexManifest.read(workspace, path)
         folder = PurePosixPath(path).parents[1].name
@@ -43,9 +43,19 @@ class ShardedIndex:
             raise InputError(
                 f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}{REMEDY}"
             )
-        space, _ = read_map(workspace, manifest.map)
-        shards = [IndexShard.open(workspace, manifest, shard, prior) for shard in manifest.shards]
-        return cls(space, shards)
+        space, offset_D = read_map(workspace, manifest.map)
+        if offset_D.size != manifest.identity.dimension:
+            raise InputError(
+                f"{workspace.path(manifest.map.path)}: of dimension {offset_D.size}, expected"
+                f" {manifest.identity.dimension}{REMEDY}"
+            )
+        arguments = offset_D, manifest.factory, manifest.search
+        return cls(space, [IndexShard.open(workspace, shard, *arguments) for shard in manifest.shards])
+
+    def with_prior(self, weight: float) -> "ShardedIndex":
+        """The same index, whose L2D-G weighs an item's log-frequency (`IndexShard.with_prior`)."""
+        rows = sum(shard.row_items_M.size for shard in self.shards)
+        return replace(self, shards=[shard.with_prior(weight, rows) for shard in self.shards])
 
     def recommend_global(
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
