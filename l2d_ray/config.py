@@ -122,6 +122,61 @@ class ModelConfig(Section):
     """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively)."""
 
 
+class FinetuneConfig(Section):
+    """Fine-tuning, jobs/finetune.py. Defaults: README, results; those of BIGRec (arXiv 2308.08434) and D3 (2406.14900)
+    are in jobs/configs/llama-3.2-1b.yaml."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`lora` leaves a PEFT adapter, for model.adapter; `full` tunes every weight of a small model and leaves a model
+    folder, for model.name."""
+    rank: int = Field(8, ge=1)
+    """Of LoRA's matrices."""
+    alpha: float = Field(16, gt=0)
+    """LoRA's scale: alpha / rank."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Of LoRA's input."""
+    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1)
+    """Names of the linear layers that LoRA adds to."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """At the end of the warm-up; a cosine leads it to 0."""
+    warmup_steps: int = Field(20, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    epochs: int = Field(3, ge=1)
+    """Passes over the training samples, at most."""
+    patience: int = Field(1, ge=1)
+    """Stop after so many epochs without a better validation loss. The best epoch's weights are kept."""
+    batch_size: int = Field(128, ge=1)
+    """Samples of an optimizer step, over all workers."""
+    micro_batch_size: int = Field(64, ge=1)
+    """Samples that a worker runs at a time, at most; gradients accumulate up to batch_size."""
+    samples: int | None = Field(None, ge=1)
+    """Training samples at most, chosen by sample id. None: all."""
+    valid_samples: int = Field(1000, ge=1)
+    """Validation samples at most, for the loss after each epoch."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: slower, in a fraction of the memory."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO: 1 shards the optimizer's state over the workers, 2 also gradients, 3 also weights."""
+    offload: bool = False
+    """ZeRO 1 to 3: keep the optimizer's state (3: and the weights) in the CPU's memory."""
+    checkpoint_steps: int = Field(100, ge=1)
+    """Leave a checkpoint after so many optimizer steps."""
+    checkpoint_minutes: float = Field(10, gt=0)
+    """Or after so many minutes, whichever comes first."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """The last so many are kept."""
+    max_failures: int = Field(3, ge=0)
+    """Go on from the last checkpoint after at most so many lost workers."""
+    seed: int = 0
+    """Of the order of samples, LoRA's start and dropout."""
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Where metrics go, besides the report; MLflow and Weights & Biases must be installed."""
+    name: str = Field("adapter", pattern=r"^[\w.-]+$")
+    """Folder of the workspace that the result goes to."""
+
+
 class MemoryConfig(Section):
     """The store of hidden states."""
 
@@ -250,6 +305,7 @@ class Config(BaseSettings):
     history: HistoryConfig = HistoryConfig()
     prompt: PromptConfig = PromptConfig()
     model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     memory: MemoryConfig = MemoryConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from l2d_ray.evaluation import CUTOFFS
+from l2d_ray.finetuning import Training
 
 Rows = Sequence[dict[str, Any]]
 
@@ -46,6 +47,25 @@ def plot(report: dict[str, Any]) -> bytes:
     _curves(neighbours, report["validation"]["top_m"], "M, rows averaged", "L2D-L on validation data")
     _curves(share, report["fractions"], "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
+    return _png(figure)
+
+
+def plot_training(training: Training) -> bytes:
+    """A PNG: the loss along the way, and after each epoch on training and validation samples."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([p["step"] for p in training.curve], [p["loss"] for p in training.curve], alpha=0.4, label="batch")
+    for name in ("train_loss", "valid_loss"):
+        steps, losses = ([epoch[key] for epoch in training.losses] for key in ("step", name))
+        axes.plot(steps, losses, marker="o", label=name)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("cross-entropy of a title's token")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()

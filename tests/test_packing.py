@@ -1,9 +1,11 @@
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2d_ray.core.packing import PrefixForest, Prompts, plan_forest, split_chunks
+from l2d_ray.core.packing import PrefixForest, Prompts, plan_forest, plan_targets, split_chunks
 
 # Few different tokens, so that prompts share; some beyond a byte, so that their order is that of numbers.
 TOKENS = st.sampled_from([0, 1, 255, 256, 70_000])
@@ -111,3 +113,31 @@ def test_a_user_costs_one_trunk_and_a_suffix_for_each_sample() -> None:
 def test_what_has_no_leaf_is_refused(sequences: list[list[int]], problem: str) -> None:
     with pytest.raises(AssertionError, match=problem):
         plan_forest(joined(sequences))
+
+
+def test_targets_worked_out_by_hand() -> None:
+    forest = plan_forest(joined([[5, 6, 8], [5, 6, 7, 9], [5, 6, 7, 9]]))
+    targets = plan_targets(forest, np.array([1, 2, 1]))
+    assert forest.tokens.tolist() == [5, 6, 7, 9, 8]
+    assert targets.tokens.tolist() == [7, 9, 8]
+    assert targets.parents.tolist() == [1, 2, 1]
+    assert targets.weights.tolist() == [0.5, 1.5, 1.0]
+
+
+@given(related(), st.randoms())
+def test_each_target_is_predicted_from_what_comes_before_it(sequences: list[list[int]], random: Random) -> None:
+    sequences = [[3, *sequence] for sequence in sequences]
+    lengths = np.array([random.randint(1, len(sequence) - 1) for sequence in sequences])
+    forest = plan_forest(joined(sequences))
+    targets = plan_targets(forest, lengths)
+    expected: dict[tuple[int, ...], float] = {}
+    for sequence, length in zip(sequences, lengths, strict=True):
+        for stop in range(len(sequence) - length, len(sequence)):
+            expected[tuple(sequence[: stop + 1])] = expected.get(tuple(sequence[: stop + 1]), 0) + 1 / length
+    found = {}
+    keys = np.arange(forest.tokens.size)
+    for parent, token, weight in zip(targets.parents, targets.tokens, targets.weights, strict=True):
+        before = forest.tokens[(keys <= parent) & (parent < forest.ends)].tolist()
+        found[(*before, int(token))] = weight
+    assert found == pytest.approx(expected)
+    assert targets.weights.sum() == pytest.approx(len(sequences))

@@ -13,9 +13,12 @@ keys and values of its own tokens and of those earlier tokens whose subtrees are
 longer than a prompt. So no token is run twice, chunks can be as small as the processor's cache likes, and a prompt may
 be longer than a chunk.
 
-Planning is integers only; `models/hidden_states.py` runs the plan.
+The same forest trains: with each sample's title inserted after its prompt, a title's token is predicted from the state
+of its parent. A forest's loss is the sum of its samples' losses, and so is its gradient, from each distinct token once.
 
-Shapes: N prompts, L longest prompt, T distinct tokens, C tokens of a chunk, P tokens of its path.
+Planning is integers only; `models/` runs the plan.
+
+Shapes: N prompts, L longest prompt, T distinct tokens, C tokens of a chunk, P tokens of its path, Y predicted tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,6 +89,33 @@ class Chunk:
     """The token of this chunk at which each of them ends."""
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What a forest learns to predict: Y tokens of it, each from the state of its parent."""
+
+    parents: IntArray
+    """[Y] the token from whose state the model predicts."""
+    tokens: IntArray
+    """[Y] the token id that came next."""
+    weights: NDArray[np.float32]
+    """[Y] weight of each token's loss. They add up to the number of samples."""
+
+
+def plan_targets(forest: PrefixForest, target_lengths: IntArray) -> Targets:
+    """The last `target_lengths[n]` tokens of each sequence n as targets; a sequence has at least one token before them.
+
+    A sample's loss is the mean over its title's tokens, so that every sample counts alike whatever its title.
+    """
+    parents, nodes, weights = _parents(forest), forest.leaves, np.zeros(forest.tokens.size)
+    for step in range(int(target_lengths.max(initial=0))):
+        running = step < target_lengths
+        np.add.at(weights, nodes[running], 1 / target_lengths[running])
+        nodes = np.where(running, parents[nodes], nodes)
+    predicted = np.flatnonzero(weights)
+    assert (forest.positions[predicted] > 0).all(), "nothing comes before a target"
+    return Targets(parents[predicted], forest.tokens[predicted], weights[predicted].astype(np.float32))
+
+
 def plan_forest(prompts: Prompts) -> PrefixForest:
     """The prefix forest of N prompts, none of them empty. Takes memory in proportion to N times the longest."""
     lengths = prompts.lengths
@@ -146,6 +176,15 @@ def _common_prefixes(rows: NDArray[np.int32], lengths: IntArray) -> IntArray:
     differs = rows[1:] != rows[:-1]
     first_difference = np.where(differs.any(1), differs.argmax(1), lengths[1:])
     return np.concatenate([[0], first_difference])
+
+
+def _parents(forest: PrefixForest) -> IntArray:
+    """[T] the parent of each token: the last token before it that is one less deep (itself, for a root)."""
+    total = forest.tokens.size
+    numbers = np.arange(total)
+    keys = np.sort(forest.positions * total + numbers)
+    before = np.searchsorted(keys, (forest.positions - 1) * total + numbers)
+    return np.where(forest.positions > 0, keys[np.maximum(before, 1) - 1] % total, numbers)
 
 
 def _subtree_ends(common: IntArray, depth: IntArray, starts: IntArray, total: int) -> IntArray:

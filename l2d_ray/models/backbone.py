@@ -59,7 +59,7 @@ def resolve_dtype(config: ModelConfig, gpu: bool) -> str:
 def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
     """The identity of the model that `config` names, without loading its weights. Raises InputError."""
     checkpoint, adapter = find_model(config), find_adapter(config)
-    architecture = _architecture(checkpoint, config)
+    architecture = read_architecture(checkpoint, config)
     return BackboneIdentity(
         base_model=checkpoint.digest(),
         num_layers=architecture.num_hidden_layers,
@@ -92,21 +92,28 @@ def load_language_model(config: ModelConfig, dtype: str = "float32", device: str
     return _load(config, dtype, device, head=True)
 
 
-def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
+def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any:
+    """transformers' AutoModelForCausalLM on the CPU, adapter merged in, its layers as transformers wrote them.
+
+    Raises InputError if there is none, if it does not fit, or if `head` is asked for and its weights are missing.
+    """
     checkpoint, adapter = find_model(config), find_adapter(config)
-    architecture = _architecture(checkpoint, config)
     transformers.utils.logging.disable_progress_bar()
     with _no_chatter():
-        model = _read_weights(checkpoint, architecture, DTYPES[dtype], head)
-        if adapter:
-            model = _merge(model, adapter)
+        model = _read_weights(checkpoint, read_architecture(checkpoint, config), DTYPES[dtype], head)
+        return _merge(model, adapter) if adapter else model
+
+
+def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
+    model = load_causal_model(config, dtype, head)
+    architecture, checkpoint = model.config, find_model(config)
     base = model.base_model.to(device).eval().requires_grad_(False)
     fuse_layers(base)
     backbone = Backbone(
         model=base,
         tokenizer=load_tokenizer(checkpoint),
         dimension=architecture.hidden_size,
-        context_length=_context_length(architecture),
+        context_length=context_length(architecture),
         attention=base.config._attn_implementation,
         device=torch.device(device),
     )
@@ -126,7 +133,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-def _architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
+def read_architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
+    """The checkpoint's configuration, cut to `model.num_layers`. Raises InputError if it is no decoder-only model."""
     try:
         architecture = transformers.AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -179,7 +187,7 @@ def _merge(model: Any, adapter: Checkpoint) -> Any:
         raise InputError(f"model.adapter={adapter.folder}: does not fit the model: {_first_line(error)}") from None
 
 
-def _context_length(architecture: Any) -> int:
+def context_length(architecture: Any) -> int:
     """Positions the model knows, or its sliding window if its layers look back only so far."""
     positions = int(getattr(architecture, "max_position_embeddings", None) or sys.maxsize)
     if not getattr(architecture, "use_sliding_window", True):

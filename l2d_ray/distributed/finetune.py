@@ -1,0 +1,287 @@
+"""Fine-tuning with Ray Train and DeepSpeed: from samples to an adapter.
+
+The driver deals the samples out (`finetuning.Schedule`), Ray Data phrases them ahead of the workers, and Ray Train's
+workers (`finetune_worker.py`) train. What survives a crash of anything are the checkpoints in the workspace: a lost
+worker goes on from the last one, and so does the same command after a lost driver.
+"""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+from pyarrow import fs as pafs
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Queue
+from tqdm import tqdm
+
+from l2d_ray.config import Config
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed import finetune_worker
+from l2d_ray.distributed.finetune_worker import WorkerPlan, best_folder
+from l2d_ray.distributed.workers import absolute, workers_that_fit
+from l2d_ray.errors import InputError
+from l2d_ray.finetuning import SamplePhraser, SampleTable, Schedule, Training, pack, run_digest, settings_of
+from l2d_ray.models.backbone import context_length, identify, load_tokenizer, read_architecture, resolve_dtype
+from l2d_ray.models.checkpoint import find_model
+from l2d_ray.models.trainable import check_target_modules
+from l2d_ray.prompts import PromptEncoder
+from l2d_ray.reports import plot_training
+from l2d_ray.schema import Split
+from l2d_ray.tracking import open_trackers
+from l2d_ray.workspace import Workspace
+
+FOLDER = "checkpoints"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What was trained; counts are of the whole training, over all attempts."""
+
+    samples: int
+    """Trained on, counted in every epoch."""
+    distinct_tokens: int
+    """Tokens that went through the model."""
+    tokens_one_by_one: int
+    """Tokens that would have, one sample at a time."""
+    epochs: int
+    train_loss: float
+    """Of the best epoch, a title's token."""
+    valid_loss: float
+    """After it."""
+    seconds: float
+    adapter: str
+    """Where the result is: for model.adapter, or for model.name if finetune.method is full."""
+
+
+def finetune(config: Config) -> FinetuneResult:
+    """Fine-tune, or finish fine-tuning, as `config` describes; leave `<finetune.name>/` with `training.json`.
+
+    Raises InputError if there is no dataset, model or training sample, if they do not fit the settings, or if the
+    folder holds the result of another training.
+    """
+    workspace = Workspace.open(config.workspace)
+    config = absolute(config, workspace)
+    dataset = Dataset.open(workspace)
+    check(config)
+    model = identify(config.model, resolve_dtype(config.model, config.workers.gpus > 0))
+    run = run_digest(config, f"{model.base_model} {model.num_layers} {model.dtype} {model.tokenizer}", dataset.digest)
+    done = _done(workspace, config, run)
+    if done:
+        return done
+    table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
+    valid = SampleTable.read(dataset, Split.VALID, config, config.finetune.valid_samples)
+    for split, samples in (("training", table), ("validation", valid)):
+        if not len(samples):
+            raise InputError(f"{workspace.path('dataset')}: has no {split} samples; prepare more data")
+    finetuning = config.finetune
+    workers = min(config.workers.max or workers_that_fit(config), len(table))
+    schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
+    phraser = Phraser(config, dataset.items()["title"].to_pylist(), valid)
+    valid_batches = [phraser.phrase(rows) for rows in _micro(np.arange(len(valid)), finetuning.micro_batch_size)]
+    with _shown(config, workspace, run, schedule) as queue:
+        plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, valid_batches, queue)
+        progress = _train(config, workspace, plan, dataset, table)
+    return _finish(workspace, config, run, progress)
+
+
+def check(config: Config) -> None:
+    """Raise InputError for settings that cannot work together, before any worker starts."""
+    finetuning, gpu = config.finetune, config.workers.gpus > 0
+    if config.model.adapter:
+        raise InputError("model.adapter: a base model is fine-tuned; leave it out")
+    if finetuning.offload and (not gpu or finetuning.zero_stage == 0):
+        raise InputError(
+            f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
+            f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
+        )
+    if resolve_dtype(config.model, gpu) == "float16" and not gpu:
+        raise InputError("model.dtype='float16': a CPU does not train in it; use float32")
+    if finetuning.method == "lora":
+        check_target_modules(config.model, finetuning)
+
+
+class Phraser:
+    """Phrases what the workers train on, where Ray Data can call it."""
+
+    def __init__(self, config: Config, titles: list[str], table: SampleTable) -> None:
+        """Read the tokenizer."""
+        checkpoint = find_model(config.model)
+        prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
+        longest = context_length(read_architecture(checkpoint, config.model))
+        self.phrase = SamplePhraser(table, prompts, longest).phrase
+
+
+class PhraserActor:
+    """Row numbers in, a row of `finetuning.pack` out."""
+
+    def __init__(self, config: dict[str, Any], titles: list[str], table: Any) -> None:
+        """`table` is a SampleTable in the object store."""
+        self._phraser = Phraser(Config(**config), titles, ray.get(table))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`samples` are cut at `bounds` into micro-batches."""
+        return pack(row["step"], [self._phraser.phrase(part) for part in np.split(row["samples"], row["bounds"])])
+
+
+def _train(
+    config: Config, workspace: Workspace, plan: WorkerPlan, dataset: Dataset, table: SampleTable
+) -> dict[str, Any]:
+    finetuning, workers = config.finetune, plan.schedule.workers
+    rows = [
+        {"step": step, "samples": np.concatenate(parts), "bounds": np.cumsum([part.size for part in parts])[:-1]}
+        for step, shares in enumerate(plan.schedule.deal(table, finetuning.seed))
+        for parts in shares
+    ]
+    phrased = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        PhraserActor,
+        fn_constructor_args=(plan.config, dataset.items()["title"].to_pylist(), ray.put(table)),
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0.1,
+    )
+    in_order = ray.data.ExecutionOptions(preserve_order=True)
+    remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)
+    trainer = TorchTrainer(
+        finetune_worker.train,
+        train_loop_config=plan,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=config.workers.gpus > 0,
+            resources_per_worker={"CPU": config.workers.cpus, "GPU": config.workers.gpus},
+        ),
+        run_config=ray.train.RunConfig(
+            name=plan.run,
+            storage_path=workspace.path(FOLDER),
+            storage_filesystem=workspace.filesystem if remote else None,
+            failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=finetuning.keep_checkpoints),
+        ),
+        datasets={"train": phrased},
+        dataset_config=ray.train.DataConfig(execution_options=in_order),
+    )
+    try:
+        progress = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    if "error" in progress:
+        raise InputError(progress["error"])
+    return progress  # type: ignore[no-any-return]
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """The disk that is full and the like, as an OSError; what else a worker failed of, as it is."""
+    failures: list[Any] = list(getattr(error, "worker_failures", {}).values())
+    causes = [cause for one in failures for cause in (one, getattr(one, "cause", None), one.__cause__)]
+    return next((cause for cause in causes if isinstance(cause, OSError)), error)
+
+
+def _micro(samples: Any, size: int) -> list[Any]:
+    return np.array_split(samples, -(-samples.size // size))
+
+
+@contextmanager
+def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -> Iterator[Queue]:
+    """A queue whose messages (`finetune_worker`) are drawn as a bar and go to the trackers."""
+    local = isinstance(workspace.filesystem, pafs.LocalFileSystem)
+    name = config.finetune.name
+    folder = Path(workspace.path(f"{name}/tensorboard")) if local else Path(tempfile.mkdtemp())
+    trackers = open_trackers(config.finetune.trackers, f"{name}-{run}", folder, settings_of(config))
+    queue, ended = Queue(actor_options={"num_cpus": 0}), threading.Event()
+
+    def show() -> None:
+        started, loss = None, float("nan")
+        with tqdm(total=schedule.steps, desc="fine-tuning", unit="step") as bar:
+            while not ended.is_set() or not queue.empty():
+                try:
+                    message = queue.get(timeout=0.5)
+                except Empty:
+                    continue
+                started = started or (time.monotonic(), message)
+                seconds = max(time.monotonic() - started[0], 1e-9)
+                rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
+                loss = message["metrics"].get("loss", loss)
+                bar.set_postfix_str(
+                    f"loss {loss:.3f}, {rates['samples']:.1f} samples/s, {rates['distinct_tokens']:.0f} tokens/s",
+                    refresh=False,
+                )
+                bar.update(message["step"] - bar.n)
+                for tracker in trackers:
+                    tracker.log(message["step"], message["metrics"])
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        ended.set()
+        thread.join(timeout=30)
+        queue.shutdown()
+        for tracker in trackers:
+            tracker.close()
+        if not local:
+            for file in folder.iterdir():
+                with workspace.create(f"{name}/tensorboard/{file.name}") as stream:
+                    stream.write(file.read_bytes())
+            shutil.rmtree(folder)
+
+
+def _done(workspace: Workspace, config: Config, run: str) -> FinetuneResult | None:
+    """The result if this very training has ended. Raises InputError if the folder holds another's."""
+    path = f"{config.finetune.name}/training.json"
+    if not workspace.exists(path):
+        return None
+    training = Training.read(workspace, path)
+    if training.run == run:
+        workspace.delete(f"{FOLDER}/{run}")
+        return _result(workspace, config, training)
+    now = settings_of(config)
+    changed = [
+        f"{section}.{key} ({training.settings[section].get(key)!r}, now {value!r})"
+        for section, settings in now.items()
+        for key, value in settings.items()
+        if training.settings[section].get(key) != value
+    ]
+    raise InputError(
+        f"{workspace.path(path)}: is of another training: {', '.join(changed) or 'another model or dataset'}; set"
+        " finetune.name to train beside it, or delete its folder"
+    )
+
+
+def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, Any]) -> FinetuneResult:
+    """Move the best epoch's weights to their place, write the record last, and remove the checkpoints."""
+    best, name = progress["best_epoch"], config.finetune.name
+    losses = progress["losses"][best - 1]
+    training = Training(
+        run=run,
+        settings=settings_of(config),
+        epochs=len(progress["losses"]),
+        train_loss=losses["train_loss"],
+        valid_loss=losses["valid_loss"],
+        **{key: progress[key] for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch")},
+        **{key: progress[key] for key in ("seconds", "losses", "curve")},
+    )
+    for path in workspace.files(best_folder(run, best)):
+        source = workspace.filesystem.open_input_stream(workspace.path(path))
+        with source, workspace.create(f"{name}/{Path(path).name}") as target:
+            shutil.copyfileobj(source, target)
+    with workspace.create(f"{name}/training.png") as stream:
+        stream.write(plot_training(training))
+    training.write(workspace, f"{name}/training.json")
+    workspace.delete(f"{FOLDER}/{run}")
+    return _result(workspace, config, training)
+
+
+def _result(workspace: Workspace, config: Config, training: Training) -> FinetuneResult:
+    fields = {key: value for key, value in training.model_dump().items() if key in FinetuneResult.__annotations__}
+    return FinetuneResult(**fields, adapter=workspace.path(config.finetune.name))

@@ -1,0 +1,268 @@
+"""One worker of a training, with DeepSpeed: the loop, its checkpoints, and the weights of the best epoch.
+
+Everything that decides what happens next (losses, a number that is not finite, the time for a checkpoint) is summed
+over the workers first, so that all of them always decide alike.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+
+import deepspeed
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup
+
+from l2d_ray.config import Config, FinetuneConfig
+from l2d_ray.errors import InputError
+from l2d_ray.finetuning import Progress, Schedule, unpack
+from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
+from l2d_ray.models.causal_loss import LossCounts, TrainingSamples, packed_loss
+from l2d_ray.models.checkpoint import find_model
+from l2d_ray.models.trainable import load_trainable, save_trained, trained_state
+from l2d_ray.workspace import Workspace
+
+TAG = "state"
+# Or DeepSpeed compiles C++ on every CPU worker at its start, to make sums within one machine faster.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker is told."""
+
+    config: dict[str, Any]
+    run: str
+    schedule: Schedule
+    valid: list[TrainingSamples]
+    """Micro-batches of validation samples."""
+    progress: Queue | None
+    """Takes what rank 0 has to say of each step."""
+
+
+def best_folder(run: str, epoch: int) -> str:
+    """Where in the workspace the weights of the best epoch so far are kept."""
+    return f"checkpoints/{run}/best-{epoch}"
+
+
+def train(plan: WorkerPlan) -> dict[str, Any]:
+    """Train to the end; returns `Progress` as a dictionary, or `{"error": …}` for what no retry would mend."""
+    try:
+        return asdict(_Worker(plan).run())
+    except InputError as error:
+        return {"error": str(error)}
+
+
+class _Loss(nn.Module):
+    """The loss as a module, because DeepSpeed prepares what a module's forward needs."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
+        """`packed_loss`."""
+        return packed_loss(self.model, samples)
+
+
+class _Worker:
+    def __init__(self, plan: WorkerPlan) -> None:
+        config = Config(**plan.config)
+        self._plan, self._config, self._finetune = plan, config, config.finetune
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        torch.set_num_threads(config.workers.cpus)
+        self._device = ray.train.torch.get_device()
+        self._workspace = Workspace.open(config.workspace)
+        model = load_trainable(config.model, config.finetune, resolve_dtype(config.model, config.workers.gpus > 0))
+        self._engine, self._model = self._prepare(model), model
+        self._progress = self._restored()
+        self._started = time.monotonic() - self._progress.seconds
+        self._saved = time.monotonic()
+
+    def run(self) -> Progress:
+        """The whole training."""
+        schedule, progress = self._plan.schedule, self._progress
+        for step, micro_batches in self._batches():
+            if step < progress.step:
+                continue  # done before the checkpoint that this run goes on from
+            self._step(micro_batches)
+            if progress.step % schedule.steps_per_epoch == 0:
+                if progress.end_epoch(self._validate()):
+                    self._keep_best()
+                self._checkpoint()
+                if len(progress.losses) - progress.best_epoch >= self._finetune.patience:
+                    break
+            elif self._is_time(progress.step):
+                self._checkpoint()
+        return progress
+
+    def _prepare(self, model: Any) -> Any:
+        """A DeepSpeed engine around the model, with its optimizer and schedule."""
+        finetune, steps = self._finetune, self._plan.schedule.steps
+        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(finetune.warmup_steps, steps // 10), steps)
+        dtype = resolve_dtype(self._config.model, self._config.workers.gpus > 0)
+        engine, *_ = deepspeed.initialize(
+            model=_Loss(model),
+            model_parameters=trainable,
+            optimizer=optimizer,
+            lr_scheduler=schedule,
+            config=engine_settings(finetune, dtype, self._plan.schedule.micro_batches, self._world),
+            dist_init_required=False,
+        )
+        return engine
+
+    def _batches(self) -> Iterator[tuple[int, list[TrainingSamples]]]:
+        """This worker's micro-batches of every step."""
+        for row in ray.train.get_dataset_shard("train").iter_rows():
+            yield int(row["step"]), unpack(row)
+
+    def _step(self, micro_batches: list[TrainingSamples]) -> None:
+        """One optimizer step: a part of the gradient from every micro-batch."""
+        progress = self._progress
+        samples = self._sum([sum(map(len, micro_batches))])[0]
+        totals, strange = np.zeros(3), []
+        for number, batch in enumerate(micro_batches):
+            # Dropout depends on the position only, so that a run that is continued draws the same.
+            torch.manual_seed(hash((self._finetune.seed, progress.step, number, self._rank)))
+            loss, counts = self._engine(batch)
+            if not torch.isfinite(loss):
+                strange += batch.ids.tolist()
+            # DeepSpeed averages over workers and micro-batches; the gradient wanted is the mean over the samples.
+            self._engine.backward(loss * (self._world * len(micro_batches) / samples))
+            totals += [loss.item(), counts.distinct_tokens, counts.tokens]
+            if number + 1 < len(micro_batches):
+                self._engine.step()
+        loss_sum, distinct, one_by_one, failures = self._sum([*totals, len(strange)])
+        if failures or not np.isfinite(loss_sum):
+            self._stop(strange)
+        self._engine.step()
+        progress.step += 1
+        progress.samples += int(samples)
+        progress.distinct_tokens += int(distinct)
+        progress.tokens_one_by_one += int(one_by_one)
+        progress.epoch_loss += loss_sum
+        progress.epoch_samples += int(samples)
+        progress.seconds = time.monotonic() - self._started
+        every = max(1, self._plan.schedule.steps // 200)
+        if progress.step % every == 0:
+            progress.curve.append(
+                {"step": progress.step, "loss": loss_sum / samples, "distinct_tokens": progress.distinct_tokens}
+            )
+        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage
+        metrics = {"loss": loss_sum / samples, "learning_rate": self._engine.get_lr()[0]}
+        self._tell(metrics if norm is None else metrics | {"gradient_norm": float(norm)})
+
+    def _stop(self, strange: list[int]) -> None:
+        everyone: list[list[int]] = [[]] * self._world
+        dist.all_gather_object(everyone, strange)
+        ids = [str(sample) for own in everyone for sample in own]
+        raise InputError(
+            f"the loss is not finite in step {self._progress.step + 1}, samples {', '.join(ids[:20])}"
+            f"{' …' if len(ids) > 20 else ''}; lower finetune.learning_rate or look at these samples"
+        )
+
+    def _validate(self) -> float:
+        """Mean loss over the validation samples, dealt out to the workers; every worker runs as many batches."""
+        self._engine.eval()
+        valid, total = self._plan.valid, 0.0
+        with torch.no_grad():
+            for start in range(0, len(valid), self._world):
+                mine = start + self._rank
+                loss, _ = self._engine(valid[min(mine, len(valid) - 1)])
+                total += float(loss) if mine < len(valid) else 0.0
+        self._engine.train()
+        loss = self._sum([total])[0] / sum(map(len, valid))
+        self._tell({"valid_loss": loss})
+        return loss
+
+    def _keep_best(self) -> None:
+        trainable = [weight for weight in self._model.parameters() if weight.requires_grad]
+        sharded = self._finetune.zero_stage == 3
+        with deepspeed.zero.GatheredParameters(trainable, enabled=sharded):
+            state = trained_state(self._model) if self._rank == 0 else {}
+        if self._rank == 0:
+            tokenizer = load_tokenizer(find_model(self._config.model))
+            with tempfile.TemporaryDirectory() as folder:
+                save_trained(self._model, state, tokenizer, Path(folder))
+                for file in Path(folder).iterdir():
+                    target = f"{best_folder(self._plan.run, self._progress.best_epoch)}/{file.name}"
+                    with self._workspace.create(target) as stream:
+                        stream.write(file.read_bytes())
+
+    def _is_time(self, step: int) -> bool:
+        minutes = (time.monotonic() - self._saved) / 60
+        due = step % self._finetune.checkpoint_steps == 0 or minutes > self._finetune.checkpoint_minutes
+        return self._sum([due])[0] > 0
+
+    def _checkpoint(self) -> None:
+        """Leave a checkpoint: every worker writes its part, Ray Train puts them into the workspace together."""
+        state = {"progress": asdict(self._progress), "run": self._plan.run, "workers": self._world}
+        with tempfile.TemporaryDirectory() as folder:
+            self._engine.save_checkpoint(folder, tag=TAG, client_state=state, exclude_frozen_parameters=True)
+            metrics = {"step": self._progress.step}
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._saved = time.monotonic()
+
+    def _restored(self) -> Progress:
+        """Where the last checkpoint was, its weights and optimizer loaded; or the beginning."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return Progress()
+        with checkpoint.as_directory() as folder:
+            path, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
+        if path is None or state["run"] != self._plan.run:
+            raise InputError(
+                f"{checkpoint.path}: is of another model or configuration; delete its folder in checkpoints/"
+            )
+        if state["workers"] != self._world and self._finetune.zero_stage:
+            raise InputError(
+                f"{checkpoint.path}: was written by {state['workers']} workers and ZeRO's shards cannot be dealt to"
+                f" {self._world}; set workers.max={state['workers']}, or delete its folder in checkpoints/"
+            )
+        return Progress(**state["progress"])
+
+    def _sum(self, values: list[Any]) -> list[float]:
+        """The sums of some numbers over the workers."""
+        numbers = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(numbers)
+        return list(numbers.tolist())
+
+    def _tell(self, metrics: dict[str, float]) -> None:
+        if self._rank == 0 and self._plan.progress is not None:
+            done = {key: getattr(self._progress, key) for key in ("step", "samples", "distinct_tokens", "seconds")}
+            self._plan.progress.put(done | {"metrics": metrics})
+
+
+def engine_settings(finetune: FinetuneConfig, dtype: str, micro_batches: int, workers: int) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    zero: dict[str, Any] = {"stage": finetune.zero_stage}
+    if finetune.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        if finetune.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "train_batch_size": finetune.micro_batch_size * micro_batches * workers,
+        "train_micro_batch_size_per_gpu": finetune.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": finetune.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,106 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_config, tiny_model
+
+from l2d_ray.config import FinetuneConfig
+from l2d_ray.core.packing import Prompts, plan_forest
+from l2d_ray.models import causal_loss, tree_attention
+from l2d_ray.models.causal_loss import TrainingSamples, packed_loss, padded_loss
+from l2d_ray.models.trainable import prepare
+
+
+def samples(seed: int = 0, users: int = 3) -> TrainingSamples:
+    """Windows of some users that share their beginnings, titles of one to four tokens; one sample is there twice."""
+    random = np.random.default_rng(seed)
+    sequences, lengths = [], []
+    for _ in range(users):
+        history = [random.integers(5, 30, random.integers(1, 5)).astype(np.int32) for _ in range(8)]
+        for position in range(1, 8):
+            suffix = np.array([40, 41], np.int32)
+            sequences.append(np.concatenate([np.array([3], np.int32), *history[:position], suffix, history[position]]))
+            lengths.append(history[position].size)
+    sequences.append(sequences[0])
+    lengths.append(lengths[0])
+    return TrainingSamples(Prompts.join(sequences), np.array(lengths), np.arange(len(lengths)))
+
+
+def one_by_one(batch: TrainingSamples) -> list[TrainingSamples]:
+    rows = ((batch.sequences[n], batch.target_lengths[n : n + 1], batch.ids[n : n + 1]) for n in range(len(batch)))
+    return [TrainingSamples(Prompts.join([sequence]), lengths, ids) for sequence, lengths, ids in rows]
+
+
+def model_of(family: str, method: str, **settings: Any) -> Any:
+    modules = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    finetune = FinetuneConfig(method=method, dropout=0, target_modules=modules, **settings)
+    model = prepare(tiny_model(tiny_config(family)), finetune)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # LoRA's B begins at zero, where A has no gradient
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1, generator=generator)
+    return model.eval()  # no dropout
+
+
+def gradient(model: Any) -> torch.Tensor:
+    parts = [weight.grad.flatten() for weight in model.parameters() if weight.requires_grad and weight.grad is not None]
+    model.zero_grad()
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_packed_gradients_are_the_sum_of_the_samples(family: str, method: str) -> None:
+    model, batch = model_of(family, method), samples()
+    loss, counts = packed_loss(model, batch)
+    loss.backward()
+    packed = gradient(model)
+    causal = model.get_base_model() if method == "lora" else model
+    causal.base_model.set_attn_implementation("eager")
+    expected = 0.0
+    for one in one_by_one(batch):
+        part = padded_loss(model, one)
+        part.backward()
+        expected += part.item()
+    reference = gradient(model)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert (packed - reference).norm() / reference.norm() < 1e-4
+    assert counts.distinct_tokens == plan_forest(batch.sequences).tokens.size < counts.tokens
+
+
+def test_a_sample_is_the_mean_cross_entropy_of_its_title() -> None:
+    """Against transformers' own loss, which is that mean."""
+    model = model_of("llama", "full")
+    model.base_model.set_attn_implementation("eager")
+    (one,) = one_by_one(samples())[4:5]
+    ids = torch.from_numpy(one.sequences[0].astype(np.int64))[None]
+    labels = ids.clone()
+    labels[0, : -one.target_lengths[0]] = -100
+    expected = model(input_ids=ids, labels=labels).loss.item()
+    assert padded_loss(model, one).item() == pytest.approx(expected, rel=1e-5)
+    model.base_model.set_attn_implementation(tree_attention.NAME)
+    assert packed_loss(model, one)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["chunks", "checkpointing"])
+def test_what_saves_memory_changes_no_gradient(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = model_of("llama", "lora")
+    packed_loss(plain, samples())[0].backward()
+    expected = gradient(plain)
+    if setting == "chunks":
+        monkeypatch.setattr(causal_loss, "LOGITS_PER_CHUNK", 5)
+    saving = model_of("llama", "lora", gradient_checkpointing=setting == "checkpointing")
+    if setting == "checkpointing":
+        saving.train()  # transformers checkpoints in training only
+        layers = [m for m in saving.modules() if getattr(m, "gradient_checkpointing", False)]
+        assert layers
+    packed_loss(saving, samples())[0].backward()
+    torch.testing.assert_close(gradient(saving), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_lora_learns_with_lora_and_everything_in_full_tuning() -> None:
+    lora, full = model_of("llama", "lora"), model_of("llama", "full")
+    assert {name.split(".")[-3] for name, w in lora.named_parameters() if w.requires_grad} == {"lora_A", "lora_B"}
+    assert all(weight.requires_grad for weight in full.parameters())

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_workspace import ITEM_COUNT, config_of, expected_ids, write_dataset
+from tiny_models import tiny_tokenizer
+
+from l2d_ray.config import Config
+from l2d_ray.errors import InputError
+from l2d_ray.finetuning import Progress, SamplePhraser, SampleTable, Schedule, pack, run_digest, unpack
+from l2d_ray.prompts import PromptEncoder
+from l2d_ray.schema import Split
+
+TITLES = [f"Title {i} of the year" for i in range(ITEM_COUNT)]
+
+
+def table(users: int = 5, length: int = 9) -> SampleTable:
+    """`users` histories of which every position is a sample; windows begin anew after four items."""
+    positions = np.tile(np.arange(1, length), users)
+    first = np.repeat(np.arange(users) * length, length - 1)
+    items = np.random.default_rng(0).integers(0, ITEM_COUNT, users * length).astype(np.int32)
+    return SampleTable(items, first + (positions - 1) // 4 * 4, first + positions, np.arange(positions.size))
+
+
+def phraser(samples: SampleTable, context_length: int = 10_000) -> SamplePhraser:
+    return SamplePhraser(samples, PromptEncoder(Config().prompt, tiny_tokenizer(), TITLES), context_length)
+
+
+@given(
+    users=st.integers(1, 9),
+    workers=st.integers(1, 4),
+    batch_size=st.integers(1, 70),
+    micro=st.integers(1, 20),
+    first=st.integers(0, 40),
+)
+def test_every_sample_is_dealt_once_an_epoch(users: int, workers: int, batch_size: int, micro: int, first: int) -> None:
+    samples = table(users)
+    schedule = Schedule(len(samples), 2, workers, batch_size, micro)
+    steps = list(schedule.deal(samples, seed=0))
+    assert len(steps) == schedule.steps
+    for epoch in (0, 1):
+        own = steps[epoch * schedule.steps_per_epoch :][: schedule.steps_per_epoch]
+        dealt = np.concatenate([part for step in own for worker in step for part in worker])
+        assert sorted(dealt) == list(range(len(samples)))
+    for step in steps:
+        assert [len(worker) for worker in step] == [schedule.micro_batches] * workers
+        sizes = [part.size for worker in step for part in worker]
+        assert min(sizes) >= 1
+        assert sum(sizes) >= min(batch_size, len(samples))
+        assert max(sizes) - min(sizes) <= 1
+    later = list(schedule.deal(samples, seed=0, first_step=first))
+    assert str(later) == str(steps[first:])
+
+
+def test_samples_of_a_window_stay_together_and_epochs_differ() -> None:
+    samples = table(30)
+    first, second = samples.epoch(0, 0), samples.epoch(0, 1)
+    assert (np.diff(samples.starts[first]) != 0).sum() == np.unique(samples.starts).size - 1
+    assert first.tolist() != second.tolist() != samples.epoch(1, 1).tolist()
+    assert first.tolist() == samples.epoch(0, 0).tolist()
+
+
+def test_the_table_holds_the_split_and_nothing_else(tmp_path: Path) -> None:
+    dataset, config = write_dataset(tmp_path, users=20), config_of(tmp_path)
+    train = SampleTable.read(dataset, Split.TRAIN, config, None)
+    assert sorted(train.ids.tolist()) == expected_ids(tmp_path)
+    valid = SampleTable.read(dataset, Split.VALID, config, None)
+    assert len(valid) == 20
+    assert not set(valid.ids) & set(train.ids)
+    some = SampleTable.read(dataset, Split.TRAIN, config, 60)
+    assert 30 < len(some) < 90
+    assert set(some.ids) < set(train.ids)
+
+
+def test_an_item_that_the_catalogue_lacks_is_refused(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, users=3)
+    items = dataset.items().slice(0, 5)
+    dataset.items = lambda: items  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="not among the 5 items"):
+        SampleTable.read(dataset, Split.TRAIN, config_of(tmp_path), None)
+
+
+def test_a_sample_is_its_prompt_and_the_next_title() -> None:
+    samples, tokenizer = table(), tiny_tokenizer()
+    batch = phraser(samples).phrase(np.array([6, 0]))
+    texts = [tokenizer.decode(batch.sequences[n]) for n in range(2)]
+    prompt, window = Config().prompt, samples.items[4:7]
+    expected = (
+        prompt.prefix + "".join(f"{TITLES[i]}\n" for i in window) + prompt.suffix + f"{TITLES[samples.items[7]]}\n"
+    )
+    assert texts[0] == expected
+    titles = [tokenizer.decode(batch.sequences[n][-batch.target_lengths[n] :]) for n in range(2)]
+    assert titles == [f"{TITLES[samples.items[7]]}\n", f"{TITLES[samples.items[1]]}\n"]
+    assert batch.ids.tolist() == [6, 0]
+
+
+def test_what_the_model_cannot_read_at_once_loses_its_oldest_items() -> None:
+    whole, short = phraser(table()).phrase(np.array([3])), phraser(table(), context_length=70).phrase(np.array([3]))
+    assert short.sequences.lengths[0] <= 70 < whole.sequences.lengths[0]
+    assert short.sequences[0][-20:].tolist() == whole.sequences[0][-20:].tolist()
+    assert short.target_lengths == whole.target_lengths
+
+
+def test_a_row_holds_its_micro_batches() -> None:
+    batches = [phraser(table()).phrase(np.array(rows)) for rows in ([0, 1, 2], [5], [7, 4])]
+    again = unpack(pack(3, batches))
+    assert len(again) == 3
+    for one, other in zip(batches, again, strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.target_lengths.tolist() == other.target_lengths.tolist()
+        assert [one.sequences[n].tolist() for n in range(len(one))] == [
+            other.sequences[n].tolist() for n in range(len(other))
+        ]
+
+
+def test_the_best_epoch_is_the_one_of_the_least_validation_loss() -> None:
+    progress = Progress()
+    for loss, best in ((3.0, True), (2.0, True), (2.0, False), (2.5, False)):
+        progress.epoch_loss, progress.epoch_samples = 10.0, 5
+        assert progress.end_epoch(loss) == best
+    assert progress.best_epoch == 2
+    assert progress.losses[1] == {"epoch": 2, "step": 0, "train_loss": 2.0, "valid_loss": 2.0}
+
+
+def test_a_run_is_what_decides_its_weights(tmp_path: Path) -> None:
+    def run(**changes: object) -> str:
+        return run_digest(config_of(tmp_path, **changes), "model", "dataset")
+
+    assert run() == run(**{"finetune.checkpoint_steps": 3, "finetune.max_failures": 0, "memory.num_shards": 3})
+    assert len({run(), run(**{"finetune.rank": 4}), run(**{"history.stride": 1}), run(**{"prompt.suffix": "x"})}) == 4
+    assert run() != run_digest(config_of(tmp_path), "other", "dataset")
