@@ -1,6 +1,7 @@
-"""Fine-tune the language model on the training samples; `--help` lists the settings.
+"""Fine-tune the language model: `python jobs/finetune.py --config FILE [key=value …]`.
 
-The last line on stdout is one JSON object (`FinetuneResult`).
+The same under `ray job submit --working-dir . -- python jobs/finetune.py …`. Killed at any moment, the same command
+again goes on from the last checkpoint. The last line on stdout is one JSON object (`FinetuneResult`).
 """
 
 from l2d_ray.distributed.finetune import finetune

@@ -1,11 +1,9 @@
 """Packed against one-by-one extraction: the same samples, alternating runs, medians and ratios."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +16,11 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.extraction import UnitExtractor, plan_units
 from l2d_ray.models.backbone import Backbone
 from l2d_ray.models.hidden_states import packed_states, padded_states, relative_error
+from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 GEMM_SIZE = 2048
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ def bench_extract(config: Config) -> ExtractBenchmark:
     flop = _flop_per_token(backbone.model) * forest.tokens.size + _attention_flop(backbone, forest.positions)
     gemm, fractions, pairs = [_gemm_gflops(backbone.device)], [], []
     for _ in range(config.bench.repeats):
-        slow, expected = _timed(lambda: padded_states(backbone, prompts, batch_size))
+        slow, expected = timed(lambda: padded_states(backbone, prompts, batch_size))
         gemm.append(_gemm_gflops(backbone.device))
-        fast, packed = _timed(lambda: packed_states(backbone, prompts, tokens_per_chunk))
+        fast, packed = timed(lambda: packed_states(backbone, prompts, tokens_per_chunk))
         gemm.append(_gemm_gflops(backbone.device))
         pairs.append((slow, fast))
         fractions.append(flop / fast / 1e9 / ((gemm[-1] + gemm[-2]) / 2))
@@ -93,28 +91,20 @@ def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
     return Prompts.join(list(prompts)), extractor.encoder.backbone, extractor.encoder.tokens_per_chunk
 
 
-def _timed(run: Callable[[], T]) -> tuple[float, T]:
-    started = time.perf_counter()
-    result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
-
-
 def _fastest_batch_size(backbone: Backbone, prompts: Prompts) -> int:
     """Tuned on every eighth sample, at least 32."""
     some = Prompts.join([prompts[n] for n in range(0, len(prompts), max(1, min(8, len(prompts) // 32)))])
     padded_states(backbone, Prompts.join([some[0]]), 1)
-    return min(BATCH_SIZES, key=lambda size: _timed(lambda: padded_states(backbone, some, size))[0])
+    return min(BATCH_SIZES, key=lambda size: timed(lambda: padded_states(backbone, some, size))[0])
 
 
 def _planning_seconds(prompts: Prompts, tokens_per_chunk: int) -> float:
-    return _timed(lambda: list(split_chunks(plan_forest(prompts), tokens_per_chunk)))[0]
+    return timed(lambda: list(split_chunks(plan_forest(prompts), tokens_per_chunk)))[0]
 
 
 def _gemm_gflops(device: torch.device) -> float:
     a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE, device=device)
-    seconds = median(_timed(lambda: a @ b)[0] for _ in range(4))
+    seconds = median(timed(lambda: a @ b)[0] for _ in range(4))
     return 2 * GEMM_SIZE**3 / seconds / 1e9
 
 

@@ -157,7 +157,7 @@ class FinetuneConfig(Section):
     """Validation samples at most, for the loss after each epoch."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: slower, in a fraction of the memory."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: int = Field(0, ge=0, le=3)
     """DeepSpeed ZeRO: 1 shards the optimizer's state over the workers, 2 also gradients, 3 also weights."""
     offload: bool = False
     """ZeRO 1 to 3: keep the optimizer's state (3: and the weights) in the CPU's memory."""

@@ -87,19 +87,17 @@ def test_a_sample_is_its_prompt_and_the_next_title() -> None:
     batch = phraser(samples).phrase(np.array([6, 0]))
     texts = [tokenizer.decode(batch.sequences[n]) for n in range(2)]
     prompt, window = Config().prompt, samples.items[4:7]
-    expected = (
-        prompt.prefix + "".join(f"{TITLES[i]}\n" for i in window) + prompt.suffix + f"{TITLES[samples.items[7]]}\n"
-    )
-    assert texts[0] == expected
+    history, title = "".join(f"{TITLES[i]}\n" for i in window), f"{TITLES[samples.items[7]]}\n"
+    assert texts[0] == prompt.prefix + history + prompt.suffix + title
     titles = [tokenizer.decode(batch.sequences[n][-batch.target_lengths[n] :]) for n in range(2)]
     assert titles == [f"{TITLES[samples.items[7]]}\n", f"{TITLES[samples.items[1]]}\n"]
     assert batch.ids.tolist() == [6, 0]
 
 
 def test_what_the_model_cannot_read_at_once_loses_its_oldest_items() -> None:
-    whole, short = phraser(table()).phrase(np.array([3])), phraser(table(), context_length=70).phrase(np.array([3]))
-    assert short.sequences.lengths[0] <= 70 < whole.sequences.lengths[0]
-    assert short.sequences[0][-20:].tolist() == whole.sequences[0][-20:].tolist()
+    whole, short = phraser(table()).phrase(np.array([3])), phraser(table(), context_length=35).phrase(np.array([3]))
+    assert short.sequences.lengths[0] <= 35 < whole.sequences.lengths[0]
+    assert short.sequences[0][-12:].tolist() == whole.sequences[0][-12:].tolist()
     assert short.target_lengths == whole.target_lengths
 
 

@@ -30,13 +30,12 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed import finetune_worker
 from l2d_ray.distributed.finetune_worker import WorkerPlan, best_folder
+from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.workers import absolute, workers_that_fit
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import SamplePhraser, SampleTable, Schedule, Training, pack, run_digest, settings_of
-from l2d_ray.models.backbone import context_length, identify, load_tokenizer, read_architecture, resolve_dtype
-from l2d_ray.models.checkpoint import find_model
+from l2d_ray.finetuning import SampleTable, Schedule, Training, run_digest, settings_of
+from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
-from l2d_ray.prompts import PromptEncoder
 from l2d_ray.reports import plot_training
 from l2d_ray.schema import Split
 from l2d_ray.tracking import open_trackers
@@ -88,7 +87,7 @@ def finetune(config: Config) -> FinetuneResult:
     finetuning = config.finetune
     workers = min(config.workers.max or workers_that_fit(config), len(table))
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
-    phraser = Phraser(config, dataset.items()["title"].to_pylist(), valid)
+    phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), valid)
     valid_batches = [phraser.phrase(rows) for rows in _micro(np.arange(len(valid)), finetuning.micro_batch_size)]
     with _shown(config, workspace, run, schedule) as queue:
         plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, valid_batches, queue)
@@ -110,29 +109,6 @@ def check(config: Config) -> None:
         raise InputError("model.dtype='float16': a CPU does not train in it; use float32")
     if finetuning.method == "lora":
         check_target_modules(config.model, finetuning)
-
-
-class Phraser:
-    """Phrases what the workers train on, where Ray Data can call it."""
-
-    def __init__(self, config: Config, titles: list[str], table: SampleTable) -> None:
-        """Read the tokenizer."""
-        checkpoint = find_model(config.model)
-        prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
-        longest = context_length(read_architecture(checkpoint, config.model))
-        self.phrase = SamplePhraser(table, prompts, longest).phrase
-
-
-class PhraserActor:
-    """Row numbers in, a row of `finetuning.pack` out."""
-
-    def __init__(self, config: dict[str, Any], titles: list[str], table: Any) -> None:
-        """`table` is a SampleTable in the object store."""
-        self._phraser = Phraser(Config(**config), titles, ray.get(table))
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`samples` are cut at `bounds` into micro-batches."""
-        return pack(row["step"], [self._phraser.phrase(part) for part in np.split(row["samples"], row["bounds"])])
 
 
 def _train(

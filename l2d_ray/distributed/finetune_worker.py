@@ -87,7 +87,7 @@ class _Worker:
         model = load_trainable(config.model, config.finetune, resolve_dtype(config.model, config.workers.gpus > 0))
         self._engine, self._model = self._prepare(model), model
         self._progress = self._restored()
-        self._started = time.monotonic() - self._progress.seconds
+        self._started: float | None = None
         self._saved = time.monotonic()
 
     def run(self) -> Progress:
@@ -96,6 +96,8 @@ class _Worker:
         for step, micro_batches in self._batches():
             if step < progress.step:
                 continue  # done before the checkpoint that this run goes on from
+            # Not before the first batch is there: `seconds` are those of training, not of starting.
+            self._started = self._started or time.monotonic() - progress.seconds
             self._step(micro_batches)
             if progress.step % schedule.steps_per_epoch == 0:
                 if progress.end_epoch(self._validate()):
@@ -155,7 +157,7 @@ class _Worker:
         progress.tokens_one_by_one += int(one_by_one)
         progress.epoch_loss += loss_sum
         progress.epoch_samples += int(samples)
-        progress.seconds = time.monotonic() - self._started
+        progress.seconds = time.monotonic() - (self._started or 0)
         every = max(1, self._plan.schedule.steps // 200)
         if progress.step % every == 0:
             progress.curve.append(

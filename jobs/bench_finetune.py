@@ -1,0 +1,11 @@
+"""Measure tree-packed training against one-by-one, and two workers against one.
+
+`python jobs/bench_finetune.py workspace=… [key=value …]` needs a workspace with a prepared dataset. The last line on
+stdout is one JSON object (`FinetuneBenchmark`).
+"""
+
+from l2d_ray.distributed.bench_finetune import bench_finetune
+from l2d_ray.distributed.job import run
+
+if __name__ == "__main__":
+    run(bench_finetune)

@@ -1,0 +1,135 @@
+"""Tree-packed training against one sample after the other in padded batches, and two workers against one."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2d_ray.config import Config
+from l2d_ray.core.packing import Prompts, plan_forest
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.finetune import finetune
+from l2d_ray.distributed.phrasing import sample_phraser
+from l2d_ray.finetuning import SampleTable
+from l2d_ray.models import tree_attention
+from l2d_ray.models.backbone import resolve_dtype
+from l2d_ray.models.causal_loss import TrainingSamples, packed_loss, padded_loss
+from l2d_ray.models.trainable import load_trainable
+from l2d_ray.schema import Split
+from l2d_ray.timing import timed
+from l2d_ray.workspace import Workspace
+
+BATCH_SIZES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class FinetuneBenchmark:
+    """Medians over alternating runs of loss and gradient, without dropout, in one process."""
+
+    speedup: float
+    """Seconds of one-by-one over seconds of packed, median of the pairs."""
+    gradient_error: float
+    """Distance of the packed gradient from the one-by-one gradient, relative to the latter's length; the largest."""
+    samples_per_second: float
+    """Packed."""
+    one_by_one_samples_per_second: float
+    distinct_tokens: int
+    tokens_one_by_one: int
+    samples: int
+    batch_size: int
+    """Sequences side by side, the fastest of 1 to 16 for one-by-one."""
+    threads: int
+    two_workers_over_one: float
+    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus."""
+
+
+def bench_finetune(config: Config) -> FinetuneBenchmark:
+    """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
+    workers. Leaves nothing in the workspace."""
+    dataset = Dataset.open(Workspace.open(config.workspace))
+    settings = config.finetune.model_copy(update={"dropout": 0.0})
+    gpu = config.workers.gpus > 0
+    model = load_trainable(config.model, settings, resolve_dtype(config.model, gpu)).to("cuda" if gpu else "cpu")
+    torch.set_num_threads(config.bench.threads or config.workers.cpus)
+    batches = _batches(config, dataset)
+
+    def packed() -> Tensor:
+        _attention(model, tree_attention.NAME)
+        return _gradient(model, (packed_loss(model, batch)[0] for batch in batches))
+
+    size = min(BATCH_SIZES, key=lambda size: timed(lambda: _one_by_one(model, batches[:1], size))[0])
+    pairs, errors = [], []
+    for _ in range(config.bench.repeats):
+        slow, expected = timed(lambda: _one_by_one(model, batches, size))
+        fast, found = timed(packed)
+        pairs.append((slow, fast))
+        errors.append(float((found - expected).norm() / expected.norm()))
+    samples = sum(map(len, batches))
+    return FinetuneBenchmark(
+        speedup=round(median(slow / fast for slow, fast in pairs), 3),
+        gradient_error=max(errors),
+        samples_per_second=round(samples / median(fast for _, fast in pairs), 3),
+        one_by_one_samples_per_second=round(samples / median(slow for slow, _ in pairs), 3),
+        distinct_tokens=sum(plan_forest(batch.sequences).tokens.size for batch in batches),
+        tokens_one_by_one=sum(batch.sequences.tokens.size for batch in batches),
+        samples=samples,
+        batch_size=size,
+        threads=torch.get_num_threads(),
+        two_workers_over_one=round(_rate(config, 2) / _rate(config, 1), 3),
+    )
+
+
+def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
+    """The first samples of the first epoch, in micro-batches."""
+    table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
+    phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), table)
+    rows = table.epoch(config.finetune.seed, 0)[: config.bench.samples]
+    return [phraser.phrase(part) for part in np.array_split(rows, -(-rows.size // config.finetune.micro_batch_size))]
+
+
+def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:
+    """The gradient of every sequence in full, `size` side by side, those of like length together."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _attention(model, "sdpa" if causal._supports_sdpa else "eager")
+
+    def losses() -> Iterator[Tensor]:
+        for batch in batches:
+            order = np.argsort(batch.sequences.lengths, kind="stable")
+            for rows in np.array_split(order, -(-order.size // size)):
+                sequences = Prompts.join([batch.sequences[n] for n in rows])
+                yield padded_loss(model, TrainingSamples(sequences, batch.target_lengths[rows], batch.ids[rows]))
+
+    return _gradient(model, losses())
+
+
+def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
+    """The sum of the gradients of these losses, one after the other."""
+    model.zero_grad()
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+    return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad and w.grad is not None])
+
+
+def _attention(model: Any, name: str) -> None:
+    (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model.set_attn_implementation(name)
+
+
+def _rate(config: Config, workers: int) -> float:
+    """Samples per second of a training of one epoch."""
+    name = f"bench-{workers}"
+    changes = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 1, "trackers": []}
+    own = config.model_copy(
+        update={
+            "finetune": config.finetune.model_copy(update=changes),
+            "workers": config.workers.model_copy(update={"min": workers, "max": workers}),
+        }
+    )
+    workspace = Workspace.open(config.workspace)
+    workspace.delete(name)
+    result = finetune(own)
+    workspace.delete(name)
+    return result.samples / result.seconds

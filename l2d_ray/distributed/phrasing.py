@@ -1,0 +1,31 @@
+"""Samples to tokens, ahead of the workers that train on them. Imports no more than that needs: it is a process more."""
+
+from typing import Any
+
+import numpy as np
+import ray
+
+from l2d_ray.config import Config
+from l2d_ray.finetuning import SamplePhraser, SampleTable, pack
+from l2d_ray.models.backbone import context_length, load_tokenizer, read_architecture
+from l2d_ray.models.checkpoint import find_model
+from l2d_ray.prompts import PromptEncoder
+
+
+def sample_phraser(config: Config, titles: list[str], table: SampleTable) -> SamplePhraser:
+    """What phrases samples of `table` for the model of `config`, whose weights are not read."""
+    checkpoint = find_model(config.model)
+    prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
+    return SamplePhraser(table, prompts, context_length(read_architecture(checkpoint, config.model)))
+
+
+class PhraserActor:
+    """A SamplePhraser where Ray Data can call it: row numbers in, a row of `finetuning.pack` out."""
+
+    def __init__(self, config: dict[str, Any], titles: list[str], table: Any) -> None:
+        """`table` is a SampleTable in the object store."""
+        self._phraser = sample_phraser(Config(**config), titles, ray.get(table))
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`samples` are cut at `bounds` into micro-batches."""
+        return pack(row["step"], [self._phraser.phrase(part) for part in np.split(row["samples"], row["bounds"])])

@@ -1,0 +1,248 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_workspace import command, config_of, environment, result_of, run_job, write_dataset
+
+from l2d_ray.config import Config
+from l2d_ray.distributed.build_memory import build_memory
+from l2d_ray.distributed.evaluate import evaluate
+from l2d_ray.distributed.finetune import FinetuneResult, finetune
+from l2d_ray.errors import InputError
+from l2d_ray.models.trainable import check_trained
+
+pytestmark = pytest.mark.ray
+LEARNING = {
+    "finetune.learning_rate": 1e-2,
+    "finetune.batch_size": 16,
+    "finetune.micro_batch_size": 8,
+    "finetune.epochs": 2,
+    "finetune.valid_samples": 12,
+    "workers.max": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a dataset and a model."""
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder, users=12)
+    config_of(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(dataset: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def config(folder: Path, **overrides: Any) -> Config:
+    return config_of(folder, **LEARNING | overrides)
+
+
+@pytest.fixture(scope="module")
+def tuned(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, FinetuneResult]:
+    """A workspace with an adapter, and what its training said of it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    return folder, finetune(config(folder))
+
+
+def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
+    (file,) = (folder / name).glob("*model.safetensors")
+    return load_file(file)
+
+
+def test_the_result_is_what_was_asked_for(tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, result = tuned
+    assert result.samples == 2 * 12 * 9
+    assert result.epochs == 2
+    assert 0 < result.distinct_tokens < result.tokens_one_by_one
+    assert result.adapter == str(folder / "adapter")
+    record = json.loads((folder / "adapter" / "training.json").read_text())
+    first, second = record["losses"]
+    assert second["train_loss"] < first["train_loss"] < np.log(400) + 1
+    assert result.valid_loss == min(first["valid_loss"], second["valid_loss"])
+    assert record["settings"]["finetune"]["learning_rate"] == 1e-2
+    assert (folder / "adapter" / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "adapter" / "tensorboard").glob("events.*"))
+    assert not (folder / "checkpoints").exists() or not list((folder / "checkpoints").iterdir())
+
+
+def test_the_same_command_again_trains_nothing(tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, result = tuned
+    before = (folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    assert finetune(config(folder)) == result
+    assert (folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_result_of_another_training_is_not_overwritten(tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, _ = tuned
+    with pytest.raises(InputError, match=r"training.json: is of another training: finetune.rank \(8, now 4\)"):
+        finetune(config(folder, **{"finetune.rank": 4}))
+
+
+def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, result = tuned
+    settings = {"memory.units": 2, "evaluate.recommenders": '["l2d-global"]', "evaluate.fractions": "[]"}
+    build_memory(config_of(folder, **settings, **{"model.adapter": result.adapter}))
+    with pytest.raises(InputError, match=r"made with another adapter"):
+        evaluate(config_of(folder, **settings))
+    report = evaluate(config_of(folder, **settings, **{"model.adapter": result.adapter}))
+    assert report.results[0]["users"] == 12
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A workspace with the adapter of one worker, without dropout, which draws other numbers in another worker."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    finetune(config(folder, **{"finetune.dropout": 0}))
+    return folder
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_workers_learn_what_one_does(stage: int, folder: Path, alone: Path) -> None:
+    settings = {"finetune.dropout": 0, "finetune.zero_stage": stage, "workers.max": 2}
+    finetune(config(folder, **settings))
+    assert_same(weights(folder), weights(alone), tolerance=2e-3)
+
+
+def test_full_tuning_leaves_a_model(folder: Path, ray_session: None) -> None:
+    result = finetune(config(folder, **{"finetune.method": "full", "finetune.epochs": 1}))
+    assert any("embed_tokens" in name for name in weights(folder))
+    build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1}))
+
+
+def test_training_stops_when_validation_gets_no_better(folder: Path, ray_session: None) -> None:
+    """The target of every validation sample is random: what is learned of the training samples does not help."""
+    result = finetune(config(folder, **{"finetune.epochs": 12, "finetune.learning_rate": 0.1, "finetune.rank": 32}))
+    record = json.loads((folder / "adapter" / "training.json").read_text())
+    assert result.epochs == record["best_epoch"] + 1 < 12
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob("*/checkpoint_*"))
+
+
+@pytest.mark.parametrize("killed", ["worker", "driver"])
+def test_a_run_that_was_killed_ends_with_the_same_weights(killed: str, folder: Path, ray_session: None) -> None:
+    often = {"finetune.checkpoint_steps": 1, "finetune.epochs": 6, "finetune.patience": 6}
+    finetune(config(folder, **often, **{"finetune.name": "whole"}))
+    arguments = LEARNING | often
+    process = subprocess.Popen(
+        command("finetune", folder, **arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family = psutil.Process(process.pid)
+    wait_for(lambda: len(checkpoints(folder)) >= 2, process)
+    victims = [p for p in family.children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    assert victims
+    if killed == "driver":
+        children = family.children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        psutil.wait_procs(children, timeout=60)
+        assert not (folder / "adapter" / "training.json").exists()
+        result_of(run_job("finetune", folder, **arguments))
+    else:
+        victims[0].kill()
+        out, error = process.communicate(timeout=300)
+        result_of(subprocess.CompletedProcess(process.args, process.returncode, out, error))
+    assert_same(weights(folder), weights(folder, "whole"))
+    records = [json.loads((folder / name / "training.json").read_text()) for name in ("adapter", "whole")]
+    for key in ("samples", "distinct_tokens", "losses"):
+        assert records[0][key] == pytest.approx(records[1][key])
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:
+    with pytest.raises(InputError, match=r"the loss is not finite in step \d+, samples -?\d+, .*; lower"):
+        finetune(
+            config(folder, **{"finetune.method": "full", "finetune.learning_rate": 1e30, "finetune.warmup_steps": 0})
+        )
+    assert not (folder / "adapter" / "training.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lora_a", "lora_b", "said"),
+    [
+        (1.0, 0.0, "lora_B matrices are missing or zero"),
+        (1.0, float("nan"), "lora_B.weight are empty or not finite"),
+        (float("inf"), 1.0, "lora_A.weight are empty or not finite"),
+    ],
+)
+def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: float, said: str) -> None:
+    state = {"q.lora_A.weight": torch.full((2, 3), lora_a), "q.lora_B.weight": torch.full((3, 2), lora_b)}
+    with pytest.raises(InputError, match=said):
+        check_trained(state, lora=True)
+    with pytest.raises(InputError, match="empty"):
+        check_trained({"q.lora_B.weight": torch.empty(0)}, lora=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; it has down_proj, gate_proj"),
+        ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
+        ({"model.dtype": "float16"}, "model.dtype='float16': a CPU does not train in it"),
+        ({"model.adapter": "somewhere"}, "a base model is fine-tuned; leave it out"),
+        ({"finetune.trackers": '["wandb"]'}, "finetune.trackers='wandb': not installed; pip install wandb"),
+        ({"finetune.zero_stage": 4}, "finetune.zero_stage"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(change: dict[str, Any], said: str, folder: Path) -> None:
+    process = run_job("finetune", folder, **LEARNING | change)
+    assert process.returncode == 2, process.stderr
+    assert said in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_dataset_without_training_samples_is_refused(tmp_path: Path, ray_session: None) -> None:
+    write_dataset(tmp_path, users=2, length=3)
+    with pytest.raises(InputError, match="has no training samples"):
+        finetune(config(tmp_path))
+
+
+def test_a_checkpoint_of_another_training_is_refused(folder: Path, ray_session: None) -> None:
+    stop = {"finetune.checkpoint_steps": 1, "finetune.learning_rate": 1e-3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("l2d_ray.distributed.finetune._finish", lambda *_: None)
+        finetune(config(folder, **stop))
+        (ours,) = (folder / "checkpoints").iterdir()
+        finetune(config(folder, **stop | {"finetune.rank": 4}))
+        (other,) = set((folder / "checkpoints").iterdir()) - {ours}
+    shutil.rmtree(other)
+    shutil.copytree(ours, other)
+    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
+        finetune(config(folder, **stop | {"finetune.rank": 4}))
