@@ -152,9 +152,9 @@ class FinetuneConfig(Section):
     micro_batch_size: int = Field(64, ge=1)
     """Samples that a worker runs at a time, at most; gradients accumulate up to batch_size."""
     samples: int | None = Field(None, ge=1)
-    """Training samples at most, chosen by sample id. None: all."""
+    """About so many training samples at most; those that share a window's beginning are chosen together. None: all."""
     valid_samples: int = Field(1000, ge=1)
-    """Validation samples at most, for the loss after each epoch."""
+    """About so many validation samples at most, for the loss after each epoch."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: slower, in a fraction of the memory."""
     zero_stage: int = Field(0, ge=0, le=3)

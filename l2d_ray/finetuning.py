@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, ModelConfig
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import IntArray, in_fraction, sample_ids, window_starts
 from l2d_ray.data.dataset import Dataset
@@ -101,7 +101,9 @@ class SampleTable:
 
     @classmethod
     def read(cls, dataset: Dataset, split: Split, config: Config, most: int | None) -> "SampleTable":
-        """The samples of a split, at most so many (chosen by sample id), with windows as `config.history` has them.
+        """The samples of a split, about `most` at most, with windows as `config.history` has them.
+
+        Groups are chosen whole, by a hash: a part of a group's samples costs nearly as much as all of them.
 
         Items that the catalogue does not know are refused (InputError). Takes 24 bytes a sample.
         """
@@ -112,14 +114,15 @@ class SampleTable:
             for row in range(users.num_rows):
                 history, splits = (users[name][row].values.to_numpy() for name in ("item_indices", "splits"))
                 positions = np.flatnonzero(splits == split)
-                own = sample_ids(np.full(positions.size, users["user_hash"][row].as_py(), np.int64), positions)
-                kept = in_fraction(own, share)
+                user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
+                first = window_starts(positions, config.history.max_items, config.history.stride)
+                kept = in_fraction(sample_ids(user_hashes, first), share)
                 if not kept.any():
                     continue
                 items.append(history)
-                starts.append(total + window_starts(positions[kept], config.history.max_items, config.history.stride))
+                starts.append(total + first[kept])
                 stops.append(total + positions[kept])
-                ids.append(own[kept])
+                ids.append(sample_ids(user_hashes, positions)[kept])
                 total += history.size
         table = cls(np.concatenate(items), np.concatenate(starts), np.concatenate(stops), np.concatenate(ids))
         num_items = len(dataset.items())
@@ -231,6 +234,12 @@ def run_digest(config: Config, model: str, dataset: str) -> str:
     del settings["model"]["name"]
     text = json.dumps([settings, model, dataset], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def tuned_model(config: Config, location: str) -> ModelConfig:
+    """The settings that use what fine-tuning left at `location`."""
+    key = "adapter" if config.finetune.method == "lora" else "name"
+    return config.model.model_copy(update={key: location})
 
 
 def settings_of(config: Config) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
     """The real model and data, the real `ray job submit`, and the README's way of reading the memory."""
     workspace = tmp_path / "workspace"
     settings = [f"workspace={workspace}", "data.max_users=3", "model.num_layers=3", "memory.units=2", "workers.max=1"]
+    settings += ["finetune.samples=100"]
     settings += ["evaluate.samples=8", "evaluate.generation_samples=2"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     process = subprocess.run(
@@ -62,5 +63,7 @@ def test_the_readme_names_what_is_there() -> None:
         assert (ROOT / command).exists(), command
     command = [sys.executable, "jobs/prepare_data.py", "--help"]
     keys = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for key in re.findall(r"\b(?:data|model|workers|history|memory|index|recommend|evaluate|bench)\.\w+(?==)", readme):
+    for key in re.findall(
+        r"\b(?:data|model|finetune|workers|history|memory|index|recommend|evaluate|bench)\.\w+(?==)", readme
+    ):
         assert f"--{key} " in keys, key

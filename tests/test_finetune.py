@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from small_workspace import command, config_of, environment, result_of, run_job, write_dataset
 
 from l2d_ray.config import Config
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.finetune import FinetuneResult, finetune
+from l2d_ray.distributed.finetune import FinetuneResult, finetune, identify_run
 from l2d_ray.errors import InputError
 from l2d_ray.models.trainable import check_trained
+from l2d_ray.workspace import Workspace
 
 pytestmark = pytest.mark.ray
 LEARNING = {
@@ -121,17 +123,13 @@ def test_two_workers_learn_what_one_does(stage: int, folder: Path, alone: Path) 
     assert_same(weights(folder), weights(alone), tolerance=2e-3)
 
 
-def test_full_tuning_leaves_a_model(folder: Path, ray_session: None) -> None:
-    result = finetune(config(folder, **{"finetune.method": "full", "finetune.epochs": 1}))
-    assert any("embed_tokens" in name for name in weights(folder))
-    build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1}))
-
-
-def test_training_stops_when_validation_gets_no_better(folder: Path, ray_session: None) -> None:
-    """The target of every validation sample is random: what is learned of the training samples does not help."""
-    result = finetune(config(folder, **{"finetune.epochs": 12, "finetune.learning_rate": 0.1, "finetune.rank": 32}))
+def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(folder: Path, ray_session: None) -> None:
+    """The target of every validation sample is random: to learn the training samples by heart does not help."""
+    result = finetune(config(folder, **{"finetune.method": "full", "finetune.epochs": 12}))
     record = json.loads((folder / "adapter" / "training.json").read_text())
     assert result.epochs == record["best_epoch"] + 1 < 12
+    assert any("embed_tokens" in name for name in weights(folder))
+    assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
@@ -152,13 +150,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return list((folder / "checkpoints").glob("*/checkpoint_*"))
 
 
+LONG = LEARNING | {"finetune.checkpoint_steps": 3, "finetune.epochs": 3, "finetune.patience": 3}
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """A workspace with the adapter of a longer training without any accident."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    finetune(config_of(folder, **LONG))
+    return folder
+
+
 @pytest.mark.parametrize("killed", ["worker", "driver"])
-def test_a_run_that_was_killed_ends_with_the_same_weights(killed: str, folder: Path, ray_session: None) -> None:
-    often = {"finetune.checkpoint_steps": 1, "finetune.epochs": 6, "finetune.patience": 6}
-    finetune(config(folder, **often, **{"finetune.name": "whole"}))
-    arguments = LEARNING | often
+def test_a_run_that_was_killed_ends_with_the_same_weights(killed: str, folder: Path, whole: Path) -> None:
     process = subprocess.Popen(
-        command("finetune", folder, **arguments),
+        command("finetune", folder, **LONG),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -175,13 +182,13 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(killed: str, folder: P
         process.communicate()
         psutil.wait_procs(children, timeout=60)
         assert not (folder / "adapter" / "training.json").exists()
-        result_of(run_job("finetune", folder, **arguments))
+        result_of(run_job("finetune", folder, **LONG))
     else:
         victims[0].kill()
         out, error = process.communicate(timeout=300)
         result_of(subprocess.CompletedProcess(process.args, process.returncode, out, error))
-    assert_same(weights(folder), weights(folder, "whole"))
-    records = [json.loads((folder / name / "training.json").read_text()) for name in ("adapter", "whole")]
+    assert_same(weights(folder), weights(whole))
+    records = [json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, whole)]
     for key in ("samples", "distinct_tokens", "losses"):
         assert records[0][key] == pytest.approx(records[1][key])
 
@@ -235,14 +242,11 @@ def test_a_dataset_without_training_samples_is_refused(tmp_path: Path, ray_sessi
 
 
 def test_a_checkpoint_of_another_training_is_refused(folder: Path, ray_session: None) -> None:
-    stop = {"finetune.checkpoint_steps": 1, "finetune.learning_rate": 1e-3}
+    ours, other = config(folder), config(folder, **{"finetune.rank": 4})
+    runs = [identify_run(one, Dataset.open(Workspace.open(str(folder)))) for one in (ours, other)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2d_ray.distributed.finetune._finish", lambda *_: None)
-        finetune(config(folder, **stop))
-        (ours,) = (folder / "checkpoints").iterdir()
-        finetune(config(folder, **stop | {"finetune.rank": 4}))
-        (other,) = set((folder / "checkpoints").iterdir()) - {ours}
-    shutil.rmtree(other)
-    shutil.copytree(ours, other)
+        patch.setattr("l2d_ray.distributed.finetune._finish", lambda *_: None)  # its checkpoints stay
+        finetune(ours)
+    shutil.move(folder / "checkpoints" / runs[0], folder / "checkpoints" / runs[1])
     with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
-        finetune(config(folder, **stop | {"finetune.rank": 4}))
+        finetune(other)

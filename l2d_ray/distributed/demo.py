@@ -1,4 +1,4 @@
-"""The whole way in minutes on a laptop: prepare, submit the main job, verify, index, evaluate, recommend to one user.
+"""The whole way in minutes on a laptop: prepare, fine-tune, submit the main job, verify, index, evaluate, recommend.
 
 A local Ray with a job server is started by this process; the memory is built by `ray job submit`, as on a cluster.
 """
@@ -6,6 +6,7 @@ A local Ray with a job server is started by this process; the memory is built by
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,11 +22,15 @@ from ray.cluster_utils import Cluster
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import build_index
+from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
+from l2d_ray.distributed.finetune import finetune
 from l2d_ray.distributed.job import quiet
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
+from l2d_ray.evaluation import CUTOFFS
+from l2d_ray.finetuning import tuned_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import plan_index
 from l2d_ray.memory.verify import verify
@@ -34,6 +39,7 @@ from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
 OBJECT_STORE_BYTES = 500 << 20
+COMPARED = ["l2d-global", "l2d-local"]
 
 
 @dataclass(frozen=True)
@@ -61,23 +67,56 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     quiet()
     _say("1. prepare_data", json.dumps(asdict(prepare(config))))
-    _say("2. ray job submit -- python jobs/build_memory.py")
+    _say("2. the model as it comes", "a memory and an evaluation, to compare with")
+    untuned = _evaluate_untuned(config, workspace)
+    _say("3. finetune")
+    tuning = finetune(config)
+    _say("", json.dumps(asdict(tuning)))
+    tuned = tuned_model(config, tuning.adapter)
+    config = config.model_copy(update={"model": tuned})
+    _say("4. ray job submit -- python jobs/build_memory.py")
     ray_command = str(Path(sys.executable).with_name("ray"))
     submit = [ray_command, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", "."]
-    job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}"]
+    model = [f"model.name={tuned.name}", *([f"model.adapter={tuned.adapter}"] if tuned.adapter else [])]
+    job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}", *model]
     _wait_for_agent(submit)
     if subprocess.run([*submit, "--", *job], check=False).returncode:
         raise InputError("the submitted job failed; its own message is above")
-    _say("3. verify", json.dumps(asdict(verify(workspace))))
-    _say("4. build_index", json.dumps(asdict(build_index(config))))
-    _say("5. evaluate", "what the recommenders find, and what a user costs")
+    _say("5. verify", json.dumps(asdict(verify(workspace))))
+    _say("6. build_index", json.dumps(asdict(build_index(config))))
+    _say("7. evaluate", "what the recommenders find, and what a user costs")
     evaluation = evaluate(config)
     ray.shutdown()
     cluster.shutdown()
+    print(f"\nbefore and after {tuning.seconds:.0f} s of fine-tuning\n{_before_and_after(untuned, evaluation)}")
     result = recommend(config, workspace, evaluation)
-    _say("6. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-L recommends:")
+    _say("8. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-L recommends:")
     _say("", *result.recommended, "", f"what came next: {result.next}")
     return result
+
+
+def _evaluate_untuned(config: Config, workspace: Workspace) -> EvaluateResult:
+    """L2D with the model as it comes, in a workspace of its own with the same dataset."""
+    own = Workspace.open(workspace.path("untuned"))
+    for path in workspace.files("dataset"):
+        with workspace.filesystem.open_input_stream(workspace.path(path)) as source, own.create(path) as target:
+            shutil.copyfileobj(source, target)
+    settings = config.evaluate.model_copy(update={"recommenders": COMPARED, "fractions": []})
+    config = config.model_copy(update={"workspace": own.uri, "evaluate": settings})
+    build_memory(config)
+    return evaluate(config)
+
+
+def _before_and_after(before: EvaluateResult, after: EvaluateResult) -> str:
+    """The rows of both that can be compared."""
+    rows = {"before": before.results, "after": after.results}
+    return "\n".join(
+        f"{when:8}{row['recommender']:14}" + "".join(f"  recall@{k} {100 * row[f'recall@{k}']:6.2f}" for k in CUTOFFS)
+        for name in COMPARED
+        for when, results in rows.items()
+        for row in results
+        if row["recommender"] == name
+    )
 
 
 def _wait_for_agent(submit: list[str], seconds: float = 90) -> None:

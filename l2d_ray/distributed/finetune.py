@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed import finetune_worker
-from l2d_ray.distributed.finetune_worker import WorkerPlan, best_folder
+from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder, train
 from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.workers import absolute, workers_that_fit
 from l2d_ray.errors import InputError
@@ -74,8 +73,7 @@ def finetune(config: Config) -> FinetuneResult:
     config = absolute(config, workspace)
     dataset = Dataset.open(workspace)
     check(config)
-    model = identify(config.model, resolve_dtype(config.model, config.workers.gpus > 0))
-    run = run_digest(config, f"{model.base_model} {model.num_layers} {model.dtype} {model.tokenizer}", dataset.digest)
+    run = identify_run(config, dataset)
     done = _done(workspace, config, run)
     if done:
         return done
@@ -93,6 +91,13 @@ def finetune(config: Config) -> FinetuneResult:
         plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, valid_batches, queue)
         progress = _train(config, workspace, plan, dataset, table)
     return _finish(workspace, config, run, progress)
+
+
+def identify_run(config: Config, dataset: Dataset) -> str:
+    """The name of a training's checkpoints: what decides its result."""
+    model = identify(config.model, resolve_dtype(config.model, config.workers.gpus > 0))
+    text = f"{model.base_model} {model.num_layers} {model.dtype} {model.tokenizer}"
+    return run_digest(config, text, dataset.digest)
 
 
 def check(config: Config) -> None:
@@ -129,7 +134,7 @@ def _train(
     in_order = ray.data.ExecutionOptions(preserve_order=True)
     remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)
     trainer = TorchTrainer(
-        finetune_worker.train,
+        train,
         train_loop_config=plan,
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.util.queue import Queue
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from l2d_ray.config import Config, FinetuneConfig
+from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import Progress, Schedule, unpack
+from l2d_ray.finetuning import Progress, unpack
 from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
 from l2d_ray.models.causal_loss import LossCounts, TrainingSamples, packed_loss
 from l2d_ray.models.checkpoint import find_model
@@ -36,24 +36,6 @@ from l2d_ray.workspace import Workspace
 TAG = "state"
 # Or DeepSpeed compiles C++ on every CPU worker at its start, to make sums within one machine faster.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """What a worker is told."""
-
-    config: dict[str, Any]
-    run: str
-    schedule: Schedule
-    valid: list[TrainingSamples]
-    """Micro-batches of validation samples."""
-    progress: Queue | None
-    """Takes what rank 0 has to say of each step."""
-
-
-def best_folder(run: str, epoch: int) -> str:
-    """Where in the workspace the weights of the best epoch so far are kept."""
-    return f"checkpoints/{run}/best-{epoch}"
 
 
 def train(plan: WorkerPlan) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -75,6 +74,8 @@ def check_target_modules(model: ModelConfig, finetune: FinetuneConfig) -> None:
 
 
 def _with_lora(causal: Any, finetune: FinetuneConfig) -> Any:
+    from peft import LoraConfig, get_peft_model  # takes seconds, and full tuning does without
+
     lora = LoraConfig(
         r=finetune.rank,
         lora_alpha=finetune.alpha,  # type: ignore[arg-type,unused-ignore]
