@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config, ModelConfig
-from l2d_ray.core.packing import Prompts
+from l2d_ray.core.packing import Prompts, TrainingSamples
 from l2d_ray.core.samples import IntArray, in_fraction, sample_ids, window_starts
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.models.causal_loss import TrainingSamples
 from l2d_ray.prompts import PromptEncoder
 from l2d_ray.records import Record
 from l2d_ray.schema import Split

@@ -6,9 +6,9 @@ import torch
 from tiny_models import tiny_config, tiny_model
 
 from l2d_ray.config import FinetuneConfig
-from l2d_ray.core.packing import Prompts, plan_forest
+from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.models import causal_loss, tree_attention
-from l2d_ray.models.causal_loss import TrainingSamples, packed_loss, padded_loss
+from l2d_ray.models.causal_loss import packed_loss, padded_loss
 from l2d_ray.models.trainable import prepare
 
 

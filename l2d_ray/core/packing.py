@@ -90,6 +90,21 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class TrainingSamples:
+    """N samples, each a prompt and the title that came next."""
+
+    sequences: Prompts
+    """Prompt and title, joined."""
+    target_lengths: NDArray[np.int64]
+    """[N] tokens of each title, at the end of its sequence."""
+    ids: NDArray[np.int64]
+    """[N] sample ids."""
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+
+@dataclass(frozen=True)
 class Targets:
     """What a forest learns to predict: Y tokens of it, each from the state of its parent."""
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from l2d_ray.config import Config
-from l2d_ray.core.packing import Prompts, plan_forest
+from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.finetune import finetune
 from l2d_ray.distributed.phrasing import sample_phraser
 from l2d_ray.finetuning import SampleTable
 from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import resolve_dtype
-from l2d_ray.models.causal_loss import TrainingSamples, packed_loss, padded_loss
+from l2d_ray.models.causal_loss import packed_loss, padded_loss
 from l2d_ray.models.trainable import load_trainable
 from l2d_ray.schema import Split
 from l2d_ray.timing import timed

@@ -5,8 +5,8 @@ from typing import Any
 
 from ray.util.queue import Queue
 
+from l2d_ray.core.packing import TrainingSamples
 from l2d_ray.finetuning import Schedule
-from l2d_ray.models.causal_loss import TrainingSamples
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from l2d_ray.config import Config, FinetuneConfig
+from l2d_ray.core.packing import TrainingSamples
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder
 from l2d_ray.errors import InputError
 from l2d_ray.finetuning import Progress, unpack
 from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
-from l2d_ray.models.causal_loss import LossCounts, TrainingSamples, packed_loss
+from l2d_ray.models.causal_loss import LossCounts, packed_loss
 from l2d_ray.models.checkpoint import find_model
 from l2d_ray.models.trainable import load_trainable, save_trained, trained_state
 from l2d_ray.workspace import Workspace

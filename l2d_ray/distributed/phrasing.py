@@ -1,4 +1,8 @@
-"""Samples to tokens, ahead of the workers that train on them. Imports no more than that needs: it is a process more."""
+"""Samples to tokens, ahead of the workers that train on them.
+
+Several of Ray's own processes read this module, so that what takes seconds to import (transformers) waits until it is
+needed.
+"""
 
 from typing import Any
 
@@ -7,13 +11,14 @@ import ray
 
 from l2d_ray.config import Config
 from l2d_ray.finetuning import SamplePhraser, SampleTable, pack
-from l2d_ray.models.backbone import context_length, load_tokenizer, read_architecture
-from l2d_ray.models.checkpoint import find_model
 from l2d_ray.prompts import PromptEncoder
 
 
 def sample_phraser(config: Config, titles: list[str], table: SampleTable) -> SamplePhraser:
     """What phrases samples of `table` for the model of `config`, whose weights are not read."""
+    from l2d_ray.models.backbone import context_length, load_tokenizer, read_architecture
+    from l2d_ray.models.checkpoint import find_model
+
     checkpoint = find_model(config.model)
     prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
     return SamplePhraser(table, prompts, context_length(read_architecture(checkpoint, config.model)))

@@ -15,26 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from l2d_ray.core.packing import Prompts, plan_forest, plan_targets, split_chunks
+from l2d_ray.core.packing import TrainingSamples, plan_forest, plan_targets, split_chunks
 from l2d_ray.models import tree_attention
 
 LOGITS_PER_CHUNK = 1024
 """States whose logits are in memory at a time; 1,024 of a 128,000-word vocabulary take 0.5 GB in float32."""
-
-
-@dataclass(frozen=True)
-class TrainingSamples:
-    """N samples, each a prompt and the title that came next."""
-
-    sequences: Prompts
-    """Prompt and title, joined."""
-    target_lengths: NDArray[np.int64]
-    """[N] tokens of each title, at the end of its sequence."""
-    ids: NDArray[np.int64]
-    """[N] sample ids."""
-
-    def __len__(self) -> int:
-        return len(self.sequences)
 
 
 @dataclass(frozen=True)
