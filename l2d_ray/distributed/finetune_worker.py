@@ -4,6 +4,7 @@ Everything that decides what happens next (losses, a number that is not finite, 
 over the workers first, so that all of them always decide alike.
 """
 
+import json
 import os
 import tempfile
 import time
@@ -35,6 +36,8 @@ from l2d_ray.models.trainable import load_trainable, save_trained, trained_state
 from l2d_ray.workspace import Workspace
 
 TAG = "state"
+OWNER = "owner.json"
+"""In every checkpoint: whose it is. Read before anything is loaded that might not fit."""
 # Or DeepSpeed compiles C++ on every CPU worker at its start, to make sums within one machine faster.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -194,8 +197,10 @@ class _Worker:
 
     def _checkpoint(self) -> None:
         """Leave a checkpoint: every worker writes its part, Ray Train puts them into the workspace together."""
-        state = {"progress": asdict(self._progress), "run": self._plan.run, "workers": self._world}
+        state = {"progress": asdict(self._progress)}
         with tempfile.TemporaryDirectory() as folder:
+            if self._rank == 0:
+                (Path(folder) / OWNER).write_text(json.dumps({"run": self._plan.run, "workers": self._world}))
             self._engine.save_checkpoint(folder, tag=TAG, client_state=state, exclude_frozen_parameters=True)
             metrics = {"step": self._progress.step}
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
@@ -207,16 +212,17 @@ class _Worker:
         if checkpoint is None:
             return Progress()
         with checkpoint.as_directory() as folder:
-            path, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
-        if path is None or state["run"] != self._plan.run:
-            raise InputError(
-                f"{checkpoint.path}: is of another model or configuration; delete its folder in checkpoints/"
-            )
-        if state["workers"] != self._world and self._finetune.zero_stage:
-            raise InputError(
-                f"{checkpoint.path}: was written by {state['workers']} workers and ZeRO's shards cannot be dealt to"
-                f" {self._world}; set workers.max={state['workers']}, or delete its folder in checkpoints/"
-            )
+            owner = json.loads((Path(folder) / OWNER).read_text())
+            if owner["run"] != self._plan.run:
+                raise InputError(
+                    f"{checkpoint.path}: is of another model or configuration; delete its folder in checkpoints/"
+                )
+            if owner["workers"] != self._world and self._finetune.zero_stage:
+                raise InputError(
+                    f"{checkpoint.path}: was written by {owner['workers']} workers and ZeRO's shards cannot be dealt to"
+                    f" {self._world}; set workers.max={owner['workers']}, or delete its folder in checkpoints/"
+                )
+            _, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
         return Progress(**state["progress"])
 
     def _sum(self, values: list[Any]) -> list[float]:
