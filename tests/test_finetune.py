@@ -108,7 +108,7 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     assert report.results[0]["users"] == 12
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])  # 1 is a part of 2
+@pytest.mark.parametrize("stage", [2, 3])  # 1 is a part of 2, and 0 is what one worker has
 def test_two_workers_learn_what_one_does(stage: int, folder: Path, tuned: tuple[Path, FinetuneResult]) -> None:
     finetune(config(folder, **{"finetune.zero_stage": stage, "workers.max": 2}))
     assert_same(weights(folder), weights(tuned[0]), tolerance=2e-3)
@@ -149,45 +149,48 @@ LONG = LEARNING | {
 
 
 @pytest.fixture(scope="module")
-def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """A workspace with the adapter of a longer training without any accident."""
-    folder = tmp_path_factory.mktemp("whole")
+def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose training was killed with its driver."""
+    folder = tmp_path_factory.mktemp("interrupted")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
-    finetune(config_of(folder, **LONG))
-    return folder
-
-
-def assert_as_if_nothing_happened(folder: Path, whole: Path) -> None:
-    assert_same(weights(folder), weights(whole))
-    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, whole))
-    for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
-        assert ours[key] == theirs[key]
-    for one, other in zip(ours["losses"], theirs["losses"], strict=True):
-        assert one == pytest.approx(other)
-
-
-def test_a_killed_worker_goes_on_from_the_last_checkpoint(folder: Path, whole: Path) -> None:
-    training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
-    training.start()
-    wait_for(lambda: len(checkpoints(folder)) >= 2)
-    processes = psutil.Process().children(recursive=True)
-    (worker,) = [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
-    worker.kill()
-    assert not (folder / "adapter" / "training.json").exists()
-    training.join()
-    assert_as_if_nothing_happened(folder, whole)
-
-
-def test_the_same_command_goes_on_after_a_killed_driver(folder: Path, whole: Path) -> None:
     job = command("finetune", folder, **LONG)
     process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(checkpoints(folder)) >= 2)
     process.kill()
     process.wait()
     assert not (folder / "adapter" / "training.json").exists()
-    result = result_of(run_job("finetune", folder, **LONG))
-    assert result["epochs"] == 3
-    assert_as_if_nothing_happened(folder, whole)
+    return folder
+
+
+def test_a_checkpoint_of_another_training_is_refused(folder: Path, ray_session: None) -> None:
+    ours, other = config(folder), config(folder, **{"finetune.rank": 4})
+    runs = [identify_run(one, Dataset.open(Workspace.open(str(folder)))) for one in (ours, other)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("l2d_ray.distributed.finetune._finish", lambda *_: None)  # its checkpoints stay
+        finetune(ours)
+    shutil.move(folder / "checkpoints" / runs[0], folder / "checkpoints" / runs[1])
+    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
+        finetune(other)
+
+
+def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: Path, ray_session: None) -> None:
+    """A killed driver by the same command, a killed worker by itself; killed at other moments, they end alike."""
+    result_of(run_job("finetune", interrupted, **LONG))
+    training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
+    training.start()
+    wait_for(lambda: len(checkpoints(folder)) >= 1)
+    processes = psutil.Process().children(recursive=True)
+    (worker,) = [process for process in processes if "RayTrainWorker" in " ".join(process.cmdline())]
+    worker.kill()
+    assert not (folder / "adapter" / "training.json").exists()
+    training.join()
+    assert_same(weights(folder), weights(interrupted))
+    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, interrupted))
+    for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
+        assert ours[key] == theirs[key]
+    assert len(ours["losses"]) == 3
+    for one, other in zip(ours["losses"], theirs["losses"], strict=True):
+        assert one == pytest.approx(other)
 
 
 def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:
@@ -243,14 +246,3 @@ def test_a_dataset_without_training_samples_is_refused(tmp_path: Path, ray_sessi
     write_dataset(tmp_path, users=2, length=3)
     with pytest.raises(InputError, match="has no training samples"):
         finetune(config(tmp_path))
-
-
-def test_a_checkpoint_of_another_training_is_refused(folder: Path, ray_session: None) -> None:
-    ours, other = config(folder), config(folder, **{"finetune.rank": 4})
-    runs = [identify_run(one, Dataset.open(Workspace.open(str(folder)))) for one in (ours, other)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("l2d_ray.distributed.finetune._finish", lambda *_: None)  # its checkpoints stay
-        finetune(ours)
-    shutil.move(folder / "checkpoints" / runs[0], folder / "checkpoints" / runs[1])
-    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
-        finetune(other)
