@@ -123,8 +123,8 @@ class ModelConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Fine-tuning, jobs/finetune.py. Defaults: README, results; those of BIGRec (arXiv 2308.08434) and D3 (2406.14900)
-    are in jobs/configs/llama-3.2-1b.yaml."""
+    """Fine-tuning, jobs/finetune.py. Defaults are published ones: LoRA, learning rate and batch of BIGRec (arXiv
+    2308.08434), epochs and warm-up of D3 (arXiv 2406.14900)."""
 
     method: Literal["lora", "full"] = "lora"
     """`lora` leaves a PEFT adapter, for model.adapter; `full` tunes every weight of a small model and leaves a model
