@@ -169,11 +169,10 @@ class Schedule:
         most, least = -(-self.samples // self.steps_per_epoch), self.samples // self.steps_per_epoch
         return max(1, min(-(-most // (self.workers * self.micro_batch_size)), least // self.workers))
 
-    def deal(self, table: SampleTable, seed: int, first_step: int = 0) -> Iterator[list[list[IntArray]]]:
+    def deal(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
         """For each step, for each worker its micro-batches: row numbers of `table`, every one once an epoch."""
-        for epoch in range(first_step // self.steps_per_epoch, self.epochs):
-            batches = np.array_split(table.epoch(seed, epoch), self.steps_per_epoch)
-            for batch in batches[max(0, first_step - epoch * self.steps_per_epoch) :]:
+        for epoch in range(self.epochs):
+            for batch in np.array_split(table.epoch(seed, epoch), self.steps_per_epoch):
                 parts = np.array_split(batch, self.workers * self.micro_batches)
                 yield [parts[start :: self.workers] for start in range(self.workers)]
 

@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from l2d_ray.evaluation import CUTOFFS
 from l2d_ray.finetuning import Training
+
+if TYPE_CHECKING:  # imported with the first plot: many processes that draw none read this module
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[dict[str, Any]]
 
@@ -40,8 +40,7 @@ def table(rows: Rows) -> str:
 
 def plot(report: dict[str, Any]) -> bytes:
     """A PNG: accuracy against cost, Recall against M, Recall against the share of the memory."""
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(width=15)
     cost, neighbours, share = figure.subplots(1, 3)
     _accuracy_against_cost(cost, report["results"])
     _curves(neighbours, report["validation"]["top_m"], "M, rows averaged", "L2D-L on validation data")
@@ -52,8 +51,7 @@ def plot(report: dict[str, Any]) -> bytes:
 
 def plot_training(training: Training) -> bytes:
     """A PNG: the loss along the way, and after each epoch on training and validation samples."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(width=7)
     axes = figure.subplots()
     axes.plot([p["step"] for p in training.curve], [p["loss"] for p in training.curve], alpha=0.4, label="batch")
     for name in ("train_loss", "valid_loss"):
@@ -65,13 +63,22 @@ def plot_training(training: Training) -> bytes:
     return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def _figure(width: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
 
 
-def _accuracy_against_cost(axes: Axes, rows: Rows) -> None:
+def _accuracy_against_cost(axes: "Axes", rows: Rows) -> None:
     for row in rows:
         low, high = row["intervals"]["recall@20"]
         value = row["recall@20"]
@@ -85,7 +92,7 @@ def _accuracy_against_cost(axes: Axes, rows: Rows) -> None:
     axes.set_title("accuracy against cost, test data", fontsize=10)
 
 
-def _curves(axes: Axes, rows: Rows, label: str, title: str) -> None:
+def _curves(axes: "Axes", rows: Rows, label: str, title: str) -> None:
     for name in dict.fromkeys(row["recommender"] for row in rows):
         own = [row for row in rows if row["recommender"] == name]
         axes.plot([row["at"] for row in own], [row["recall@20"] for row in own], marker="o", label=name)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,13 @@ class Workspace:
         )
         paths = [info.path for info in found if info.type == pafs.FileType.File and info.path.endswith(suffix)]
         return sorted(path[len(self.root) + 1 :] for path in paths)
+
+    def copy(self, folder: str, to: "Workspace", target: str) -> None:
+        """Copy what is below `folder` to below `target` of a workspace, every file as by `create`."""
+        for path in self.files(folder):
+            name = path.removeprefix(f"{folder}/")
+            with self.filesystem.open_input_stream(self.path(path)) as source, to.create(f"{target}/{name}") as stream:
+                shutil.copyfileobj(source, stream)
 
     def delete(self, relative: str) -> None:
         """Remove one file or folder; it may be gone already."""

@@ -6,12 +6,13 @@ import torch
 import transformers
 from tiny_models import load_tiny, save_tiny
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_mask, flex_attention
+from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention
 
 from l2d_ray.config import ModelConfig, PromptConfig
 from l2d_ray.core.packing import Chunk, Prompts, plan_forest, split_chunks
 from l2d_ray.core.samples import window_starts
-from l2d_ray.models import tree_attention
+from l2d_ray.models import flex_attention, tree_attention
 from l2d_ray.models.backbone import Backbone, load_backbone
 from l2d_ray.models.hidden_states import TOLERANCE, extractor, packed_states, padded_states, relative_error
 from l2d_ray.models.tree_attention import ForestState, prefix_tree_attention
@@ -179,7 +180,7 @@ def test_the_blocks_for_cpus_are_the_rule(size: int) -> None:
 def test_the_block_mask_for_gpus_is_the_rule(size: int) -> None:
     for chunk in chunks(20, size):
         queries, keys = len(chunk.tokens), len(chunk.ends)
-        block_mask = tree_attention._block_mask(chunk, torch.device("cpu"))
+        block_mask = flex_attention.block_mask(chunk, torch.device("cpu"))
         dense = create_mask(block_mask.mask_mod, None, None, queries, keys, device="cpu")[0, 0]
         assert (dense == rule(chunk)).all()
         blocks = block_mask.to_dense()[0, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
@@ -198,7 +199,7 @@ def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int) -> None
         output, _ = prefix_tree_attention(layer, query, key, value, None, scaling=0.3, forest=state)
         other_state.enter(chunk, torch.float32)
         keys, values = tree_attention._split(other_state.extend(other_layer, key, value))
-        block_mask = tree_attention._block_mask(chunk, torch.device("cpu"))
-        flex = flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
+        block_mask = flex_attention.block_mask(chunk, torch.device("cpu"))
+        flex = eager_flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
         assert isinstance(flex, Tensor)
         torch.testing.assert_close(output, flex.transpose(1, 2), rtol=1e-5, atol=1e-5)

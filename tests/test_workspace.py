@@ -100,3 +100,15 @@ def test_json_is_written_for_people_too(workspace: Workspace) -> None:
     text = Path(workspace.path("a.json")).read_text()
     assert json.loads(text) == {"x": [1]}
     assert text.endswith("}\n")
+
+
+def test_a_folder_is_copied_with_what_is_below_it_and_not_beside_it(workspace: Workspace, tmp_path: Path) -> None:
+    workspace.write_json("a/x.json", {"x": 1})
+    workspace.write_json("a/b/y.json", {"y": 2})
+    workspace.write_json("ab/z.json", {})
+    other = Workspace.open(str(tmp_path / "other"))
+    workspace.copy("a", other, "c")
+    assert other.files("") == ["c/b/y.json", "c/x.json"]
+    assert other.read_json("c/b/y.json") == {"y": 2}
+    other.copy("", workspace, "d")
+    assert workspace.files("d") == ["d/c/b/y.json", "d/c/x.json"]

@@ -18,7 +18,7 @@ from l2d_ray.finetuning import SampleTable
 from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import resolve_dtype
 from l2d_ray.models.causal_loss import packed_loss, padded_loss
-from l2d_ray.models.trainable import load_trainable
+from l2d_ray.models.trainable import load_trainable, without_adapter
 from l2d_ray.schema import Split
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
@@ -93,8 +93,7 @@ def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
 
 def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:
     """The gradient of every sequence in full, `size` side by side, those of like length together."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _attention(model, "sdpa" if causal._supports_sdpa else "eager")
+    _attention(model, "sdpa" if without_adapter(model)._supports_sdpa else "eager")
 
     def losses() -> Iterator[Tensor]:
         for batch in batches:
@@ -115,7 +114,7 @@ def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
 
 
 def _attention(model: Any, name: str) -> None:
-    (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model.set_attn_implementation(name)
+    without_adapter(model).base_model.set_attn_implementation(name)
 
 
 def _rate(config: Config, workers: int) -> float:

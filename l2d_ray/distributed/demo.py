@@ -6,7 +6,6 @@ A local Ray with a job server is started by this process; the memory is built by
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -98,9 +97,7 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
 def _evaluate_untuned(config: Config, workspace: Workspace) -> EvaluateResult:
     """L2D with the model as it comes, in a workspace of its own with the same dataset."""
     own = Workspace.open(workspace.path("untuned"))
-    for path in workspace.files("dataset"):
-        with workspace.filesystem.open_input_stream(workspace.path(path)) as source, own.create(path) as target:
-            shutil.copyfileobj(source, target)
+    workspace.copy("dataset", own, "dataset")
     settings = config.evaluate.model_copy(update={"recommenders": COMPARED, "fractions": []})
     config = config.model_copy(update={"workspace": own.uri, "evaluate": settings})
     build_memory(config)

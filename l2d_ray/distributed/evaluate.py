@@ -2,7 +2,8 @@
 
 Two passes over samples, each on a pool of actors that hold the models and the indexes: validation samples run through
 L2D at every M and prior of the configuration, whose best go into the test pass. Recommenders that write text see a part
-of the test samples only, and all the others are run on that part once more, beside them, for a fair comparison.
+of the test samples only, and all the others are run on that part once more, beside them, for a fair comparison: that
+is a second `Run` of the same pass.
 """
 
 import time
@@ -55,6 +56,16 @@ class EvaluateResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Run:
+    """Contenders on samples."""
+
+    label: str
+    contenders: list[Contender]
+    samples: list[dict[str, Any]]
+    """As of `evaluation.samples_of`."""
+
+
 def evaluate(config: Config) -> EvaluateResult:
     """Evaluate `evaluate.recommenders`, building the indexes that are missing; leave `reports/<evaluate.name>.*`.
 
@@ -88,12 +99,12 @@ def evaluate(config: Config) -> EvaluateResult:
         for one in silent
         if one.name in ("l2d-global", "l2d-local")
     ]
-    runs = _Runs(config, training_pairs(dataset)[1])
-    rows = runs.run("test", [*silent, *of_shares], test)
-    same_users: list[dict[str, Any]] = []
+    runs = [Run("test", [*silent, *of_shares], test)]
     if len(silent) < len(contenders):
-        some = test[: config.evaluate.generation_samples]
-        same_users = runs.run("test, beside those that write", contenders, some)
+        runs.append(Run("test, beside those that write", contenders, test[: config.evaluate.generation_samples]))
+    ranks = _ranks(config, runs)
+    rows, *beside = _rows(runs, ranks, training_pairs(dataset)[1])
+    same_users = beside[0] if beside else []
     table_rows = {row["recommender"]: row for row in [*same_users, *rows]}
     results = [table_rows[name] for name in names]
 
@@ -117,7 +128,7 @@ def evaluate(config: Config) -> EvaluateResult:
     with workspace.create(f"{path}.png") as stream:
         stream.write(plot(report))
     with workspace.create(f"{path}.parquet") as stream:
-        pq.write_table(runs.ranks(), stream, compression="zstd")
+        pq.write_table(ranks.drop_columns(["number", "seconds", "tokens"]), stream, compression="zstd")
     for title, lines in (("test", results), ("test, all on the same samples", same_users)):
         if lines:
             print(f"\n{title}\n{table(lines)}", flush=True)
@@ -150,7 +161,8 @@ def _choose(
         for space, index in indexes.items()
     }
     everything = [one for own in tried.values() for one in own]
-    rows = _Runs(config, np.empty(0, np.int32)).run("validation", everything, valid)
+    runs = [Run("validation", everything, valid)]
+    (rows,) = _rows(runs, _ranks(config, runs), np.empty(0, np.int32))
     found = {one: row["recall@20"] for one, row in zip(everything, rows, strict=True)}
 
     def best(space: str, kind: str) -> Contender:
@@ -188,81 +200,88 @@ def _index(config: Config, space: str, fraction: float | None = None) -> str:
     return plan_index(config).manifest
 
 
-class _Runs:
-    """Runs contenders over samples on a pool of actors, and keeps every rank."""
+def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:
+    """Every rank of every run, as EvaluationActor gives them, with the label of the run for its number."""
+    size = config.evaluate.batch_size
+    samples = [{"run": number} | sample for number, run in enumerate(runs) if run.contenders for sample in run.samples]
+    fit = workers_that_fit(config)
+    workers = min(config.workers.max or fit, fit, -(-len(samples) // size))
+    outcomes = ray.data.from_items(samples, override_num_blocks=-(-len(samples) // size)).map_batches(
+        EvaluationActor,
+        batch_size=size,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=config.workers.cpus,
+        num_gpus=config.workers.gpus,
+        fn_constructor_args=(config.model_dump(mode="json"), [[asdict(one) for one in run.contenders] for run in runs]),
+    )
+    total = sum(len(run.samples) * len(run.contenders) for run in runs)
+    blocks = []
+    with tqdm(total=total, desc=runs[0].label, unit="rank", disable=None) as bar:
+        for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
+            blocks.append(block)
+            bar.update(len(block))
+    ranks = pa.concat_tables(blocks)
+    labels = np.array([run.label for run in runs])[ranks["run"].to_numpy()]
+    return ranks.set_column(ranks.schema.get_field_index("run"), "run", pa.array(labels))
 
-    def __init__(self, config: Config, training_targets: Any) -> None:
-        self._config, self._training_targets = config, training_targets
-        self._ranks: list[pa.Table] = []
 
-    def run(self, label: str, contenders: Sequence[Contender], samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """A row for each contender (`evaluation.summarise`)."""
-        if not contenders:
-            return []
-        config = self._config
-        size = config.evaluate.batch_size
-        fit = workers_that_fit(config)
-        workers = min(config.workers.max or fit, fit, -(-len(samples) // size))
-        outcomes = ray.data.from_items(samples, override_num_blocks=-(-len(samples) // size)).map_batches(
-            EvaluationActor,
-            batch_size=size,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=config.workers.cpus,
-            num_gpus=config.workers.gpus,
-            fn_constructor_args=(config.model_dump(mode="json"), [asdict(one) for one in contenders]),
-        )
-        blocks = []
-        with tqdm(total=len(samples) * len(contenders), desc=label, unit="rank", disable=None) as bar:
-            for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
-                blocks.append(block)
-                bar.update(len(block))
-        ranks = pa.concat_tables(blocks)
-        self._ranks.append(ranks.append_column("run", pa.array([label] * len(ranks))))
-        return [self._row(one.name, number, ranks) for number, one in enumerate(contenders)]
+def _rows(runs: Sequence[Run], ranks: pa.Table, training_targets: Any) -> list[list[dict[str, Any]]]:
+    """For each run, a row for each of its contenders (`evaluation.summarise`)."""
+    rows = []
+    for run in runs:
+        of_run = ranks.filter(pa.compute.equal(ranks["run"], run.label))
+        rows.append([_row(one.name, number, of_run, training_targets) for number, one in enumerate(run.contenders)])
+    return rows
 
-    def ranks(self) -> pa.Table:
-        """Every rank of every run: `run`, `recommender`, `sample_id`, `user_hash`, `target`, `rank` (from 0)."""
-        return pa.concat_tables(self._ranks).drop_columns(["number", "seconds", "tokens"])
 
-    def _row(self, name: str, number: int, ranks: pa.Table) -> dict[str, Any]:
-        own = ranks.filter(pa.compute.equal(ranks["number"], number))
-        column = {key: own[key].to_numpy() for key in ("target", "rank", "user_hash", "seconds")}
-        groups = groups_of(column["target"], self._training_targets)
-        tokens = float(own["tokens"].to_numpy().mean())
-        return summarise(
-            name,
-            column["rank"],
-            column["user_hash"],
-            groups,
-            column["seconds"].mean(),
-            None if np.isnan(tokens) else tokens,
-        )
+def _row(name: str, number: int, ranks: pa.Table, training_targets: Any) -> dict[str, Any]:
+    own = ranks.filter(pa.compute.equal(ranks["number"], number))
+    column = {key: own[key].to_numpy() for key in ("target", "rank", "user_hash", "seconds")}
+    groups = groups_of(column["target"], training_targets)
+    tokens = float(own["tokens"].to_numpy().mean())
+    return summarise(
+        name,
+        column["rank"],
+        column["user_hash"],
+        groups,
+        column["seconds"].mean(),
+        None if np.isnan(tokens) else tokens,
+    )
 
 
 class EvaluationActor:
-    """A Stand where Ray Data can call it: samples in, the rank of each target for each contender out."""
+    """A Stand where Ray Data can call it: samples in, the rank of each target for each contender of their run out."""
 
-    def __init__(self, config: dict[str, Any], contenders: list[dict[str, Any]]) -> None:
-        """The arguments are plain so that a worker can read them whatever it has imported."""
+    def __init__(self, config: dict[str, Any], runs: list[list[dict[str, Any]]]) -> None:
+        """The contenders of each run. The arguments are plain so that a worker can read them whatever it imported."""
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
         faiss.omp_set_num_threads(settings.workers.cpus)
         self._stand = Stand(settings)
-        self._contenders = [Contender(**one) for one in contenders]
-        self._warm = False
+        self._runs = [[Contender(**one) for one in contenders] for contenders in runs]
+        self._warm: set[int] = set()
 
     def __call__(self, samples: dict[str, Any]) -> dict[str, Any]:
-        """`samples` as of `evaluation.samples_of`."""
+        """`samples` as of `evaluation.samples_of`, and the number of the `run` that each belongs to."""
+        parts = [
+            self._run(run, {key: column[samples["run"] == run] for key, column in samples.items()})
+            for run in np.unique(samples["run"]).tolist()
+        ]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _run(self, run: int, samples: dict[str, Any]) -> dict[str, Any]:
+        contenders = self._runs[run]
         histories = [np.asarray(history, np.int32) for history in samples["history"]]
         targets = samples["target"].astype(np.int32)
-        if not self._warm:  # models are loaded, tries built and caches filled before anything is timed
-            self._stand.run(self._contenders, histories[:1], targets[:1])
-            self._warm = True
-        outcomes = self._stand.run(self._contenders, histories, targets)
+        if run not in self._warm:  # models are loaded, tries built and caches filled before anything is timed
+            self._stand.run(contenders, histories[:1], targets[:1])
+            self._warm.add(run)
+        outcomes = self._stand.run(contenders, histories, targets)
         count, times = len(histories), len(outcomes)
         return {
+            "run": np.repeat(run, count * times),
             "number": np.repeat(np.arange(times), count),
-            "recommender": np.repeat([one.name for one in self._contenders], count),
+            "recommender": np.repeat([one.name for one in contenders], count),
             "sample_id": np.tile(samples["sample_id"], times),
             "user_hash": np.tile(samples["user_hash"], times),
             "target": np.tile(targets, times),

@@ -211,9 +211,7 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
         for tracker in trackers:
             tracker.close()
         if not local:
-            for file in folder.iterdir():
-                with workspace.create(f"{name}/tensorboard/{file.name}") as stream:
-                    stream.write(file.read_bytes())
+            Workspace.open(str(folder)).copy("", workspace, f"{name}/tensorboard")
             shutil.rmtree(folder)
 
 
@@ -252,10 +250,7 @@ def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, 
         **{key: progress[key] for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch")},
         **{key: progress[key] for key in ("seconds", "losses", "curve")},
     )
-    for path in workspace.files(best_folder(run, best)):
-        source = workspace.filesystem.open_input_stream(workspace.path(path))
-        with source, workspace.create(f"{name}/{Path(path).name}") as target:
-            shutil.copyfileobj(source, target)
+    workspace.copy(best_folder(run, best), workspace, name)
     with workspace.create(f"{name}/training.png") as stream:
         stream.write(plot_training(training))
     training.write(workspace, f"{name}/training.json")

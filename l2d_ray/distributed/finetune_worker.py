@@ -185,10 +185,8 @@ class _Worker:
             tokenizer = load_tokenizer(find_model(self._config.model))
             with tempfile.TemporaryDirectory() as folder:
                 save_trained(self._model, state, tokenizer, Path(folder))
-                for file in Path(folder).iterdir():
-                    target = f"{best_folder(self._plan.run, self._progress.best_epoch)}/{file.name}"
-                    with self._workspace.create(target) as stream:
-                        stream.write(file.read_bytes())
+                target = best_folder(self._plan.run, self._progress.best_epoch)
+                Workspace.open(folder).copy("", self._workspace, target)
 
     def _is_time(self, step: int) -> bool:
         minutes = (time.monotonic() - self._saved) / 60

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l2d_ray.core.packing import TrainingSamples, plan_forest, plan_targets, split_chunks
 from l2d_ray.models import tree_attention
+from l2d_ray.models.trainable import without_adapter
 
 LOGITS_PER_CHUNK = 1024
 """States whose logits are in memory at a time; 1,024 of a 128,000-word vocabulary take 0.5 GB in float32."""
@@ -75,7 +76,7 @@ def padded_loss(model: Any, samples: TrainingSamples) -> Tensor:
 
 def _parts(model: Any) -> tuple[Any, Any, torch.device]:
     """The layers, the head, and where they are."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = without_adapter(model)
     return causal.base_model, causal.get_output_embeddings(), next(causal.parameters()).device
 
 

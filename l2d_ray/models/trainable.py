@@ -30,6 +30,11 @@ def prepare(causal: Any, finetune: FinetuneConfig) -> Any:
     return (_with_lora(causal, finetune) if finetune.method == "lora" else causal).train()
 
 
+def without_adapter(model: Any) -> Any:
+    """The causal language model itself, with LoRA's matrices in its layers but without PEFT around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def save_trained(model: Any, state: dict[str, Tensor], tokenizer: Any, folder: Path) -> None:
     """Write the adapter (LoRA), or the whole model with its tokenizer, as safetensors.
 

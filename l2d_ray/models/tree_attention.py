@@ -5,7 +5,8 @@ the architecture. Which key a query may see follows from the chunk's `ends` alon
 query q exactly when `k <= q < ends[k]`.
 
 On a CPU the queries go in blocks; a block needs the keys that are still open at its first query, and its own: few, so
-that the work is that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask.
+that the work is that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask
+(`flex_attention.py`).
 """
 
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from l2d_ray.core.packing import Chunk
@@ -35,13 +35,15 @@ class ForestState:
         self._path = torch.empty(0, dtype=torch.long, device=device)
         self._keys_and_values: dict[nn.Module, Tensor] = {}
         self.blocks: list[tuple[slice, Tensor, Tensor]] = []
-        self.block_mask: BlockMask | None = None
+        self.block_mask: Any = None
 
     def enter(self, chunk: Chunk, dtype: torch.dtype) -> None:
         """Prepare for the forward pass of the next chunk."""
         self._path = torch.from_numpy(chunk.path).to(self._device)
         if self._device.type == "cuda":
-            self.block_mask = _block_mask(chunk, self._device)
+            from l2d_ray.models import flex_attention
+
+            self.block_mask = flex_attention.block_mask(chunk, self._device)
         else:
             self.blocks = _blocks(chunk, dtype)
 
@@ -75,7 +77,9 @@ def prefix_tree_attention(
     both = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:
-        output = _compiled_flex_attention(query, *_split(both), forest.block_mask, scaling, grouped)
+        from l2d_ray.models import flex_attention
+
+        output = flex_attention.attention(query, *_split(both), forest.block_mask, scaling, grouped)
         return output.transpose(1, 2).contiguous(), None
     outputs = [
         scaled_dot_product_attention(
@@ -109,26 +113,6 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~torch.from_numpy(visible), -torch.inf)
         blocks.append((slice(start, stop), torch.from_numpy(keys), mask[None, None]))
     return blocks
-
-
-def _block_mask(chunk: Chunk, device: torch.device) -> BlockMask:
-    """The same rule for FlexAttention, which skips the blocks of 128 x 128 that hold no visible key."""
-    path = len(chunk.path)
-    ends = torch.from_numpy(chunk.ends).to(device)
-
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query + path) & (query + path < ends[key])
-
-    return create_block_mask(visible, B=None, H=None, Q_LEN=len(chunk.tokens), KV_LEN=len(chunk.ends), device=device)
-
-
-@torch.compile(dynamic=True)  # compiled at the first call, and only on a GPU
-def _compiled_flex_attention(
-    query: Tensor, key: Tensor, value: Tensor, block_mask: BlockMask, scaling: float | None, grouped: bool
-) -> Tensor:
-    output = flex_attention(query, key, value, block_mask=block_mask, scale=scaling, enable_gqa=grouped)
-    assert isinstance(output, Tensor)
-    return output
 
 
 transformers.AttentionInterface.register(NAME, prefix_tree_attention)
