@@ -1,5 +1,6 @@
 """A workspace with a small dataset, a tiny model beside it, and the main job as a command."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from tiny_models import save_tiny
 
@@ -69,6 +71,16 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
     return subprocess.run(
         command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
     )
+
+
+def kill_worker(name: str) -> None:
+    """Kill -9 the youngest process below this one with `name` in its command line; elder ones are on their way."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found[process.create_time()] = process
+    found[max(found)].kill()
 
 
 def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:

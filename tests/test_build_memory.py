@@ -1,6 +1,5 @@
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from ray.exceptions import ActorUnavailableError
 from small_workspace import (
@@ -17,6 +15,7 @@ from small_workspace import (
     config_of,
     environment,
     expected_ids,
+    kill_worker,
     result_of,
     run_job,
     states_of,
@@ -182,9 +181,7 @@ def test_a_killed_worker_is_replaced(
     build = threading.Thread(target=lambda: results.append(build_memory(config_of(folder, **{"memory.units": UNITS}))))
     build.start()
     wait_for(lambda: committed(folder) >= 3)
-    workers = [process for process in psutil.process_iter(["cmdline"]) if "MapWorker" in str(process.info["cmdline"])]
-    assert workers
-    workers[0].send_signal(signal.SIGKILL)
+    kill_worker("MapWorker")
     assert committed(folder) < UNITS
     build.join()
     assert results[0].rows == len(uninterrupted[0])

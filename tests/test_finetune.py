@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_workspace import command, config_of, environment, result_of, run_job, write_dataset
+from small_workspace import command, config_of, environment, kill_worker, result_of, run_job, write_dataset
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
@@ -181,11 +181,7 @@ def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: P
     training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
     training.start()
     wait_for(lambda: len(checkpoints(folder)) >= 1)
-    running = psutil.process_iter(["cmdline", "create_time"])
-    workers = [process for process in running if "RayTrainWorker" in str(process.info["cmdline"])]
-    max(
-        workers, key=lambda process: process.info["create_time"]
-    ).kill()  # others are of earlier tests, and on their way
+    kill_worker("RayTrainWorker")
     assert not (folder / "adapter" / "training.json").exists()
     training.join()
     assert_same(weights(folder), weights(interrupted))
