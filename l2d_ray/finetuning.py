@@ -155,8 +155,8 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that take at least `batch_size` samples each, and one for each worker, unless there are not so many."""
-        return max(1, self.samples // max(self.batch_size, self.workers))
+        """Steps of at most `batch_size` samples, but one for each worker (of whom there are no more than samples)."""
+        return min(-(-self.samples // self.batch_size), self.samples // self.workers)
 
     @property
     def steps(self) -> int:
@@ -167,7 +167,7 @@ class Schedule:
     def micro_batches(self) -> int:
         """Of each worker in each step."""
         most, least = -(-self.samples // self.steps_per_epoch), self.samples // self.steps_per_epoch
-        return max(1, min(-(-most // (self.workers * self.micro_batch_size)), least // self.workers))
+        return min(-(-most // (self.workers * self.micro_batch_size)), least // self.workers)
 
     def deal(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
         """For each step, for each worker its micro-batches: row numbers of `table`, every one once an epoch."""

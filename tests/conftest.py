@@ -1,6 +1,8 @@
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,21 @@ def ray_session() -> Iterator[None]:
     quiet()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dataset(users: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a dataset of so many `users`, which the module names, and a model."""
+    from small_workspace import config_of, write_dataset
+
+    folder = tmp_path_factory.mktemp("dataset")
+    write_dataset(folder, users)
+    config_of(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(dataset: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own."""
+    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
+    return tmp_path

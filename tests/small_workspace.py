@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,13 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
     return subprocess.run(
         command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
     )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def kill_worker(name: str) -> None:

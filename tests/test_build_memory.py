@@ -3,8 +3,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from small_workspace import (
     result_of,
     run_job,
     states_of,
+    wait_for,
     write_dataset,
 )
 from test_backbone import save_adapter
@@ -38,12 +38,8 @@ UNITS = 60
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a dataset and a model, no memory."""
-    folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(folder, users=300)
-    config_of(folder)
-    return folder
+def users() -> int:
+    return 300
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +51,8 @@ def uninterrupted(dataset: Path, ray_session: None) -> tuple[dict[int, np.ndarra
     return states, result
 
 
-@pytest.fixture
-def folder(dataset: Path, tmp_path: Path) -> Path:
-    """A workspace of one's own."""
-    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def committed(folder: Path) -> int:
     return len(list((folder / "memory" / "units").glob("*.json")))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def assert_whole(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:

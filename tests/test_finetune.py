@@ -1,55 +1,28 @@
 import json
 import re
 import shutil
-import subprocess
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_workspace import command, config_of, environment, kill_worker, result_of, run_job, write_dataset
+from small_training import LEARNING, USERS, assert_same, weights
+from small_workspace import config_of, run_job, write_dataset
 
 from l2d_ray.config import Config
-from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.finetune import FinetuneResult, finetune, identify_run
+from l2d_ray.distributed.finetune import FinetuneResult, finetune
 from l2d_ray.errors import InputError
 from l2d_ray.models.trainable import check_trained
-from l2d_ray.workspace import Workspace
 
 pytestmark = pytest.mark.ray
-LEARNING = {
-    "finetune.learning_rate": 1e-2,
-    "finetune.batch_size": 16,
-    "finetune.micro_batch_size": 8,
-    "finetune.epochs": 2,
-    "finetune.valid_samples": 12,
-    "finetune.dropout": 0,  # which draws other numbers in another worker
-    "workers.max": 1,
-}
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a dataset and a model."""
-    folder = tmp_path_factory.mktemp("dataset")
-    write_dataset(folder, users=12)
-    config_of(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(dataset: Path, tmp_path: Path) -> Path:
-    """A workspace of one's own."""
-    shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+def users() -> int:
+    return USERS
 
 
 def config(folder: Path, **overrides: Any) -> Config:
@@ -62,11 +35,6 @@ def tuned(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: 
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
     return folder, finetune(config(folder))
-
-
-def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
-    (file,) = (folder / name).glob("*model.safetensors")
-    return load_file(file)
 
 
 def test_the_result_is_what_was_asked_for(tuned: tuple[Path, FinetuneResult]) -> None:
@@ -121,76 +89,6 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(fol
     assert result.epochs == record["best_epoch"] + 1 < 12
     assert any("embed_tokens" in name for name in weights(folder))
     assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
-
-
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return list((folder / "checkpoints").glob("*/checkpoint_*"))
-
-
-LONG = LEARNING | {
-    "finetune.checkpoint_steps": 3,
-    "finetune.epochs": 3,
-    "finetune.patience": 3,
-    "finetune.dropout": 0.1,
-}
-
-
-@pytest.fixture(scope="module")
-def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose training was killed with its driver."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    shutil.copytree(dataset, folder, dirs_exist_ok=True)
-    job = command("finetune", folder, **LONG)
-    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    # Ray Train notes a checkpoint a second after it is there; what it has not noted does not count.
-    wait_for(lambda: list((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")) != [])
-    rays = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
-    psutil.wait_procs(rays, timeout=60)  # its Ray writes for some seconds more
-    assert not (folder / "adapter" / "training.json").exists()
-    return folder
-
-
-def test_a_checkpoint_of_another_training_is_refused(interrupted: Path, ray_session: None) -> None:
-    dataset = Dataset.open(Workspace.open(str(interrupted)))
-    ours, other = (config_of(interrupted, **LONG | {"finetune.rank": rank}) for rank in (8, 4))
-    folders = [interrupted / "checkpoints" / identify_run(one, dataset) for one in (ours, other)]
-    folders[0].rename(folders[1])
-    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
-        finetune(other)
-    folders[1].rename(folders[0])
-
-
-def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: Path, ray_session: None) -> None:
-    """A killed driver by the same command, a killed worker by itself; killed at other moments, they end alike."""
-    result_of(run_job("finetune", interrupted, **LONG))
-    training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
-    training.start()
-    wait_for(lambda: len(checkpoints(folder)) >= 1)
-    kill_worker("RayTrainWorker")
-    assert not (folder / "adapter" / "training.json").exists()
-    training.join()
-    assert_same(weights(folder), weights(interrupted))
-    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, interrupted))
-    for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
-        assert ours[key] == theirs[key]
-    assert len(ours["losses"]) == 3
-    for one, other in zip(ours["losses"], theirs["losses"], strict=True):
-        assert one == pytest.approx(other)
 
 
 def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:

@@ -47,7 +47,8 @@ def test_every_sample_is_dealt_once_an_epoch(users: int, workers: int, batch_siz
         assert [len(worker) for worker in step] == [schedule.micro_batches] * workers
         sizes = [part.size for worker in step for part in worker]
         assert min(sizes) >= 1
-        assert sum(sizes) >= min(batch_size, len(samples))
+        assert sum(sizes) <= max(batch_size, 2 * workers - 1)
+        assert max(sizes) <= max(micro, 2)
         assert max(sizes) - min(sizes) <= 1
 
 

@@ -82,6 +82,8 @@ class _Worker:
         for step, micro_batches in self._batches():
             if step < progress.step:
                 continue  # done before the checkpoint that this run goes on from
+            if step != progress.step:  # else workers would wait for each other for ever, or learn out of order
+                raise RuntimeError(f"Ray Data gave worker {self._rank} a part of step {step}, not of {progress.step}")
             # Not before the first batch is there: `seconds` are those of training, not of starting.
             self._started = self._started or time.monotonic() - progress.seconds
             self._step(micro_batches)

@@ -1,0 +1,81 @@
+"""Fine-tuning that is killed: its driver, its worker; and checkpoints that do not belong."""
+
+import json
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from small_training import LEARNING, USERS, assert_same, weights
+from small_workspace import command, config_of, environment, kill_worker, result_of, run_job, wait_for
+
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.finetune import finetune, identify_run
+from l2d_ray.errors import InputError
+from l2d_ray.workspace import Workspace
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def users() -> int:
+    return USERS
+
+
+LONG = LEARNING | {
+    "finetune.checkpoint_steps": 3,
+    "finetune.epochs": 3,
+    "finetune.patience": 3,
+    "finetune.dropout": 0.1,
+}
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
+    return any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json"))
+
+
+@pytest.fixture(scope="module")
+def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose training was killed with its driver."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    shutil.copytree(dataset, folder, dirs_exist_ok=True)
+    job = command("finetune", folder, **LONG)
+    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: has_checkpoint(folder))
+    rays = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(rays, timeout=60)  # its Ray writes for some seconds more
+    assert not (folder / "adapter" / "training.json").exists()
+    return folder
+
+
+def test_a_checkpoint_of_another_training_is_refused(interrupted: Path, ray_session: None) -> None:
+    dataset = Dataset.open(Workspace.open(str(interrupted)))
+    ours, other = (config_of(interrupted, **LONG | {"finetune.rank": rank}) for rank in (8, 4))
+    folders = [interrupted / "checkpoints" / identify_run(one, dataset) for one in (ours, other)]
+    folders[0].rename(folders[1])
+    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
+        finetune(other)
+    folders[1].rename(folders[0])
+
+
+def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: Path, ray_session: None) -> None:
+    """A killed driver by the same command, a killed worker by itself; killed at other moments, they end alike."""
+    result_of(run_job("finetune", interrupted, **LONG))
+    training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
+    training.start()
+    wait_for(lambda: has_checkpoint(folder))
+    kill_worker("RayTrainWorker")
+    assert not (folder / "adapter" / "training.json").exists()
+    training.join()
+    assert_same(weights(folder), weights(interrupted))
+    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, interrupted))
+    for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
+        assert ours[key] == theirs[key]
+    assert len(ours["losses"]) == 3
+    for one, other in zip(ours["losses"], theirs["losses"], strict=True):
+        assert one == pytest.approx(other)
