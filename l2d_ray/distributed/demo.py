@@ -77,7 +77,9 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     ray_command = str(Path(sys.executable).with_name("ray"))
     submit = [ray_command, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", "."]
     model = [f"model.name={tuned.name}", *([f"model.adapter={tuned.adapter}"] if tuned.adapter else [])]
-    job = ["python", "jobs/build_memory.py", *overrides, f"workspace={workspace.root}", *model]
+    # Named, for Ray gives a job the address of any Ray that it finds on the machine.
+    job = ["env", f"RAY_ADDRESS={cluster.address}", "python", "jobs/build_memory.py"]
+    job += [*overrides, f"workspace={workspace.root}", *model]
     _wait_for_agent(submit)
     if subprocess.run([*submit, "--", *job], check=False).returncode:
         raise InputError("the submitted job failed; its own message is above")
