@@ -75,7 +75,7 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -89,6 +89,7 @@ def kill_worker(name: str) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if name in " ".join(process.cmdline()):
                 found[process.create_time()] = process
+    assert found, f"no {name} runs"
     found[max(found)].kill()
 
 

@@ -32,9 +32,9 @@ LONG = LEARNING | {
 }
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
-    return any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json"))
+def wait_for_checkpoint(folder: Path) -> None:
+    """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
+    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")), seconds=200)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
     job = command("finetune", folder, **LONG)
     process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: has_checkpoint(folder))
+    wait_for_checkpoint(folder)
     rays = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
@@ -68,7 +68,7 @@ def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: P
     result_of(run_job("finetune", interrupted, **LONG))
     training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
     training.start()
-    wait_for(lambda: has_checkpoint(folder))
+    wait_for_checkpoint(folder)
     kill_worker("RayTrainWorker")
     assert not (folder / "adapter" / "training.json").exists()
     training.join()

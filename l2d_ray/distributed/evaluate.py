@@ -201,18 +201,20 @@ def _index(config: Config, space: str, fraction: float | None = None) -> str:
 
 
 def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:
-    """Every rank of every run, as EvaluationActor gives them, with the label of the run for its number."""
+    """Every rank of every run, as EvaluationActor gives them."""
     size = config.evaluate.batch_size
-    samples = [{"run": number} | sample for number, run in enumerate(runs) if run.contenders for sample in run.samples]
+    samples = [{"run": run.label} | sample for run in runs if run.contenders for sample in run.samples]
+    batches = -(-len(samples) // size)
     fit = workers_that_fit(config)
-    workers = min(config.workers.max or fit, fit, -(-len(samples) // size))
-    outcomes = ray.data.from_items(samples, override_num_blocks=-(-len(samples) // size)).map_batches(
+    workers = min(config.workers.max or fit, fit, batches)
+    contenders = {run.label: [asdict(one) for one in run.contenders] for run in runs}
+    outcomes = ray.data.from_items(samples, override_num_blocks=batches).map_batches(
         EvaluationActor,
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=config.workers.cpus,
         num_gpus=config.workers.gpus,
-        fn_constructor_args=(config.model_dump(mode="json"), [[asdict(one) for one in run.contenders] for run in runs]),
+        fn_constructor_args=(config.model_dump(mode="json"), contenders),
     )
     total = sum(len(run.samples) * len(run.contenders) for run in runs)
     blocks = []
@@ -220,9 +222,7 @@ def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:
         for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
             blocks.append(block)
             bar.update(len(block))
-    ranks = pa.concat_tables(blocks)
-    labels = np.array([run.label for run in runs])[ranks["run"].to_numpy()]
-    return ranks.set_column(ranks.schema.get_field_index("run"), "run", pa.array(labels))
+    return pa.concat_tables(blocks)
 
 
 def _rows(runs: Sequence[Run], ranks: pa.Table, training_targets: Any) -> list[list[dict[str, Any]]]:
@@ -252,25 +252,25 @@ def _row(name: str, number: int, ranks: pa.Table, training_targets: Any) -> dict
 class EvaluationActor:
     """A Stand where Ray Data can call it: samples in, the rank of each target for each contender of their run out."""
 
-    def __init__(self, config: dict[str, Any], runs: list[list[dict[str, Any]]]) -> None:
-        """The contenders of each run. The arguments are plain so that a worker can read them whatever it imported."""
+    def __init__(self, config: dict[str, Any], contenders: dict[str, list[dict[str, Any]]]) -> None:
+        """The contenders by the label of their run; plain, so that a worker can read them whatever it has imported."""
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
         faiss.omp_set_num_threads(settings.workers.cpus)
         self._stand = Stand(settings)
-        self._runs = [[Contender(**one) for one in contenders] for contenders in runs]
-        self._warm: set[int] = set()
+        self._contenders = {run: [Contender(**one) for one in own] for run, own in contenders.items()}
+        self._warm: set[str] = set()
 
     def __call__(self, samples: dict[str, Any]) -> dict[str, Any]:
-        """`samples` as of `evaluation.samples_of`, and the number of the `run` that each belongs to."""
+        """`samples` as of `evaluation.samples_of`, and the label of the `run` that each belongs to."""
         parts = [
             self._run(run, {key: column[samples["run"] == run] for key, column in samples.items()})
             for run in np.unique(samples["run"]).tolist()
         ]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    def _run(self, run: int, samples: dict[str, Any]) -> dict[str, Any]:
-        contenders = self._runs[run]
+    def _run(self, run: str, samples: dict[str, Any]) -> dict[str, Any]:
+        contenders = self._contenders[run]
         histories = [np.asarray(history, np.int32) for history in samples["history"]]
         targets = samples["target"].astype(np.int32)
         if run not in self._warm:  # models are loaded, tries built and caches filled before anything is timed
