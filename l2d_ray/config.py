@@ -186,7 +186,8 @@ class MemoryConfig(Section):
     """Slices of the histories that are committed one by one. None: one per 100,000 samples but at least 64, so that a
     crash loses little and a cluster has enough to deal out."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
-    """Share of the training samples to keep, chosen by sample id: 0.3 is a subset of 0.5."""
+    """Share of the training samples to keep: 0.3 is a subset of 0.5. Samples that share a window's beginning are kept
+    together, so that a share of the samples costs the same share of the tokens."""
 
 
 class IndexConfig(Section):
@@ -246,7 +247,7 @@ class EvaluateConfig(Section):
     """Prompts that beam search continues side by side."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
     """Values of recommend.top_m tried on validation data."""
-    priors: list[Annotated[float, Field(ge=0)]] = Field([0.25, 0.5, 1.0], min_length=1)
+    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 0.25, 0.5, 1.0], min_length=1)
     """Values of index.prior tried on validation data, for `+prior`."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
     """Shares of the memory for Recall against memory size (the paper's 30% study)."""

@@ -143,9 +143,9 @@ class UnitExtractor:
         positions = np.flatnonzero(splits == Split.TRAIN)
         user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
         ids = sample_ids(user_hashes, positions)
-        kept = in_fraction(ids, self._config.memory.sample_fraction)
-        positions, user_hashes, ids = positions[kept], user_hashes[kept], ids[kept]
         starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
+        kept = in_fraction(sample_ids(user_hashes, starts), self._config.memory.sample_fraction)
+        positions, starts, user_hashes, ids = positions[kept], starts[kept], user_hashes[kept], ids[kept]
         for at in range(0, positions.size, SAMPLES_PER_STEP):
             few = slice(at, at + SAMPLES_PER_STEP)
             stops, first, last = positions[few], starts[few].min(), positions[few].max()

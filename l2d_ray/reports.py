@@ -43,8 +43,9 @@ def plot(report: dict[str, Any]) -> bytes:
     figure = _figure(width=15)
     cost, neighbours, share = figure.subplots(1, 3)
     _accuracy_against_cost(cost, report["results"])
-    _curves(neighbours, report["validation"]["top_m"], "M, rows averaged", "L2D-L on validation data")
-    _curves(share, report["fractions"], "share of the memory", "size of the memory, test data")
+    local = [row for row in report["validation"]["results"] if row["top_m"]]
+    _curves(neighbours, local, "top_m", "M, rows averaged", "L2D-L on validation data")
+    _curves(share, report["fractions"], "fraction", "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
     return _png(figure)
 
@@ -92,10 +93,10 @@ def _accuracy_against_cost(axes: "Axes", rows: Rows) -> None:
     axes.set_title("accuracy against cost, test data", fontsize=10)
 
 
-def _curves(axes: "Axes", rows: Rows, label: str, title: str) -> None:
+def _curves(axes: "Axes", rows: Rows, along: str, label: str, title: str) -> None:
     for name in dict.fromkeys(row["recommender"] for row in rows):
         own = [row for row in rows if row["recommender"] == name]
-        axes.plot([row["at"] for row in own], [row["recall@20"] for row in own], marker="o", label=name)
+        axes.plot([row[along] for row in own], [row["recall@20"] for row in own], marker="o", label=name)
     axes.set_xlabel(label)
     axes.set_ylabel("Recall@20")
     axes.set_title(title, fontsize=10)

@@ -68,9 +68,9 @@ def test_the_table_and_the_plots_show_every_recommender() -> None:
     assert lines[1].startswith("first ")
     assert " 25.00 " in lines[1]
     assert len({len(line) for line in lines}) == 1
-    curves = [{"recommender": "l2d-local", "at": at, "recall@20": at / 100} for at in (10, 20)]
+    tried = [{"recommender": "l2d-local", "top_m": top_m, "recall@20": top_m / 100} for top_m in (0, 10, 20)]
     for same in ([], rows):
-        report = {"results": rows, "same_users": same, "validation": {"top_m": curves}, "fractions": []}
+        report = {"results": rows, "same_users": same, "validation": {"results": tried}, "fractions": []}
         assert plot(report).startswith(b"\x89PNG")
 
 

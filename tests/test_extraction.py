@@ -184,6 +184,10 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path: Path, model: str) -> 
         kept.append(rows_of(config).keys())
     assert 0 < len(kept[0]) < len(kept[1]) < len(expected_samples(users))
     assert kept[0] < kept[1]
+    for who in users:  # whole windows: of 4 to 6 items, the first begins at item 0, the second at item 3
+        for window in (range(1, 7), range(7, 10)):
+            of_window = {sample_of(who, n) for n in window if n < len(who["splits"]) and who["splits"][n] == TRAIN}
+            assert of_window <= kept[0] or not of_window & kept[0]
 
 
 def test_what_cannot_be_used_is_quarantined_with_the_reason(tmp_path: Path, model: str) -> None:

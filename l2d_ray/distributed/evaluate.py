@@ -90,7 +90,7 @@ def evaluate(config: Config) -> EvaluateResult:
     }
 
     valid = samples_of(dataset, Split.VALID, config.evaluate.samples)
-    choices, curves = _choose(config, names, indexes, valid)
+    choices, tried = _choose(config, names, indexes, valid)
     contenders = [contender(name, config, choices) for name in names]
     silent = [one for one in contenders if not one.generates]
     of_shares = [
@@ -113,11 +113,11 @@ def evaluate(config: Config) -> EvaluateResult:
         "same_users": same_users,
         "validation": {
             "samples": len(valid),
-            "top_m": curves,
+            "results": tried,
             "chosen": {space: {"top_m": choice.top_m, "prior": choice.prior} for space, choice in choices.items()},
         },
         "fractions": [
-            {"recommender": one.kind, "at": one.fraction, "recall@20": row["recall@20"]}
+            {"recommender": one.kind, "fraction": one.fraction, "recall@20": row["recall@20"]}
             for one, row in zip(of_shares, rows[len(silent) :], strict=True)
         ],
         "indexes": indexes,
@@ -143,7 +143,8 @@ def evaluate(config: Config) -> EvaluateResult:
 def _choose(
     config: Config, names: Sequence[str], indexes: dict[str, str], valid: list[dict[str, Any]]
 ) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
-    """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and Recall at every M."""
+    """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and a row for everything
+    that was tried, with its `top_m` and `prior`."""
     default = {
         space: Choice(index, config.recommend.top_m, min(config.evaluate.priors)) for space, index in indexes.items()
     }
@@ -168,16 +169,11 @@ def _choose(
     def best(space: str, kind: str) -> Contender:
         return max((one for one in tried[space] if one.kind == kind), key=found.__getitem__)
 
-    curves = [
-        {"recommender": one.name, "at": one.top_m, "recall@20": found[one]}
-        for one in everything
-        if one.kind == "l2d-local"
-    ]
     choices = {
         space: Choice(index, best(space, "l2d-local").top_m, best(space, "l2d-global").prior)
         for space, index in indexes.items()
     }
-    return choices, curves
+    return choices, [{"top_m": one.top_m, "prior": one.prior} | row for one, row in zip(everything, rows, strict=True)]
 
 
 def _pinned(config: Config, dataset: Dataset) -> Config:
