@@ -59,18 +59,23 @@ class HistoryEncoder:
         self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
         self.extract = extractor(self.backbone, self.tokens_per_chunk)
 
-    def phrase(self, history: NDArray[np.int32], room: int = 0) -> NDArray[np.int32]:
+    def phrase(self, history: Sequence[int | str] | NDArray[np.int32], room: int = 0) -> NDArray[np.int32]:
         """The prompt of one history: its last window, less its oldest items if the model cannot read so many.
 
-        `room` tokens of the model's context are left for what it is to write.
+        An item of the history is its index, or its title if the catalogue does not know it. `room` tokens of the
+        model's context are left for what it is to write.
         """
-        stop = np.array([history.size])
-        start = window_starts(stop, self._history.max_items, self._history.stride)
+        (start,) = window_starts(np.array([len(history)]), self._history.max_items, self._history.stride)
+        prompts = self.prompts
+        items = [
+            prompts.title_tokens(item) if isinstance(item, str) else prompts.item_tokens(int(item))
+            for item in history[start:]
+        ]
         while True:
-            (prompt,) = self.prompts.encode(history[start[0] :], np.zeros(1, np.int64), stop - start)
-            if prompt.size + room <= self.backbone.context_length or start[0] == history.size:
+            prompt = prompts.join(items)
+            if prompt.size + room <= self.backbone.context_length or not items:
                 return prompt
-            start += 1
+            del items[0]
 
     def encode(self, histories: Sequence[NDArray[np.int32]]) -> Encoded:
         """The states of histories of at least one known item each, every distinct token run once."""

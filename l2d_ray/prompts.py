@@ -48,6 +48,14 @@ class PromptEncoder:
         self._tokenise({item} - self._item_tokens.keys())
         return self._item_tokens[item]
 
+    def title_tokens(self, title: str) -> TokenArray:
+        """The same for a title that the catalogue does not know."""
+        return self._in_form([title])[0]
+
+    def join(self, items: Sequence[TokenArray]) -> TokenArray:
+        """The prompt of one window, given what each of its items adds to it."""
+        return np.concatenate([self._prefix, *items, self._suffix])
+
     def _start_tokens(self) -> list[int]:
         """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
         start: list[int] = self._tokenizer("").input_ids[:1]
@@ -67,9 +75,11 @@ class PromptEncoder:
         if not new:
             return
         items = sorted(new)
-        titles = self._encode([self._before + self._titles[item] for item in items], literally=True)
-        for item, title in zip(items, titles, strict=True):
-            self._item_tokens[item] = np.append(np.array(title[: self._max_tokens], np.int32), self.item_end)
+        self._item_tokens.update(zip(items, self._in_form([self._titles[item] for item in items]), strict=True))
+
+    def _in_form(self, titles: list[str]) -> list[TokenArray]:
+        tokens = self._encode([self._before + title for title in titles], literally=True)
+        return [np.append(np.array(title[: self._max_tokens], np.int32), self.item_end) for title in tokens]
 
 
 def template_digest(template: PromptConfig) -> str:

@@ -82,10 +82,15 @@ class IndexShard:
             for rows_M, distances_M in self.rows.search(queries_UD, top_m)
         ]
 
-    def aggregate_rows(self, query_D: FloatArray, neighbours: Neighbours, cut: Cut) -> ScoredItems:
-        """L2D-L, second hop: the items of the rows that survive the global cut, scored by their means."""
-        rows_M = neighbours.up_to(cut).rows_M
-        return aggregate(query_D, self.rows.vectors_ND[rows_M], self.row_items_M[rows_M])
+    def aggregate_rows(
+        self, queries_UD: FloatArray, neighbours: Sequence[Neighbours], cuts: Sequence[Cut]
+    ) -> list[ScoredItems]:
+        """L2D-L, second hop: for each query the items of the rows that survive its cut, scored by their means."""
+        kept = [own.up_to(cut).rows_M for own, cut in zip(neighbours, cuts, strict=True)]
+        return [
+            aggregate(query_D, self.rows.vectors_ND[rows_M], self.row_items_M[rows_M])
+            for query_D, rows_M in zip(queries_UD, kept, strict=True)
+        ]
 
     def nearest_items(
         self, queries_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None

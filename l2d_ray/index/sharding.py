@@ -1,14 +1,18 @@
-"""All shards of an index in one process, answering as one: the two hops of L2D-L and the merge of L2D-G."""
+"""All shards of an index answering as one: the two hops of L2D-L and the merge of L2D-G.
 
-from collections.abc import Sequence
+What is asked of the shards, and what becomes of their answers, is written once, as generators of `Hop`s that do not
+know where the shards are: `ShardedIndex` asks those of one process in turn, a server may ask replicas in parallel.
+"""
+
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 from l2d_ray.core.decoding import (
     Float64,
     FloatArray,
     IntArray,
-    Neighbours,
     ScoredItems,
     best_items,
     completed,
@@ -22,16 +26,57 @@ from l2d_ray.index.shard import IndexShard
 from l2d_ray.workspace import Workspace
 
 
-@dataclass(frozen=True)
-class ShardedIndex:
-    """An index to search. Queries are hidden states [U, D], float16 or wider, not mapped yet."""
+class Hop(NamedTuple):
+    """A question to every shard; the answers are sent back as a list in the order of the shards."""
 
+    method: str
+    """Of IndexShard."""
+    arguments: list[tuple[Any, ...]]
+    """For each shard."""
+
+
+Hops = Generator[Hop, list[Any], list[ScoredItems]]
+
+
+def global_hops(
+    shards: int, queries_UD: Float64, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
+) -> Hops:
+    """L2D-G: each query's K best items, without its excluded ones and, where given, within `allow`."""
+    found = yield Hop("nearest_items", [(queries_UD, k, exclude, allow)] * shards)
+    return [best_items(parts, k) for parts in zip(*found, strict=True)]
+
+
+def local_hops(
+    shards: int, queries_UD: Float64, k: int, exclude: Sequence[IntArray], top_m: int, allow: IntArray | None = None
+) -> Hops:
+    """L2D-L over the `top_m` nearest rows, completed from L2D-G where that leaves fewer than K items."""
+    neighbours = yield Hop("nearest_rows", [(queries_UD, top_m)] * shards)
+    cuts = [global_cut(parts, top_m) for parts in zip(*neighbours, strict=True)]
+    aggregated = yield Hop("aggregate_rows", [(queries_UD, own, cuts) for own in neighbours])
+    found = [best_items(parts, sum(map(len, parts))) for parts in zip(*aggregated, strict=True)]
+    lists = [items.permitted(out, allow) for items, out in zip(found, exclude, strict=True)]
+    short = [user for user, items in enumerate(lists) if len(items) < k]
+    if short:
+        # What L2D-L has ranked takes places of L2D-G's list, too: ask for as many more.
+        most = k + max(len(found[user]) for user in short)
+        filling = yield from global_hops(shards, queries_UD[short], most, [exclude[user] for user in short], allow)
+        for user, more in zip(short, filling, strict=True):
+            lists[user] = completed(found[user], more, k, exclude[user], allow)
+    return [ScoredItems(items.items_I[:k], items.scores_I[:k]) for items in lists]
+
+
+@dataclass(frozen=True)
+class IndexReader:
+    """A complete index that is open for reading, shard by shard."""
+
+    manifest: IndexManifest
     space: LinearMap
-    shards: Sequence[IndexShard]
+    workspace: Workspace
+    _offset_D: Float64
 
     @classmethod
-    def open(cls, workspace: Workspace, path: str) -> "ShardedIndex":
-        """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
+    def open(cls, workspace: Workspace, path: str) -> "IndexReader":
+        """The index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
         manifest = IndexManifest.read(workspace, path)
         folder = PurePosixPath(path).parents[1].name
         if folder != snapshot_folder(manifest.snapshot, manifest.snapshot_digest):
@@ -49,8 +94,28 @@ class ShardedIndex:
                 f"{workspace.path(manifest.map.path)}: of dimension {offset_D.size}, expected"
                 f" {manifest.identity.dimension}{REMEDY}"
             )
-        arguments = offset_D, manifest.factory, manifest.search
-        return cls(space, [IndexShard.open(workspace, shard, *arguments) for shard in manifest.shards])
+        return cls(manifest, space, workspace, offset_D)
+
+    def shard(self, number: int) -> IndexShard:
+        """One of its shards. Raises InputError, naming the file, for what is wrong."""
+        manifest = self.manifest
+        return IndexShard.open(
+            self.workspace, manifest.shards[number], self._offset_D, manifest.factory, manifest.search
+        )
+
+
+@dataclass(frozen=True)
+class ShardedIndex:
+    """An index to search, in one process. Queries are hidden states [U, D], float16 or wider, not mapped yet."""
+
+    space: LinearMap
+    shards: Sequence[IndexShard]
+
+    @classmethod
+    def open(cls, workspace: Workspace, path: str) -> "ShardedIndex":
+        """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
+        reader = IndexReader.open(workspace, path)
+        return cls(reader.space, [reader.shard(number) for number in range(len(reader.manifest.shards))])
 
     def with_prior(self, weight: float) -> "ShardedIndex":
         """The same index, whose L2D-G weighs an item's log-frequency (`IndexShard.with_prior`)."""
@@ -60,37 +125,21 @@ class ShardedIndex:
     def recommend_global(
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
     ) -> list[ScoredItems]:
-        """L2D-G: each query's K best items, without its excluded ones and, where given, within `allow`."""
-        return self._global(self.space(states_UD), k, exclude, allow)
+        """`global_hops` over all shards."""
+        return self._run(global_hops(len(self.shards), self.space(states_UD), k, exclude, allow))
 
     def recommend_local(
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], top_m: int, allow: IntArray | None = None
     ) -> list[ScoredItems]:
-        """L2D-L over the `top_m` nearest rows, completed from L2D-G where that leaves fewer than K items."""
-        queries_UD = self.space(states_UD)
-        found = self._local(queries_UD, top_m)
-        lists = [items.permitted(out, allow) for items, out in zip(found, exclude, strict=True)]
-        short = [user for user, items in enumerate(lists) if len(items) < k]
-        if short:
-            # What L2D-L has ranked takes places of L2D-G's list, too: ask for as many more.
-            most = k + max(len(found[user]) for user in short)
-            filling = self._global(queries_UD[short], most, [exclude[user] for user in short], allow)
-            for user, more in zip(short, filling, strict=True):
-                lists[user] = completed(found[user], more, k, exclude[user], allow)
-        return [ScoredItems(items.items_I[:k], items.scores_I[:k]) for items in lists]
+        """`local_hops` over all shards."""
+        return self._run(local_hops(len(self.shards), self.space(states_UD), k, exclude, top_m, allow))
 
-    def _global(
-        self, queries_UD: Float64, k: int, exclude: Sequence[IntArray], allow: IntArray | None
-    ) -> list[ScoredItems]:
-        found = [shard.nearest_items(queries_UD, k, exclude, allow) for shard in self.shards]
-        return [best_items(parts, k) for parts in zip(*found, strict=True)]
-
-    def _local(self, queries_UD: Float64, top_m: int) -> list[ScoredItems]:
-        """All items of the `top_m` nearest rows, in two hops."""
-        hops = [shard.nearest_rows(queries_UD, top_m) for shard in self.shards]
-        return [self._second_hop(query_D, parts, top_m) for query_D, *parts in zip(queries_UD, *hops, strict=True)]
-
-    def _second_hop(self, query_D: Float64, parts: Sequence[Neighbours], top_m: int) -> ScoredItems:
-        cut = global_cut(parts, top_m)
-        items = [s.aggregate_rows(query_D, part, cut) for s, part in zip(self.shards, parts, strict=True)]
-        return best_items(items, sum(map(len, items)))
+    def _run(self, hops: Hops) -> list[ScoredItems]:
+        hop = next(hops)
+        while True:
+            answers = [getattr(s, hop.method)(*own) for s, own in zip(self.shards, hop.arguments, strict=True)]
+            try:
+                hop = hops.send(answers)
+            except StopIteration as done:
+                found: list[ScoredItems] = done.value
+                return found

@@ -54,14 +54,16 @@ def _lists(
 ) -> list[tuple[IntArray, IntArray]]:
     """For each query the ids of its top M rows and its top K items by L2D-L, its own row left out."""
     hops = [shard.nearest_rows(queries_UD, QUALITY_TOP_M + 1) for shard in shards]
-    lists = []
-    for query_D, own_id, *parts in zip(queries_UD, own_ids_U, *hops, strict=True):
-        others = [part.keep(part.sample_ids_M != own_id) for part in parts]
-        cut = global_cut(others, QUALITY_TOP_M)
-        ids = np.concatenate([other.up_to(cut).sample_ids_M for other in others])
-        items = [s.aggregate_rows(query_D, other, cut) for s, other in zip(shards, others, strict=True)]
-        lists.append((ids, best_items(items, QUALITY_K).items_I))
-    return lists
+    others = [
+        [part.keep(part.sample_ids_M != own_id) for part, own_id in zip(parts, own_ids_U, strict=True)]
+        for parts in hops
+    ]
+    cuts = [global_cut(parts, QUALITY_TOP_M) for parts in zip(*others, strict=True)]
+    items = [s.aggregate_rows(queries_UD, own, cuts) for s, own in zip(shards, others, strict=True)]
+    return [
+        (np.concatenate([part.up_to(cut).sample_ids_M for part in parts]), best_items(found, QUALITY_K).items_I)
+        for cut, parts, found in zip(cuts, zip(*others, strict=True), zip(*items, strict=True), strict=True)
+    ]
 
 
 def _overlap(found: Sequence[IntArray], exact: Sequence[IntArray]) -> float:
