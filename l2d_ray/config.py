@@ -278,6 +278,45 @@ class WorkersConfig(Section):
         return self
 
 
+class ServeConfig(Section):
+    """The HTTP endpoint, jobs/serve.py and cluster/serve.yaml."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Beyond this machine (0.0.0.0) only with keys. Of jobs/serve.py; with `serve deploy`, the
+    YAML's http_options say it."""
+    port: int = Field(8000, ge=1, le=65_535)
+    gateways: int = Field(1, ge=1)
+    """Replicas of what speaks HTTP."""
+    encoders: int = Field(1, ge=1)
+    """Replicas of the model, each with workers.cpus and workers.gpus."""
+    shard_replicas: int = Field(1, ge=1)
+    """Replicas of each shard of the index. With two, one may die without a user noticing."""
+    partial: bool = False
+    """Answer from the shards that are there, marked as partial, where one is away; else 503."""
+    deadline_seconds: float = Field(10, gt=0)
+    """A request that takes longer is answered with 504."""
+    shard_seconds: float = Field(3, gt=0)
+    """A shard that does not answer for so long counts as away."""
+    max_waiting: int = Field(100, ge=1)
+    """Requests that may wait in a gateway while the encoders have their hands full; the next ones are answered with 503
+    and Retry-After."""
+    max_history: int = Field(1000, ge=1)
+    """Items of a history."""
+    max_title_chars: int = Field(500, ge=1)
+    """Of a title in a history, or a query for titles."""
+    max_filter_items: int = Field(10_000, ge=1)
+    """Item ids in `deny` or `allow`."""
+    max_batch: int = Field(64, ge=1)
+    """Requests in one batch request."""
+    max_body_bytes: int = Field(1 << 20, ge=1)
+    keys_file: str | None = None
+    """File with the keys that clients may use as bearer tokens, one a line; what it holds counts at once. More keys,
+    parted by commas, may come in the environment variable L2D_RAY_KEYS. Without keys anybody who reaches the port may
+    ask."""
+    cors_origins: list[str] = []
+    """Web origins that may ask from a browser, besides the page itself."""
+
+
 class BenchConfig(Section):
     """The benchmarks, jobs/bench_*.py."""
 
@@ -312,6 +351,7 @@ class Config(BaseSettings):
     recommend: RecommendConfig = RecommendConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     workers: WorkersConfig = WorkersConfig()
+    serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()
 
     @classmethod

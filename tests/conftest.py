@@ -3,8 +3,12 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_endpoint import LocalEngine
 
 
 def pytest_configure() -> None:
@@ -43,3 +47,11 @@ def folder(dataset: Path, tmp_path: Path) -> Path:
     """A workspace of one's own."""
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> "LocalEngine":
+    """The model and the index of a workspace that can be served, in this process."""
+    from small_endpoint import LocalEngine, write_endpoint
+
+    return LocalEngine(write_endpoint(tmp_path_factory.mktemp("endpoint")))

@@ -1,0 +1,290 @@
+"""The HTTP interface: FastAPI over an `Engine`, without Ray."""
+
+import asyncio
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from l2d_ray.config import ServeConfig
+from l2d_ray.core.decoding import IntArray
+from l2d_ray.serve import engine as engines
+from l2d_ray.serve.catalogue import Catalogue
+from l2d_ray.serve.engine import Answer, Engine, OverloadedError, UnavailableError
+from l2d_ray.serve.schemas import (
+    BatchRequest,
+    BatchResponse,
+    Item,
+    ItemsResponse,
+    Problem,
+    Recommendation,
+    RecommendRequest,
+    RecommendResponse,
+    Timing,
+)
+from l2d_ray.serve.security import Keys
+
+KEYS_VARIABLE = "L2D_RAY_KEYS"
+STATIC = Path(__file__).parent / "static"
+REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": meaning}
+    for status, meaning in {
+        401: "Missing or wrong key",
+        413: "Body too large",
+        422: "Bad request; `errors` names the fields",
+        503: "Overloaded or a part is away; see Retry-After",
+        504: "Deadline exceeded",
+    }.items()
+}
+logger = logging.getLogger(__name__)
+
+
+def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_m: int, keys: Keys) -> FastAPI:
+    """The application. `top_m` is what a request that names none gets."""
+    app = FastAPI(title="l2d_ray", summary="Recommend with a large language model without generating a token.")
+    bearer = HTTPBearer(auto_error=False)
+
+    def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        if not keys.accepts(credentials.credentials if credentials else None):
+            raise HTTPException(401, "a key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+
+    async def respond(request: RecommendRequest, where: tuple[str | int, ...]) -> RecommendResponse:
+        started = time.perf_counter()
+        query, skipped = _query(request, where, catalogue, settings, top_m)
+        answer = await engine.recommend(query)
+        return _response(answer, catalogue, skipped, time.perf_counter() - started)
+
+    @app.post("/v1/recommend", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+    async def recommend(request: RecommendRequest) -> RecommendResponse:
+        """What to recommend after one history."""
+        async with asyncio.timeout(settings.deadline_seconds):
+            return await respond(request, ("body",))
+
+    @app.post("/v1/recommend/batch", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+    async def recommend_batch(batch: BatchRequest) -> BatchResponse:
+        """The same for several histories; one that is bad refuses them all."""
+        _at_most(len(batch.requests), settings.max_batch, ("body", "requests"), "requests", "serve.max_batch")
+        async with asyncio.timeout(settings.deadline_seconds), asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(respond(one, ("body", "requests", number)))
+                for number, one in enumerate(batch.requests)
+            ]
+        return BatchResponse(responses=[task.result() for task in tasks])
+
+    @app.get("/v1/items", responses=PROBLEMS, dependencies=[Depends(known)], tags=["catalogue"])
+    async def items(
+        query: Annotated[
+            str, Query(description="Words that the title holds", max_length=settings.max_title_chars)
+        ] = "",
+        most: Annotated[int, Query(ge=1, le=100)] = 20,
+    ) -> ItemsResponse:
+        """Items by words of their titles."""
+        found = await asyncio.to_thread(catalogue.search, query, most)
+        return ItemsResponse(items=[Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found])
+
+    @app.get("/v1/status", responses=PROBLEMS, dependencies=[Depends(known)], tags=["operation"])
+    async def status() -> dict[str, Any]:
+        """What is served."""
+        return await engine.status()
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> dict[str, str]:
+        """Answers while the process does."""
+        return {"status": "ok"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    _handle_errors(app)
+    app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+def _query(
+    request: RecommendRequest, where: tuple[str | int, ...], catalogue: Catalogue, settings: ServeConfig, top_m: int
+) -> tuple[engines.Query, list[str]]:
+    """The query of a request, and the item ids that were left out of its history."""
+    at = (*where, "history")
+    _at_most(len(request.history), settings.max_history, at, "items", "serve.max_history")
+    for name, ids in (("deny", request.deny), ("allow", request.allow or [])):
+        _at_most(len(ids), settings.max_filter_items, (*where, name), "items", "serve.max_filter_items")
+    history: list[int | str] = []
+    for number, item in enumerate(request.history):
+        if isinstance(item, str):
+            index = catalogue.index(item)
+            history += [] if index is None else [index]
+        else:
+            title = (*at, number, "title")
+            _at_most(len(item.title), settings.max_title_chars, title, "characters", "serve.max_title_chars")
+            history.append(item.title)
+    unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
+    if unknown and request.unknown_items == "refuse":
+        raise _invalid(at, f"unknown items: {', '.join(item[:100] for item in unknown[:10])}")
+    if not history:
+        raise _invalid(at, "holds no item that the catalogue knows")
+    seen = [item for item in history if isinstance(item, int)] if request.exclude_seen else []
+    return engines.Query(
+        history=history,
+        k=request.k,
+        aggregation=request.aggregation,
+        top_m=request.top_m or top_m,
+        exclude=np.union1d(np.array(seen, np.int64), _indices(request.deny, catalogue)),
+        allow=None if request.allow is None else _indices(request.allow, catalogue),
+    ), unknown
+
+
+def _indices(item_ids: Sequence[str], catalogue: Catalogue) -> IntArray:
+    found = {index for item_id in item_ids if (index := catalogue.index(item_id)) is not None}
+    return np.array(sorted(found), np.int64)
+
+
+def _response(answer: Answer, catalogue: Catalogue, skipped: list[str], seconds: float) -> RecommendResponse:
+    found = zip(answer.items.items_I.tolist(), answer.items.scores_I.tolist(), strict=True)
+    return RecommendResponse(
+        items=[
+            Recommendation(
+                item_id=catalogue.ids[item],
+                title=catalogue.titles[item],
+                score=score if math.isfinite(score) else None,
+            )
+            for item, score in found
+        ],
+        snapshot=answer.snapshot,
+        model=answer.model,
+        timing_ms=Timing(
+            encode=round(answer.encode_ms, 3), search=round(answer.search_ms, 3), total=round(1000 * seconds, 3)
+        ),
+        skipped=skipped,
+        partial=bool(answer.missing_shards),
+        missing_shards=answer.missing_shards,
+    )
+
+
+def _at_most(count: int, most: int, where: tuple[str | int, ...], things: str, setting: str) -> None:
+    if count > most:
+        raise _invalid(where, f"{count} {things}, at most {most} are allowed ({setting})")
+
+
+def _invalid(where: tuple[str | int, ...], message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": where, "msg": message}])
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Every error is a Problem. Nothing that a client sent is given back but field names and unknown item ids."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [
+            {"field": ".".join(str(part) for part in one["loc"])[:200], "message": one["msg"]}
+            for one in error.errors()[:20]
+        ]
+        return _problem(request, 422, f"{errors[0]['field']}: {errors[0]['message']}", errors)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(request, error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(TimeoutError)
+    async def late(request: Request, error: TimeoutError) -> JSONResponse:
+        return _problem(request, 504, "the deadline passed")
+
+    @app.exception_handler(OverloadedError)
+    @app.exception_handler(UnavailableError)
+    async def unavailable(request: Request, error: Exception) -> JSONResponse:
+        return _problem(request, 503, str(error), headers={"Retry-After": "1"})
+
+    @app.exception_handler(ExceptionGroup)
+    async def several(request: Request, error: ExceptionGroup) -> JSONResponse:
+        """Of a batch: the first is answered."""
+        first = error.exceptions[0]
+        for kind, handler in app.exception_handlers.items():
+            if isinstance(kind, type) and isinstance(first, kind) and kind is not Exception:
+                response: JSONResponse = await handler(request, first)  # type: ignore[misc]
+                return response
+        raise first
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return _problem(request, 500, "internal error")
+
+
+def _problem(
+    request: Request,
+    status: int,
+    detail: str,
+    errors: Sequence[dict[str, str]] = (),
+    headers: Any = None,
+) -> JSONResponse:
+    body = {"detail": detail, "request_id": request.scope["state"]["request_id"], "errors": list(errors)}
+    return AsciiJSON(body, status, headers)
+
+
+class AsciiJSON(JSONResponse):
+    """JSON in ASCII: a client's lone surrogates cannot be written in UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        """As bytes."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+class Envelope:
+    """Around every request: its id, and the limit of its body."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        """`app` sees at most so many bytes of a body."""
+        self._app, self._max_body_bytes = app, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 to a larger body, as soon as it is known to be."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        too_large = f"the body is larger than {self._max_body_bytes} bytes (serve.max_body_bytes)"
+        body = 0
+
+        async def numbered(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+                kept = [pair for pair in message.get("headers", []) if pair[0] != b"x-request-id"]
+                message = {**message, "headers": [*kept, *own]}
+            await send(message)
+
+        async def counted() -> Message:
+            nonlocal body
+            message = await receive()
+            body += len(message.get("body", b""))
+            if body > self._max_body_bytes:
+                raise HTTPException(413, too_large)
+            return message
+
+        length = headers.get(b"content-length", b"")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            await _problem(Request(scope), 413, too_large)(scope, receive, numbered)
+        else:
+            await self._app(scope, counted, numbered)

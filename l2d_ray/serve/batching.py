@@ -1,0 +1,70 @@
+"""Requests that arrive one by one, run side by side."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TokenBatcher(Generic[T, R]):
+    """Runs all that waits at once, up to a budget, in a thread; what arrives meanwhile is the next batch.
+
+    First come, first served. A lone request starts at once, and under load batches fill by themselves: there is no time
+    to wait for company. (Ray Serve's `serve.batch` closes a batch after a fixed wait even while the one before it is
+    running, sends what does not fit to the end of the queue and refuses an item above the budget.)
+    """
+
+    def __init__(self, run: Callable[[list[T]], list[R]], size: Callable[[T], int], budget: int) -> None:
+        """`run` is called in one thread, with items whose sizes add up to `budget` at most, or with a single item."""
+        self._run, self._size, self._budget = run, size, budget
+        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._thread = ThreadPoolExecutor(1)
+        self._working: asyncio.Task[None] | None = None
+        self._started: float | None = None
+
+    async def __call__(self, item: T) -> R:
+        """The result of one item. An item whose caller is cancelled before its batch starts is not run."""
+        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work())
+        return await result
+
+    def running_seconds(self) -> float:
+        """For how long the current batch has been running; 0 between batches."""
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    async def _work(self) -> None:
+        while batch := self._next():
+            items, futures = [item for item, _ in batch], [future for _, future in batch]
+            self._started = time.monotonic()
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+            except Exception as error:
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            finally:
+                self._started = None
+            for future, result in zip(futures, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    def _next(self) -> list[tuple[T, asyncio.Future[R]]]:
+        batch: list[tuple[T, asyncio.Future[R]]] = []
+        total = 0
+        while self._waiting:
+            item, future = self._waiting[0]
+            if not future.done():
+                total += self._size(item)
+                if batch and total > self._budget:
+                    break
+                batch.append((item, future))
+            self._waiting.popleft()
+        return batch

@@ -1,0 +1,119 @@
+"""Requests and responses of the HTTP interface. Limits that an operator sets are checked in api.py."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from l2d_ray.serve.engine import Aggregation
+
+MOST_RESULTS = 100
+
+
+class Body(BaseModel):
+    """JSON that a client sends: closed to unknown fields, and a string is not a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class TitledItem(Body):
+    """An item that the catalogue need not know: its title is text to the model."""
+
+    title: str = Field(min_length=1)
+
+
+class RecommendRequest(Body):
+    """A history, and what to recommend after it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"history": ["50", "172", "181"], "k": 10},
+                {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "global", "deny": ["172"]},
+            ]
+        }
+    )
+
+    history: list[str | TitledItem] = Field(min_length=1)
+    """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
+    k: int = Field(20, ge=1, le=MOST_RESULTS)
+    """Items to recommend."""
+    aggregation: Aggregation = "local"
+    """`local`: L2D-L, from the training sequences most like this one; `global`: L2D-G, from all of an item's."""
+    top_m: int | None = Field(None, ge=1, le=10_000)
+    """L2D-L: how many sequences. None: the server's setting."""
+    exclude_seen: bool = True
+    """Do not recommend what is in the history."""
+    deny: list[str] = []
+    """Item ids that are not to be recommended. Unknown ones are ignored."""
+    allow: list[str] | None = None
+    """Recommend only these item ids. Unknown ones are ignored."""
+    unknown_items: Literal["refuse", "skip"] = "refuse"
+    """What to do with item ids in the history that the catalogue does not know: answer 422, or leave them out."""
+
+
+class Recommendation(BaseModel):
+    """One item."""
+
+    item_id: str
+    title: str
+    score: float | None
+    """1 / distance; null where the distance is zero."""
+
+
+class Timing(BaseModel):
+    """Milliseconds."""
+
+    encode: float
+    search: float
+    total: float
+
+
+class RecommendResponse(BaseModel):
+    """The best items first."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    items: list[Recommendation]
+    snapshot: str
+    """Which memory and index answered."""
+    model: str
+    """Which model read the history."""
+    timing_ms: Timing
+    skipped: list[str] = []
+    """Item ids of the history that the catalogue does not know, where `unknown_items` is `skip`."""
+    partial: bool = False
+    """Whether shards were missing, where the operator allows an answer without them."""
+    missing_shards: list[int] = []
+
+
+class BatchRequest(Body):
+    """Several requests at once."""
+
+    requests: list[RecommendRequest] = Field(min_length=1)
+
+
+class BatchResponse(BaseModel):
+    """The responses in the order of the requests."""
+
+    responses: list[RecommendResponse]
+
+
+class Item(BaseModel):
+    """An item of the catalogue."""
+
+    item_id: str
+    title: str
+
+
+class ItemsResponse(BaseModel):
+    """Items whose titles match."""
+
+    items: list[Item]
+
+
+class Problem(BaseModel):
+    """What is wrong, in words; `errors` names the fields where it is a request's."""
+
+    detail: str
+    request_id: str
+    errors: list[dict[str, str]] = []
