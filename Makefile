@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install test lint types imports unit demo clean
+.PHONY: help install test lint types imports unit demo serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -35,6 +35,10 @@ unit: install  ## all tests, two files at a time: most of what they do is to wai
 
 demo: install  ## prepare, build, verify and recommend, on a local Ray
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml
+
+serve: install  ## the page and the HTTP interface over what `make demo` left, on 127.0.0.1:8000
+	@test -d workspace/index || { echo "error: nothing to serve yet; run make demo first" >&2; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/serve.py --config jobs/configs/demo.yaml model.name=$(abspath workspace/adapter)
 
 clean:  ## remove the virtual environment and the demo's workspace
 	rm -rf $(VENV) workspace

@@ -64,6 +64,6 @@ def test_the_readme_names_what_is_there() -> None:
     command = [sys.executable, "jobs/prepare_data.py", "--help"]
     keys = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for key in re.findall(
-        r"\b(?:data|model|finetune|workers|history|memory|index|recommend|evaluate|bench)\.\w+(?==)", readme
+        r"\b(?:data|model|finetune|workers|history|memory|index|recommend|evaluate|serve|bench)\.\w+(?==)", readme
     ):
         assert f"--{key} " in keys, key

@@ -1,0 +1,11 @@
+"""Answer recommendations over HTTP, until Ctrl-C.
+
+`python jobs/serve.py workspace=… [key=value …]` needs a workspace with an index. On a cluster, `serve deploy
+cluster/serve.yaml` starts the same application. The last line on stdout is one JSON object (`ServeResult`).
+"""
+
+from l2d_ray.distributed.job import run
+from l2d_ray.serve.deployments import serve_until_stopped
+
+if __name__ == "__main__":
+    run(serve_until_stopped)

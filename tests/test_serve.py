@@ -1,0 +1,156 @@
+"""The endpoint as a user starts it: on a real Ray Serve, asked over HTTP, with replicas killed under load."""
+
+import importlib
+import json
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
+from small_endpoint import LocalEngine
+from small_workspace import command, config_of, environment, kill_worker
+
+from l2d_ray.errors import InputError
+from l2d_ray.serve.deployments import serve_until_stopped
+from l2d_ray.serve.engine import Query
+
+pytestmark = pytest.mark.ray
+SETTINGS = {"workers.max": 1, "serve.shard_replicas": 2, "serve.partial": True}
+
+
+@pytest.fixture(scope="module")
+def url(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running endpoint. It must stop at SIGINT, with its result line."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("log") / "stderr"
+    job = command("serve", Path(engine.config.workspace), **SETTINGS, **{"serve.port": port})
+    with log.open("w") as stderr:
+        process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
+    deadline = time.monotonic() + 180
+    while "serving at" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert json.loads(stdout.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}"
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    """The status and the answer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def check(engine: LocalEngine, answer: dict[str, Any], history: list[int | str], aggregation: str, k: int) -> None:
+    """The items are those of the model and the index in one process."""
+    exclude = np.array(sorted({item for item in history if isinstance(item, int)}), np.int64)
+    expected = engine.answer(Query(history, k, aggregation, 200, exclude))  # type: ignore[arg-type]
+    assert [item["item_id"] for item in answer["items"]] == [f"i{item}" for item in expected.items_I]
+    scores = [item["score"] for item in answer["items"]]
+    np.testing.assert_allclose(scores, expected.scores_I, rtol=1e-3)
+
+
+@pytest.mark.parametrize("aggregation", ["local", "global"])
+def test_requests_at_once_get_each_its_own_answer(url: str, engine: LocalEngine, aggregation: str) -> None:
+    random = np.random.default_rng(1)
+    histories = [random.integers(0, 30, random.integers(1, 15)).tolist() for _ in range(40)]
+    bodies = [{"history": [f"i{n}" for n in own], "aggregation": aggregation, "k": 10} for own in histories]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda body: ask(url, "/v1/recommend", body), bodies))
+    for history, (status, answer) in zip(histories, answers, strict=True):
+        assert status == 200, answer
+        check(engine, answer, history, aggregation, 10)
+    _, status = ask(url, "/v1/status")
+    assert {answer["snapshot"] for _, answer in answers} == {status["snapshot"]}
+    assert {answer["model"] for _, answer in answers} == {status["model"]}
+    assert (status["items"], status["rows"], status["shards"]) == (30, 360, 2)
+
+
+def test_titles_batches_and_refusals_reach_the_client(url: str, engine: LocalEngine) -> None:
+    own = {"history": ["i3", {"title": "A film of tomorrow"}], "k": 5}
+    status, answer = ask(url, "/v1/recommend/batch", {"requests": [own, own]})
+    assert status == 200
+    for response in answer["responses"]:
+        check(engine, response, [3, "A film of tomorrow"], "local", 5)
+    status, answer = ask(url, "/v1/recommend", {"history": ["nope"]})
+    assert (status, answer["errors"][0]["field"]) == (422, "body.history")
+
+
+def test_killed_replicas_are_replaced_and_no_answer_is_wrong(url: str, engine: LocalEngine) -> None:
+    def outcome() -> str:
+        status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
+        if status != 200:
+            assert status in (503, 504), answer
+            return "unavailable"
+        if answer["partial"]:
+            assert answer["missing_shards"] == [1]
+            assert {int(item["item_id"][1:]) for item in answer["items"]} <= set(engine.index.shards[0].items_I)
+            return "partial"
+        check(engine, answer, [1, 2, 3], "local", 10)
+        return "whole"
+
+    def until_whole() -> set[str]:
+        outcomes, deadline = [outcome()], time.monotonic() + 90
+        while outcomes[-5:] != ["whole"] * 5:
+            assert time.monotonic() < deadline, outcomes
+            outcomes.append(outcome())
+        return set(outcomes)
+
+    kill_worker("ServeReplica:l2d_ray:MemoryShard-0")
+    assert until_whole() == {"whole"}  # its second replica answered
+    for _ in range(2):
+        kill_worker("ServeReplica:l2d_ray:MemoryShard-1")
+    assert until_whole() == {"whole", "partial"}
+    kill_worker("ServeReplica:l2d_ray:Encoder")
+    assert "partial" not in until_whole()
+
+
+def test_the_cluster_file_builds_the_application(engine: LocalEngine) -> None:
+    file = yaml.safe_load((Path(__file__).parents[1] / "cluster/serve.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(file).applications
+    assert file["http_options"]["host"] == "127.0.0.1"
+    module, _, name = application.import_path.partition(":")
+    config = engine.config
+    own = {"workspace": config.workspace, "model": {"name": config.model.name}, "workers": {}}
+    builder = getattr(importlib.import_module(module), name)
+    built = call_user_app_builder_with_args_if_necessary(builder, application.args | own)
+    assert isinstance(built, Application)
+    with pytest.raises(ValidationError, match="typo"):
+        call_user_app_builder_with_args_if_necessary(builder, {"typo": 1})
+
+
+def test_what_cannot_be_served_is_refused(engine: LocalEngine, tmp_path: Path) -> None:
+    folder = Path(engine.config.workspace)
+    taken = socket.create_server(("127.0.0.1", 0))
+    for settings, message in (
+        ({"serve.port": taken.getsockname()[1]}, "cannot listen on"),
+        ({"index.space": "none"}, "run jobs/build_index.py with the same settings"),
+        ({"serve.host": "0.0.0.0"}, "would answer anybody"),
+        ({"serve.keys_file": tmp_path / "keys"}, "cannot be read"),
+        ({"prompt.suffix": "Then:"}, "template"),
+    ):
+        with pytest.raises(InputError, match=message):
+            serve_until_stopped(config_of(folder, **SETTINGS, **settings))
