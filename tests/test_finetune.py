@@ -142,5 +142,5 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
 
 def test_a_dataset_without_training_samples_is_refused(tmp_path: Path, ray_session: None) -> None:
     write_dataset(tmp_path, users=2, length=3)
-    with pytest.raises(InputError, match="has no training samples"):
+    with pytest.raises(InputError, match="has 0 train samples; prepare more data"):
         finetune(config(tmp_path))

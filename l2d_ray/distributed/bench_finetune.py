@@ -120,7 +120,7 @@ def _attention(model: Any, name: str) -> None:
 def _rate(config: Config, workers: int) -> float:
     """Samples per second of a training of one epoch."""
     name = f"bench-{workers}"
-    changes = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 1, "trackers": []}
+    changes = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 50, "trackers": []}
     own = config.model_copy(
         update={
             "finetune": config.finetune.model_copy(update=changes),

@@ -79,9 +79,11 @@ def finetune(config: Config) -> FinetuneResult:
         return done
     table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
     valid = SampleTable.read(dataset, Split.VALID, config, config.finetune.valid_samples)
-    for split, samples in (("training", table), ("validation", valid)):
+    for setting, split, samples in (("samples", Split.TRAIN, table), ("valid_samples", Split.VALID, valid)):
         if not len(samples):
-            raise InputError(f"{workspace.path('dataset')}: has no {split} samples; prepare more data")
+            known, most = dataset.num_samples(split), getattr(config.finetune, setting)
+            remedy = f"finetune.{setting}={most} chose none of them; raise it" if known else "prepare more data"
+            raise InputError(f"{workspace.path('dataset')}: has {known} {split.name.lower()} samples; {remedy}")
     finetuning = config.finetune
     workers = min(config.workers.max or workers_that_fit(config), len(table))
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
