@@ -297,7 +297,7 @@ class ServeConfig(Section):
     """A request that takes longer is answered with 504."""
     shard_seconds: float = Field(3, gt=0)
     """A shard that does not answer for so long counts as away."""
-    max_waiting: int = Field(100, ge=1)
+    max_waiting: int = Field(200, ge=1)
     """Requests that may wait in a gateway while the encoders have their hands full; the next ones are answered with 503
     and Retry-After."""
     max_history: int = Field(1000, ge=1)

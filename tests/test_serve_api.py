@@ -122,6 +122,8 @@ def test_bad_requests_name_the_field(engine: LocalEngine, request_: dict[str, An
         b"nul",
         b'{"history": ["i3"], "k": NaN}',
         b'{"history": ["\\ud800"]}',
+        b'{"history": ["i3", "\\ud800"], "unknown_items": "skip"}',
+        b'{"history": ["i3"], "deny": ["\\ud800"], "allow": ["\\ud800"]}',
         b'{"\\ud800": 1, "history": ["i3"]}',
         b"\xff\xfe",
         b"[" * 3900,

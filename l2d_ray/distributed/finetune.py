@@ -131,7 +131,7 @@ def _train(
         PhraserActor,
         fn_constructor_args=(plan.config, dataset.items()["title"].to_pylist(), ray.put(table)),
         compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0.1,
+        num_cpus=0,  # next to nothing; and the workers may have all CPUs of the cluster
     )
     in_order = ray.data.ExecutionOptions(preserve_order=True)
     remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import math
 import re
 import time
@@ -52,7 +51,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         504: "Deadline exceeded",
     }.items()
 }
-logger = logging.getLogger(__name__)
 
 
 def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_m: int, keys: Keys) -> FastAPI:
@@ -61,7 +59,11 @@ def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_
     bearer = HTTPBearer(auto_error=False)
 
     def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        if not keys.accepts(credentials.credentials if credentials else None):
+        try:
+            accepted = keys.accepts(credentials.credentials if credentials else None)
+        except (OSError, UnicodeDecodeError):
+            raise UnavailableError("the keys cannot be read at the moment; come again later") from None
+        if not accepted:
             raise HTTPException(401, "a key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
 
     async def respond(request: RecommendRequest, where: tuple[str | int, ...]) -> RecommendResponse:

@@ -37,7 +37,8 @@ class TokenBatcher(Generic[T, R]):
 
     def running_seconds(self) -> float:
         """For how long the current batch has been running; 0 between batches."""
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        started = self._started
+        return 0.0 if started is None else time.monotonic() - started
 
     async def _work(self) -> None:
         while batch := self._next():

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from l2d_ray.data.dataset import Dataset
+
+MOST_WORDS = 20
+"""Of a query for titles."""
 
 
 class Catalogue:
@@ -16,6 +20,7 @@ class Catalogue:
         self.ids: list[str] = items["item_id"].to_pylist()
         self.titles: list[str] = items["title"].to_pylist()
         self._index = {item_id: index for index, item_id in enumerate(self.ids)}
+        self._indices = pa.array(np.arange(len(self.ids)))
         self._folded = _fold(items["title"].combine_chunks())
 
     @classmethod
@@ -37,9 +42,8 @@ class Catalogue:
         Titles that begin with it come first, then the shorter.
         """
         folded = _fold(pa.array([query]))[0].as_py()
-        found = pa.array(range(len(self.ids)))
-        titles = self._folded
-        for word in folded.split():
+        found, titles = self._indices, self._folded
+        for word in list(dict.fromkeys(folded.split()))[:MOST_WORDS]:
             holds = pc.match_substring(titles, word)
             found, titles = found.filter(holds), titles.filter(holds)
         table = pa.table(

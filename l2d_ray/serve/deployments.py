@@ -21,7 +21,7 @@ import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -44,11 +44,29 @@ from l2d_ray.serve.security import Keys
 from l2d_ray.workspace import Workspace
 
 APPLICATION = "l2d_ray"
-AWAY = (ActorDiedError, ActorUnavailableError, DeploymentUnavailableError, ReplicaUnavailableError, TimeoutError)
+
+
+class VersionError(Exception):
+    """A replica is of another index than its caller: an update is on its way."""
+
+
+AWAY = (
+    ActorDiedError,
+    ActorUnavailableError,
+    DeploymentUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    ReplicaUnavailableError,
+    TimeoutError,
+    VersionError,
+)
 ATTEMPTS = 3
 """How often a replica is asked that dies meanwhile: it may be another one each time."""
 HELD_BY_ENCODER = 64
 """Requests that an encoder takes in, so that its batches fill; what is beyond waits in the gateways."""
+UPDATE_SECONDS = 120
+"""A new gateway waits for so long for the other parts to be of its own version."""
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -62,7 +80,9 @@ def build_app(config: Config) -> Application:
         raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")
     manifest = IndexReader.open(workspace, path).manifest
     check_query(manifest.identity, identify_memory(config))
-    _keys(config).check()
+    _check_dataset(Dataset.open(workspace), manifest)
+    keys = _keys(config)
+    keys.check()
     plain, settings = config.model_dump(mode="json"), config.serve
     cpus, gpus = config.workers.cpus, config.workers.gpus
     encoder = _deployment(
@@ -87,7 +107,7 @@ def build_app(config: Config) -> Application:
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.1},
-    ).bind(plain, path, encoder, memory)
+    ).bind(plain, path, keys.required(), encoder, memory)
 
 
 def _deployment(kind: type, **options: Any) -> Any:
@@ -105,7 +125,9 @@ class Encoder:
         manifest = IndexManifest.read(workspace, path)
         self._version = _version(manifest)
         check_query(manifest.identity, identify_memory(settings))
-        self._encoder = HistoryEncoder(settings, Dataset.open(workspace).items()["title"].to_pylist())
+        dataset = Dataset.open(workspace)
+        _check_dataset(dataset, manifest)
+        self._encoder = HistoryEncoder(settings, dataset.items()["title"].to_pylist())
         self._batcher = TokenBatcher(self._run, lambda prompt: prompt.size, self._encoder.tokens_per_chunk)
         self._tokens = serve.metrics.Histogram(
             "l2d_ray_batch_tokens", "Distinct tokens of a batch", boundaries=[64, 256, 1024, 4096, 16384]
@@ -114,8 +136,10 @@ class Encoder:
             "l2d_ray_batch_requests", "Requests of a batch", boundaries=[1, 2, 4, 8, 16, 32, 64]
         )
 
-    async def encode(self, history: list[int | str]) -> NDArray[np.float32]:
-        """The state [D] of one history."""
+    async def encode(self, version: str, history: list[int | str]) -> NDArray[np.float32]:
+        """The state [D] of one history. Raises VersionError if the caller is of another version."""
+        if version != self._version:
+            raise VersionError
         return await self._batcher(self._encoder.phrase(history))
 
     def version(self) -> str:
@@ -140,15 +164,20 @@ class MemoryShard:
     def __init__(self, config: dict[str, Any], path: str, number: int) -> None:
         """Open the shard. Raises InputError, naming the file, for what is wrong."""
         settings = Config(**config)
-        faiss.omp_set_num_threads(1)  # replicas share the cores
         workspace = Workspace.open(settings.workspace)
         reader = IndexReader.open(workspace, path)
         self._version = _version(reader.manifest)
         self._shard = reader.shard(number).with_prior(settings.index.prior, reader.manifest.rows)
 
-    async def ask(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """What `IndexShard.method(*arguments)` gives."""
-        return await asyncio.to_thread(getattr(self._shard, method), *arguments)
+    async def ask(self, version: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        """What `IndexShard.method(*arguments)` gives. Raises VersionError if the caller is of another version."""
+        if version != self._version:
+            raise VersionError
+        return await asyncio.to_thread(self._answer, method, arguments)
+
+    def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        faiss.omp_set_num_threads(1)  # of this thread: replicas share the cores
+        return getattr(self._shard, method)(*arguments)
 
     def version(self) -> str:
         """Digest of the index's manifest that this replica belongs to."""
@@ -159,24 +188,43 @@ class Gateway:
     """The HTTP interface, and the `Engine` behind it."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
-        self, config: dict[str, Any], path: str, encoder: DeploymentHandle, shards: list[DeploymentHandle]
+        self,
+        config: dict[str, Any],
+        path: str,
+        needs_key: bool,
+        encoder: DeploymentHandle,
+        shards: list[DeploymentHandle],
     ) -> None:
-        """Ready when the model and every shard are of the index at `path`; else RuntimeError says what differs."""
+        """Ready when the model and every shard are of the index at `path`; else RuntimeError says what differs.
+
+        `needs_key`: whoever started this has keys, and this node must have them, too.
+        """
         self._config = Config(**config)
         self._encoder, self._shards = encoder, shards
         workspace = Workspace.open(self._config.workspace)
         reader = IndexReader.open(workspace, path)
         self._manifest, self._space = reader.manifest, reader.space
-        self._catalogue = Catalogue.of(Dataset.open(workspace))
+        dataset = Dataset.open(workspace)
+        _check_dataset(dataset, self._manifest)
+        self._catalogue = Catalogue.of(dataset)
+        keys = _keys(self._config)
+        keys.check()
+        if needs_key and not keys.required():
+            raise RuntimeError(f"{KEYS_VARIABLE} is not set on this node, but is where the endpoint was started")
         identity = self._manifest.identity
         self._snapshot = path.removeprefix("index/").rpartition("/")[0]
         self._model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
-        own = _version(self._manifest)
-        theirs = await asyncio.gather(*(part.version.remote() for part in [encoder, *shards]))
+        self._version = _version(self._manifest)
         names = ["Encoder", *(f"MemoryShard-{number}" for number in range(len(shards)))]
-        others = [name for name, version in zip(names, theirs, strict=True) if version != own]
-        if others:
-            raise RuntimeError(f"{', '.join(others)}: of another version of {workspace.path(path)} than this gateway")
+        deadline = time.monotonic() + UPDATE_SECONDS
+        while True:
+            theirs = await asyncio.gather(*(part.version.remote() for part in [encoder, *shards]))
+            others = [name for name, version in zip(names, theirs, strict=True) if version != self._version]
+            if not others:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{', '.join(others)}: of another index than {workspace.path(path)}")
+            await asyncio.sleep(1)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._catalogue, self._config.serve, self._config.recommend.top_m, _keys(self._config))
@@ -185,7 +233,7 @@ class Gateway:
         """As in `Engine`."""
         started = time.perf_counter()
         try:
-            state_D = await _ask(self._encoder.encode, query.history)
+            state_D = await _ask(self._encoder.encode, self._version, query.history)
         except BackPressureError:
             raise OverloadedError("too many requests wait for the model; come again later") from None
         except AWAY:
@@ -255,17 +303,26 @@ class Gateway:
 
     async def _ask_shard(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
         async with asyncio.timeout(self._config.serve.shard_seconds):
-            return await _ask(self._shards[number].ask, method, arguments)
+            return await _ask(self._shards[number].ask, self._version, method, arguments)
 
 
 async def _ask(method: Any, *arguments: Any) -> Any:
     """The answer of a replica; of another one, if it dies meanwhile."""
     for _ in range(ATTEMPTS - 1):
         try:
-            return await method.remote(*arguments)
+            return await _cancellable(method.remote(*arguments))
         except AWAY:
             await asyncio.sleep(0.1)
-    return await method.remote(*arguments)
+    return await _cancellable(method.remote(*arguments))
+
+
+async def _cancellable(response: Any) -> Any:
+    """The answer; where nobody waits for it any more, it is not worked on either (Ray would go on)."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 @dataclass
@@ -295,18 +352,15 @@ def serve_until_stopped(config: Config) -> ServeResult:
         )
     application = build_app(config)
     _check_port(settings.host, settings.port)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(application, name=APPLICATION, route_prefix="/")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    try:
-        serve.run(application, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise InputError(f"the endpoint did not start: {error}") from None
     started, url = time.monotonic(), f"http://{settings.host}:{settings.port}"
     print(f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops", file=sys.stderr)
     stop.wait()
-    serve.shutdown()
+    serve.delete(APPLICATION)  # not the whole of Serve, which others may use
     return ServeResult(url, round(time.monotonic() - started, 3))
 
 
@@ -321,6 +375,14 @@ def _check_port(host: str, port: int) -> None:
 
 def _keys(config: Config) -> Keys:
     return Keys(KEYS_VARIABLE, config.serve.keys_file)
+
+
+def _check_dataset(dataset: Dataset, manifest: IndexManifest) -> None:
+    if dataset.digest != manifest.dataset:
+        raise InputError(
+            f"{dataset.workspace.path('dataset')}: is another dataset than the one that the index is of; run"
+            " jobs/build_memory.py and jobs/build_index.py again"
+        )
 
 
 def _version(manifest: IndexManifest) -> str:

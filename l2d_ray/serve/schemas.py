@@ -1,12 +1,15 @@
 """Requests and responses of the HTTP interface. Limits that an operator sets are checked in api.py."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+from typing_extensions import TypeAliasType
 
 from l2d_ray.serve.engine import Aggregation
 
 MOST_RESULTS = 100
+ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
+"""One error is enough: a body of a megabyte could hold half a million."""
 
 
 class Body(BaseModel):
@@ -33,7 +36,7 @@ class RecommendRequest(Body):
         }
     )
 
-    history: list[str | TitledItem] = Field(min_length=1)
+    history: Annotated[list[Annotated[str, Field(min_length=1)] | TitledItem], FailFast()] = Field(min_length=1)
     """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=MOST_RESULTS)
     """Items to recommend."""
@@ -43,9 +46,9 @@ class RecommendRequest(Body):
     """L2D-L: how many sequences. None: the server's setting."""
     exclude_seen: bool = True
     """Do not recommend what is in the history."""
-    deny: list[str] = []
+    deny: ItemIds = []
     """Item ids that are not to be recommended. Unknown ones are ignored."""
-    allow: list[str] | None = None
+    allow: ItemIds | None = None
     """Recommend only these item ids. Unknown ones are ignored."""
     unknown_items: Literal["refuse", "skip"] = "refuse"
     """What to do with item ids in the history that the catalogue does not know: answer 422, or leave them out."""
@@ -89,7 +92,7 @@ class RecommendResponse(BaseModel):
 class BatchRequest(Body):
     """Several requests at once."""
 
-    requests: list[RecommendRequest] = Field(min_length=1)
+    requests: Annotated[list[RecommendRequest], FailFast()] = Field(min_length=1)
 
 
 class BatchResponse(BaseModel):

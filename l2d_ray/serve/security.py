@@ -24,7 +24,7 @@ class Keys:
 
     def accepts(self, key: str | None) -> bool:
         """Whether it is one of the keys; compares with each in constant time. Raises OSError if the file is away."""
-        given = (key or "").encode()
+        given = (key or "").encode("latin-1", "replace")  # as HTTP headers are decoded
         found = [hmac.compare_digest(given, known.encode()) for known in self._all()]
         return any(found) or not self.required()
 

@@ -48,18 +48,19 @@ function add(item) {
 
 async function search() {
   const query = at("search").value.trim();
-  if (!query) { found = []; at("found").replaceChildren(); return; }
+  found = [];
+  if (!query) { at("found").replaceChildren(); return false; }
   try {
     const { items } = await ask(`v1/items?most=8&query=${encodeURIComponent(query)}`);
-    if (query !== at("search").value.trim()) return;
+    if (query !== at("search").value.trim()) return false;
     found = items;
     at("found").replaceChildren(...items.map((item) => {
       const line = document.createElement("li");
       line.append(button(item.title, `Add ${item.title}`, () => add(item)));
       return line;
     }));
-    at("message").textContent = "";
-  } catch (error) { at("message").textContent = error.message; }
+    return true;
+  } catch (error) { at("message").textContent = error.message; return false; }
 }
 
 function card(name, answer, seconds) {
@@ -95,7 +96,11 @@ async function changed() {
     if (round !== newest) return;
     at("lists").replaceChildren(...cards);
     at("message").textContent = "";
-  } catch (error) { if (round === newest) at("message").textContent = error.message; }
+  } catch (error) {
+    if (round !== newest) return;
+    at("lists").replaceChildren();
+    at("message").textContent = error.message;
+  }
 }
 
 async function showServed() {
@@ -111,8 +116,7 @@ at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = 
 at("search").addEventListener("keydown", async (event) => {
   if (event.key !== "Enter" || !at("search").value.trim()) return;
   clearTimeout(waiting);
-  await search();
-  add(found[0] ?? { title: at("search").value.trim() });
+  if (await search()) add(found[0] ?? { title: at("search").value.trim() });
 });
 at("clear").addEventListener("click", () => { history.length = 0; changed(); });
 at("k").addEventListener("change", changed);
