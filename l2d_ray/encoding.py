@@ -15,6 +15,9 @@ from l2d_ray.models.hidden_states import extractor
 from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.records import MemoryIdentity
 
+History = Sequence[int | str] | NDArray[np.int32]
+"""Items in time order: their indices, or titles where the catalogue does not know them."""
+
 
 def identify_memory(config: Config) -> MemoryIdentity:
     """What all states that this configuration makes have in common. Raises InputError if the model is not there."""
@@ -59,25 +62,21 @@ class HistoryEncoder:
         self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
         self.extract = extractor(self.backbone, self.tokens_per_chunk)
 
-    def phrase(self, history: Sequence[int | str] | NDArray[np.int32], room: int = 0) -> NDArray[np.int32]:
+    def phrase(self, history: History, room: int = 0) -> NDArray[np.int32]:
         """The prompt of one history: its last window, less its oldest items if the model cannot read so many.
 
         An item of the history is its index, or its title if the catalogue does not know it. `room` tokens of the
         model's context are left for what it is to write.
         """
         (start,) = window_starts(np.array([len(history)]), self._history.max_items, self._history.stride)
-        prompts = self.prompts
-        items = [
-            prompts.title_tokens(item) if isinstance(item, str) else prompts.item_tokens(int(item))
-            for item in history[start:]
-        ]
+        pieces = self.prompts.pieces(history[start:])
         while True:
-            prompt = prompts.join(items)
-            if prompt.size + room <= self.backbone.context_length or not items:
+            prompt = self.prompts.join(pieces)
+            if prompt.size + room <= self.backbone.context_length or not pieces:
                 return prompt
-            del items[0]
+            del pieces[0]
 
-    def encode(self, histories: Sequence[NDArray[np.int32]]) -> Encoded:
+    def encode(self, histories: Sequence[History]) -> Encoded:
         """The states of histories of at least one known item each, every distinct token run once."""
         if not histories:
             return Encoded(np.empty((0, self.backbone.dimension), np.float32), 0)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
-from l2d_ray.core.samples import in_fraction, sample_ids, window_starts
+from l2d_ray.core.samples import sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
@@ -144,7 +144,7 @@ class UnitExtractor:
         user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
         ids = sample_ids(user_hashes, positions)
         starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
-        kept = in_fraction(sample_ids(user_hashes, starts), self._config.memory.sample_fraction)
+        kept = windows_in_fraction(user_hashes, starts, self._config.memory.sample_fraction)
         positions, starts, user_hashes, ids = positions[kept], starts[kept], user_hashes[kept], ids[kept]
         for at in range(0, positions.size, SAMPLES_PER_STEP):
             few = slice(at, at + SAMPLES_PER_STEP)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config, ModelConfig
 from l2d_ray.core.packing import Prompts, TrainingSamples
-from l2d_ray.core.samples import IntArray, in_fraction, sample_ids, window_starts
+from l2d_ray.core.samples import IntArray, sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.prompts import PromptEncoder
@@ -115,7 +115,7 @@ class SampleTable:
                 positions = np.flatnonzero(splits == split)
                 user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
                 first = window_starts(positions, config.history.max_items, config.history.stride)
-                kept = in_fraction(sample_ids(user_hashes, first), share)
+                kept = windows_in_fraction(user_hashes, first, share)
                 if not kept.any():
                     continue
                 items.append(history)

@@ -10,7 +10,6 @@ may be attempted twice at once (a worker believed dead, say): attempts write fil
 its record wins.
 """
 
-import hashlib
 import logging
 import time
 import uuid
@@ -57,7 +56,7 @@ class IndexPlan:
     @property
     def base(self) -> str:
         """The folder of all indexes of this snapshot."""
-        return f"{FOLDER}/{snapshot_folder(self.snapshot.number, snapshot_digest(self.snapshot))}"
+        return f"{FOLDER}/{snapshot_folder(self.snapshot.number, self.snapshot.digest())}"
 
     @property
     def folder(self) -> str:
@@ -98,11 +97,6 @@ def plan_index(config: Config) -> IndexPlan:
         factory = faiss_index.default_factory(round(rows / snapshot.identity.num_shards), dimension)
     faiss_index.empty_index(factory, dimension)
     return IndexPlan(workspace.uri, snapshot, config.index, factory)
-
-
-def snapshot_digest(snapshot: Snapshot) -> str:
-    """SHA-256 of a snapshot's record."""
-    return hashlib.sha256(snapshot.model_dump_json().encode()).hexdigest()
 
 
 def sum_moments(plan: IndexPlan, shard: int) -> None:
@@ -225,7 +219,7 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
         )
     manifest = IndexManifest(
         snapshot=plan.snapshot.number,
-        snapshot_digest=snapshot_digest(plan.snapshot),
+        snapshot_digest=plan.snapshot.digest(),
         dataset=plan.snapshot.dataset,
         identity=plan.snapshot.identity,
         sample_fraction=plan.config.sample_fraction,

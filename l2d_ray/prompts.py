@@ -6,7 +6,7 @@ what prefix-tree packing lives on.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,23 +34,23 @@ class PromptEncoder:
 
     def encode(self, items: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[TokenArray]:
         """The prompts of windows `items[start:stop]` of one history. Every item index must be in the catalogue."""
-        self._tokenise({int(item) for item in items} - self._item_tokens.keys())
-        pieces = [self._item_tokens[int(item)] for item in items]
+        pieces = self.pieces(items)
         offsets = np.cumsum([0, *(piece.size for piece in pieces)])
         history = np.concatenate([np.empty(0, np.int32), *pieces])
-        return [
-            np.concatenate([self._prefix, history[offsets[start] : offsets[stop]], self._suffix])
-            for start, stop in zip(starts, stops, strict=True)
-        ]
+        return [self.join([history[offsets[start] : offsets[stop]]]) for start, stop in zip(starts, stops, strict=True)]
+
+    def pieces(self, items: Iterable[int | str]) -> list[TokenArray]:
+        """What each item adds to a prompt: its title, cut, in the item's form.
+
+        An item is its index, or its title if the catalogue does not know it.
+        """
+        named = [item if isinstance(item, str) else int(item) for item in items]
+        self._tokenise({item for item in named if isinstance(item, int)} - self._item_tokens.keys())
+        return [self._in_form([item])[0] if isinstance(item, str) else self._item_tokens[item] for item in named]
 
     def item_tokens(self, item: int) -> TokenArray:
-        """What one item adds to a prompt: its title, cut, in the item's form."""
-        self._tokenise({item} - self._item_tokens.keys())
-        return self._item_tokens[item]
-
-    def title_tokens(self, title: str) -> TokenArray:
-        """The same for a title that the catalogue does not know."""
-        return self._in_form([title])[0]
+        """What one item adds to a prompt."""
+        return self.pieces([item])[0]
 
     def join(self, items: Sequence[TokenArray]) -> TokenArray:
         """The prompt of one window, given what each of its items adds to it."""

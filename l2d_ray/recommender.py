@@ -5,12 +5,12 @@ Shapes: U histories, K results.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Float64, FloatArray, IntArray, ScoredItems
+from l2d_ray.core.decoding import Aggregation, Float64, FloatArray, IntArray, ScoredItems
 from l2d_ray.index.sharding import ShardedIndex
 
 NO_ITEM = -1
@@ -59,7 +59,7 @@ class L2DRecommender:
     encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
     """Histories to states [U, D], as the rows of the index were encoded."""
     index: ShardedIndex
-    aggregation: Literal["global", "local"] = "local"
+    aggregation: Aggregation = "local"
     top_m: int = 200
 
     def recommend(

@@ -1,5 +1,6 @@
 """JSON records that the stages leave in the workspace, and what decides whether their numbers can be compared."""
 
+import hashlib
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +27,10 @@ class Record(BaseModel):
                 f"{workspace.path(path)}: {where}: {error.errors()[0]['msg']}; the file is damaged or of another"
                 " version of l2d_ray"
             ) from None
+
+    def digest(self) -> str:
+        """SHA-256 of the record."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, workspace: Workspace, path: str) -> None:
         """Write the record, atomically. Raises FileExistsError if it is there: records never change."""

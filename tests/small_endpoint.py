@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from small_memory import build
-from small_workspace import config_of, write_dataset
+from small_workspace import build_units, config_of, write_dataset
 
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.encoding import HistoryEncoder, identify_memory
-from l2d_ray.extraction import UnitExtractor, plan_units
+from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import plan_index
 from l2d_ray.memory.store import MemoryStore
@@ -27,11 +26,8 @@ def write_endpoint(folder: Path, **overrides: Any) -> Config:
     config = config_of(folder, **{"memory.units": 1, "workers.max": 1, **overrides})
     workspace = Workspace.open(str(folder))
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)
-    units = plan_units(config, dataset)
-    extractor = UnitExtractor(config, identify_memory(config))
-    for unit in units:
-        extractor.build(unit)
-    store.take_snapshot([unit.name for unit in units], dataset.digest, 1.0)
+    build_units(config)
+    store.take_snapshot(store.units(), dataset.digest, 1.0)
     build(workspace)
     return config
 
@@ -41,7 +37,7 @@ class LocalEngine:
 
     def __init__(self, config: Config) -> None:
         self.config, workspace = config, Workspace.open(config.workspace)
-        self.catalogue = Catalogue.of(Dataset.open(workspace))
+        self.catalogue = Catalogue(Dataset.open(workspace).items())
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest)
         self.failure: Exception | None = None
@@ -49,7 +45,7 @@ class LocalEngine:
 
     def answer(self, query: Query) -> ScoredItems:
         """What the definition gives, one query alone."""
-        state = self.encoder.extract(prompts_of(self.encoder, query)).states.numpy()
+        state = self.encoder.encode([query.history]).states_UD
         if query.aggregation == "global":
             return self.index.recommend_global(state, query.k, [query.exclude], query.allow)[0]
         return self.index.recommend_local(state, query.k, [query.exclude], query.top_m, query.allow)[0]
@@ -63,9 +59,3 @@ class LocalEngine:
 
     async def status(self) -> dict[str, Any]:
         return {"items": len(self.catalogue.ids)}
-
-
-def prompts_of(encoder: HistoryEncoder, query: Query) -> Any:
-    from l2d_ray.core.packing import Prompts
-
-    return Prompts.join([encoder.phrase(query.history)])

@@ -19,6 +19,9 @@ from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
+from l2d_ray.encoding import identify_memory
+from l2d_ray.extraction import UnitExtractor, plan_units
+from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import HISTORIES, ITEMS, Split, hidden_states
 from l2d_ray.workspace import Workspace
@@ -98,6 +101,13 @@ def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert process.returncode == 0, process.stderr
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
+
+
+def build_units(config: Config) -> list[UnitRecord]:
+    """Every unit of the memory, without Ray."""
+    extractor = UnitExtractor(config, identify_memory(config))
+    units = plan_units(config, Dataset.open(Workspace.open(config.workspace)))
+    return [extractor.build(unit) for unit in units]
 
 
 def expected_ids(folder: Path) -> list[int]:

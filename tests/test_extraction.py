@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
+from small_workspace import build_units
 from tiny_models import save_tiny, tiny_tokenizer
 
 from l2d_ray.config import Config, PromptConfig
@@ -15,7 +16,6 @@ from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
 from l2d_ray.encoding import identify_memory
 from l2d_ray.extraction import Unit, UnitExtractor, plan_units
-from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import load_backbone
 from l2d_ray.models.hidden_states import padded_states, relative_error
@@ -75,13 +75,6 @@ def config_of(workspace: Path, model: str, **memory: Any) -> Config:
     return Config(workspace=str(workspace), memory=memory, workers={"tokens_per_chunk": 64}, **sections)
 
 
-def build(config: Config) -> list[UnitRecord]:
-    """Every unit of the memory."""
-    extractor = UnitExtractor(config, identify_memory(config))
-    units = plan_units(config, Dataset.open(Workspace.open(config.workspace)))
-    return [extractor.build(unit) for unit in units]
-
-
 def rows_of(config: Config) -> dict[int, dict[str, Any]]:
     """Every row of the memory by its sample id; fails if one is there twice."""
     store = MemoryStore(Workspace.open(config.workspace))
@@ -135,7 +128,7 @@ def test_a_memory_is_every_training_sample_once_with_the_state_it_has_alone(tmp_
     users = random_users(12)
     write(tmp_path, users)
     config = config_of(tmp_path, model, units=5, num_shards=3)
-    records = build(config)
+    records = build_units(config)
     rows, expected = rows_of(config), expected_samples(users)
     assert rows.keys() == expected.keys()
     assert sum(record.rows for record in records) == len(expected)
@@ -155,7 +148,7 @@ def test_no_validation_or_test_target_is_in_the_memory(tmp_path: Path, model: st
     users = [user(n, [n, n + 1, 12, 13], [NONE, TRAIN, VALID, TEST]) for n in range(5)]
     write(tmp_path, users)
     config = config_of(tmp_path, model)
-    build(config)
+    build_units(config)
     assert {row["item_index"] for row in rows_of(config).values()} == {1, 2, 3, 4, 5}
 
 
@@ -166,7 +159,7 @@ def test_units_do_not_change_what_is_built(tmp_path: Path, model: str) -> None:
         folder = tmp_path / str(units)
         write(folder, users)
         config = config_of(folder, model, units=units)
-        assert len(build(config)) == units
+        assert len(build_units(config)) == units
         found.append(rows_of(config))
     assert found[0].keys() == found[1].keys()
     for sample, row in found[0].items():
@@ -180,7 +173,7 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path: Path, model: str) -> 
         folder = tmp_path / str(fraction)
         write(folder, users)
         config = config_of(folder, model, sample_fraction=fraction)
-        build(config)
+        build_units(config)
         kept.append(rows_of(config).keys())
     assert 0 < len(kept[0]) < len(kept[1]) < len(expected_samples(users))
     assert kept[0] < kept[1]
@@ -200,7 +193,7 @@ def test_what_cannot_be_used_is_quarantined_with_the_reason(tmp_path: Path, mode
     ]
     write(tmp_path, users)
     config = config_of(tmp_path, model)
-    records = build(config)
+    records = build_units(config)
     # The window of positions 1 to 6 starts at item 0; from position 7 on, at item 3.
     unknown = [sample_of(users[0], position) for position in range(1, 7)] + [sample_of(users[1], 1)]
     assert quarantined(config) == {
@@ -220,7 +213,7 @@ def test_a_prompt_longer_than_the_context_is_quarantined(tmp_path: Path) -> None
     model = save_tiny(tmp_path / "model", max_position_embeddings=around + 3 * title)
     tree = config_of(tmp_path / "w", model).model_dump() | {"history": {"max_items": 8, "stride": 1}}
     config = Config.model_validate(tree)
-    build(config)
+    build_units(config)
     reason = "prompt longer than the model's context"
     assert quarantined(config) == {sample_of(users[0], position): reason for position in range(4, 8)}
     assert rows_of(config).keys() == {sample_of(users[0], position) for position in range(1, 4)}
@@ -231,7 +224,7 @@ def test_an_empty_prompt_is_quarantined(tmp_path: Path, model: str) -> None:
     write(tmp_path, users)
     tree = config_of(tmp_path, model).model_dump() | {"prompt": {"prefix": "", "item": "{title}", "suffix": ""}}
     config = Config.model_validate(tree)
-    build(config)
+    build_units(config)
     assert set(quarantined(config).values()) == {"empty prompt"}
     assert len(quarantined(config)) == 2
 
@@ -256,7 +249,7 @@ def test_a_history_of_50_000_items_and_a_title_of_10_000_characters(tmp_path: Pa
     write(tmp_path / "w", users)
     model = save_tiny(tmp_path / "model", num_hidden_layers=1)
     config = config_of(tmp_path / "w", model, sample_fraction=0.004)
-    (record,) = build(config)
+    (record,) = build_units(config)
     rows = rows_of(config)
     assert record.rows == len(rows)
     assert 150 < len(rows) < 250
@@ -270,9 +263,9 @@ def test_a_history_of_50_000_items_and_a_title_of_10_000_characters(tmp_path: Pa
 def test_a_unit_that_is_committed_is_left_as_it_is(tmp_path: Path, model: str) -> None:
     write(tmp_path, random_users(3))
     config = config_of(tmp_path, model, units=2)
-    first = build(config)
+    first = build_units(config)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert build(config) == first
+    assert build_units(config) == first
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -21,7 +21,7 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from small_endpoint import LocalEngine
-from small_workspace import command, config_of, environment, kill_worker
+from small_workspace import command, config_of, environment, kill_worker, wait_for
 
 from l2d_ray.errors import InputError
 from l2d_ray.serve.deployments import serve_until_stopped
@@ -41,11 +41,8 @@ def url(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     job = command("serve", Path(engine.config.workspace), **SETTINGS, **{"serve.port": port})
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
-    deadline = time.monotonic() + 180
-    while "serving at" not in log.read_text():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+    wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None, seconds=180)
+    assert process.poll() is None, log.read_text()
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=90)

@@ -80,7 +80,7 @@ class ConstrainedBeam:
         cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int, beams: int, batch_size: int
     ) -> "ConstrainedBeam":
         """Over the catalogue that `encoder` phrases."""
-        titles = [encoder.prompts.item_tokens(item) for item in range(num_items)]
+        titles = encoder.prompts.pieces(range(num_items))
         end = language_model.backbone.tokenizer.eos_token_id
         longest = max(title.size for title in titles)
         return cls(

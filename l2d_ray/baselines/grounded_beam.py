@@ -42,7 +42,7 @@ class GroundedBeam:
         cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int, batch_size: int
     ) -> "GroundedBeam":
         """Over the catalogue that `encoder` phrases."""
-        titles = [encoder.prompts.item_tokens(item) for item in range(num_items)]
+        titles = encoder.prompts.pieces(range(num_items))
         # What every item's form goes on with (by default a line break) ends a title, too.
         ends = {language_model.backbone.tokenizer.eos_token_id, *encoder.prompts.item_end[:1].tolist()}
         longest = max(title.size for title in titles)

@@ -18,6 +18,7 @@ Source: L2D (arXiv 2509.11524), sections on aggregation and matching. Shapes: M 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating]
 Float64 = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+Aggregation = Literal["global", "local"]
+"""L2D-G or L2D-L."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,11 @@ def in_fraction(ids: IntArray, fraction: float) -> NDArray[np.bool_]:
     return uniform < fraction
 
 
+def windows_in_fraction(user_hashes: IntArray, starts: IntArray, fraction: float) -> NDArray[np.bool_]:
+    """`in_fraction` for samples whose windows begin at `starts`: those that share a window's beginning go together."""
+    return in_fraction(sample_ids(user_hashes, starts), fraction)
+
+
 def item_shards(item_indices: NDArray[np.int32], num_shards: int) -> IntArray:
     """The shard that holds all rows of each item."""
     hashes: NDArray[np.uint64] = hash_array(item_indices.astype(np.uint64))

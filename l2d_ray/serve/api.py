@@ -82,11 +82,14 @@ def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_
     async def recommend_batch(batch: BatchRequest) -> BatchResponse:
         """The same for several histories; one that is bad refuses them all."""
         _at_most(len(batch.requests), settings.max_batch, ("body", "requests"), "requests", "serve.max_batch")
-        async with asyncio.timeout(settings.deadline_seconds), asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(respond(one, ("body", "requests", number)))
-                for number, one in enumerate(batch.requests)
-            ]
+        try:
+            async with asyncio.timeout(settings.deadline_seconds), asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(respond(one, ("body", "requests", number)))
+                    for number, one in enumerate(batch.requests)
+                ]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         return BatchResponse(responses=[task.result() for task in tasks])
 
     @app.get("/v1/items", responses=PROBLEMS, dependencies=[Depends(known)], tags=["catalogue"])
@@ -216,16 +219,6 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(UnavailableError)
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         return _problem(request, 503, str(error), headers={"Retry-After": "1"})
-
-    @app.exception_handler(ExceptionGroup)
-    async def several(request: Request, error: ExceptionGroup) -> JSONResponse:
-        """Of a batch: the first is answered."""
-        first = error.exceptions[0]
-        for kind, handler in app.exception_handlers.items():
-            if isinstance(kind, type) and isinstance(first, kind) and kind is not Exception:
-                response: JSONResponse = await handler(request, first)  # type: ignore[misc]
-                return response
-        raise first
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from l2d_ray.data.dataset import Dataset
-
 MOST_WORDS = 20
 """Of a query for titles."""
 
@@ -22,11 +20,6 @@ class Catalogue:
         self._index = {item_id: index for index, item_id in enumerate(self.ids)}
         self._indices = pa.array(np.arange(len(self.ids)))
         self._folded = _fold(items["title"].combine_chunks())
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "Catalogue":
-        """That of a dataset."""
-        return cls(dataset.items())
 
     def index(self, item_id: str) -> int | None:
         """The index of an item, None if the catalogue does not know it."""

@@ -5,7 +5,6 @@ hops (`index/sharding.py`) -> gateway (merge, titles). Shards are asked in paral
 """
 
 import asyncio
-import hashlib
 import signal
 import socket
 import sys
@@ -123,7 +122,7 @@ class Encoder:
         torch.set_num_threads(settings.workers.cpus)
         workspace = Workspace.open(settings.workspace)
         manifest = IndexManifest.read(workspace, path)
-        self._version = _version(manifest)
+        self._version = manifest.digest()
         check_query(manifest.identity, identify_memory(settings))
         dataset = Dataset.open(workspace)
         _check_dataset(dataset, manifest)
@@ -166,7 +165,7 @@ class MemoryShard:
         settings = Config(**config)
         workspace = Workspace.open(settings.workspace)
         reader = IndexReader.open(workspace, path)
-        self._version = _version(reader.manifest)
+        self._version = reader.manifest.digest()
         self._shard = reader.shard(number).with_prior(settings.index.prior, reader.manifest.rows)
 
     async def ask(self, version: str, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -206,15 +205,15 @@ class Gateway:
         self._manifest, self._space = reader.manifest, reader.space
         dataset = Dataset.open(workspace)
         _check_dataset(dataset, self._manifest)
-        self._catalogue = Catalogue.of(dataset)
-        keys = _keys(self._config)
-        keys.check()
-        if needs_key and not keys.required():
+        self._catalogue = Catalogue(dataset.items())
+        self._keys = _keys(self._config)
+        self._keys.check()
+        if needs_key and not self._keys.required():
             raise RuntimeError(f"{KEYS_VARIABLE} is not set on this node, but is where the endpoint was started")
         identity = self._manifest.identity
         self._snapshot = path.removeprefix("index/").rpartition("/")[0]
         self._model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
-        self._version = _version(self._manifest)
+        self._version = self._manifest.digest()
         names = ["Encoder", *(f"MemoryShard-{number}" for number in range(len(shards)))]
         deadline = time.monotonic() + UPDATE_SECONDS
         while True:
@@ -227,7 +226,7 @@ class Gateway:
             await asyncio.sleep(1)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self, self._catalogue, self._config.serve, self._config.recommend.top_m, _keys(self._config))
+        return create_app(self, self._catalogue, self._config.serve, self._config.recommend.top_m, self._keys)
 
     async def recommend(self, query: Query) -> Answer:
         """As in `Engine`."""
@@ -383,7 +382,3 @@ def _check_dataset(dataset: Dataset, manifest: IndexManifest) -> None:
             f"{dataset.workspace.path('dataset')}: is another dataset than the one that the index is of; run"
             " jobs/build_memory.py and jobs/build_index.py again"
         )
-
-
-def _version(manifest: IndexManifest) -> str:
-    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()

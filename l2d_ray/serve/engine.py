@@ -1,11 +1,9 @@
 """What the HTTP interface asks of whatever recommends behind it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from l2d_ray.core.decoding import IntArray, ScoredItems
-
-Aggregation = Literal["global", "local"]
+from l2d_ray.core.decoding import Aggregation, IntArray, ScoredItems
 
 
 @dataclass(frozen=True)

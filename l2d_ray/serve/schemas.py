@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
-from l2d_ray.serve.engine import Aggregation
+from l2d_ray.core.decoding import Aggregation
 
 MOST_RESULTS = 100
 ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
