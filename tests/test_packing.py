@@ -29,7 +29,7 @@ def related(draw: st.DrawFn) -> list[list[int]]:
 def partly_known(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
     """Related prompts, and how much of the beginning of each is known."""
     sequences = draw(related())
-    return sequences, [draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    return sequences, [draw(st.integers(0, len(sequence))) for sequence in sequences]
 
 
 def test_prompts_are_joined_and_found_again() -> None:

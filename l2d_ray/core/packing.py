@@ -13,9 +13,9 @@ keys and values of its own tokens and of those earlier tokens whose subtrees are
 longer than a prompt. So no token is run twice, chunks can be as small as the processor's cache likes, and a prompt may
 be longer than a chunk.
 
-What the keys and values of a prompt's beginning are already known for is not run again: `skip_known` leaves it out of
-the tokens and keeps it among the keys. The keys that are known come first; token i attends to key j exactly when
-`starts[j] <= i < ends[j]`, the tokens to run that descend from it.
+A prompt's beginning whose keys and values are known from an earlier batch is not run again: `skip_known` takes it from
+the tokens and leaves it among the keys, as the path of the first chunk. The tokens to run that descend from key j are
+still next to each other, so that token i attends to it exactly when `starts[j] <= i < ends[j]`.
 
 The same forest trains: with each sample's title inserted after its prompt, a title's token is predicted from the state
 of its parent. A forest's loss is the sum of its samples' losses, and so is its gradient, from each distinct token once.
@@ -173,7 +173,7 @@ def plan_forest(prompts: Prompts) -> PrefixForest:
 
 
 def skip_known(forest: PrefixForest, lengths: IntArray) -> PrefixForest:
-    """The forest less what is known: of each prompt n the first `lengths[n]` tokens, fewer than all.
+    """The forest less what is known: of each prompt n the first `lengths[n]` tokens.
 
     A token at which a prompt ends is run all the same, for its state, and so is what follows it: no key that is known
     then comes after one that is not.

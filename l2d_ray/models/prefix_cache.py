@@ -38,16 +38,15 @@ class PrefixCache:
     def lookup(self, prompt: NDArray[np.int32], boundaries: IntArray) -> list[Tensor]:
         """The keys and values [tokens, 2 H, D] of each layer for the longest beginning it has; no layers if none.
 
-        They are fewer than the prompt's tokens, and stay valid when the entry is evicted.
+        They stay valid when the entry is evicted.
         """
         for boundary in boundaries[::-1]:
             key = prompt[:boundary].tobytes()
             if key in self._entries:
                 self._entries.move_to_end(key)
-                known = min(int(boundary), prompt.size - 1)
                 self.hits += 1
-                self.tokens_saved += known
-                return [layer[:known] for layer in self._entries[key]]
+                self.tokens_saved += int(boundary)
+                return self._entries[key]
         self.misses += 1
         return []
 

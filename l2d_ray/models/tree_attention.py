@@ -33,7 +33,7 @@ class ForestState:
     def __init__(self, device: torch.device, known: Iterable[Tensor] = ()) -> None:
         """A state before any chunk. One state serves one forest.
 
-        `known` gives, layer by layer, the keys and values [tokens, 2 H, D] of the tokens that `forest.known` counts.
+        `known` gives, layer by layer, the keys and values [tokens, 2 H, D] that `forest.known` points into.
         """
         self._device = device
         self._known = iter(known)
