@@ -290,6 +290,9 @@ class ServeConfig(Section):
     """Replicas of what speaks HTTP."""
     encoders: int = Field(1, ge=1)
     """Replicas of the model, each with workers.cpus and workers.gpus."""
+    cache_megabytes: float = Field(1024, ge=0)
+    """For keys and values of recent histories in each encoder, so that of a user who returns only the new items run. A
+    history takes tokens x layers x 2 x the size of a key (SmolLM2-135M: 46 KB a token, Llama-3.2-1B: 33 KB)."""
     shard_replicas: int = Field(1, ge=1)
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
     shard_megabytes: float = Field(256, gt=0)
@@ -335,6 +338,8 @@ class BenchConfig(Section):
     """Runs of each way, alternating."""
     threads: int | None = Field(None, ge=1)
     """CPU threads. None: those of one worker (workers.cpus)."""
+    seconds: int = Field(20, ge=1)
+    """Of each load that jobs/bench_serve.py puts on the endpoint."""
     rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
     """Sizes of the made-up memories of jobs/bench_search.py."""
     dimension: int = Field(576, ge=8)

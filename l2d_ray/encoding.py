@@ -94,6 +94,10 @@ class HistoryEncoder:
                 return PhrasedHistory(prompt, self.prompts.item_ends(pieces))
             del pieces[0]
 
+    def tokens_to_run(self, history: PhrasedHistory) -> int:
+        """Tokens of the prompt that `run` would run at this moment, alone."""
+        return history.tokens.size - self.cache.longest(history.tokens, history.boundaries)
+
     def run(self, histories: Sequence[PhrasedHistory]) -> HiddenStates:
         """The states of phrased histories, none empty; what an earlier call has run of them is not run again."""
         prompts = Prompts.join([history.tokens for history in histories])

@@ -40,15 +40,19 @@ class PrefixCache:
 
         They stay valid when the entry is evicted.
         """
-        for boundary in boundaries[::-1]:
-            key = prompt[:boundary].tobytes()
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                self.hits += 1
-                self.tokens_saved += int(boundary)
-                return self._entries[key]
-        self.misses += 1
-        return []
+        found = self.longest(prompt, boundaries)
+        if not found:
+            self.misses += 1
+            return []
+        key = prompt[:found].tobytes()
+        self._entries.move_to_end(key)
+        self.hits += 1
+        self.tokens_saved += found
+        return self._entries[key]
+
+    def longest(self, prompt: NDArray[np.int32], boundaries: IntArray) -> int:
+        """Tokens of the longest beginning it has. Other threads may ask, too."""
+        return next((int(end) for end in boundaries[::-1] if prompt[:end].tobytes() in self._entries), 0)
 
     def keep(self, prompt: NDArray[np.int32], boundaries: IntArray, layers: list[Tensor], rows: IntArray) -> None:
         """Copy the prompt up to its last boundary, unless it is there or would not fit alone.

@@ -35,6 +35,10 @@ class TokenBatcher(Generic[T, R]):
             self._working = asyncio.create_task(self._work())
         return await result
 
+    def waiting(self) -> int:
+        """Items that no batch has taken yet."""
+        return len(self._waiting)
+
     def running_seconds(self) -> float:
         """For how long the current batch has been running; 0 between batches."""
         started = self._started

@@ -8,6 +8,7 @@ Every question carries the version of its release (`releases.py`), so that no an
 import asyncio
 import math
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,14 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.baselines.constrained_beam import ConstrainedBeam
 from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.packing import Prompts
-from l2d_ray.encoding import HistoryEncoder, identify_memory
+from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.models.backbone import load_language_model, resolve_dtype
@@ -70,6 +72,7 @@ def application(file: ReleaseFile) -> Application:
         max_ongoing_requests=HELD_BY_ENCODER,
         max_queued_requests=settings.max_waiting,
         ray_actor_options=model,
+        request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
     ).bind(file)
     shards = [
         _deployment(
@@ -124,7 +127,7 @@ class _Model:
     identity: MemoryIdentity
     dataset: str
     encoder: HistoryEncoder
-    batcher: TokenBatcher[NDArray[np.int32], NDArray[np.float32]]
+    batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
 
 
 class Encoder(Part):
@@ -139,13 +142,23 @@ class Encoder(Part):
         self._requests = serve.metrics.Histogram(
             "l2d_ray_batch_requests", "Requests of a batch", boundaries=[1, 2, 4, 8, 16, 32, 64]
         )
+        self._hits = serve.metrics.Counter("l2d_ray_cache_hits", "Histories whose beginning needed not run again")
+        self._misses = serve.metrics.Counter("l2d_ray_cache_misses", "Histories that ran as a whole")
+        self._bytes = serve.metrics.Gauge("l2d_ray_cache_bytes", "Keys and values of recent histories")
+        self._waiting = serve.metrics.Gauge("l2d_ray_waiting", "Requests that wait for the next batch")
+        self._counts: Counter[str] = Counter()
+        self._cache_bytes = round(file.first.config.serve.cache_megabytes * 1e6)
         self.held = Held(file, self._load)
 
     async def encode(self, version: str, history: list[int | str]) -> NDArray[np.float32]:
         """The state [D] of one history. Raises VersionError if this replica does not hold that release."""
         model = await self.held.get(version)
-        state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrase(history))
+        state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrased(history))
         return state_D
+
+    def counts(self) -> dict[str, int]:
+        """Since the start: batches, requests, tokens that went through the model, cache hits."""
+        return dict(self._counts)
 
     async def check_health(self) -> None:
         """Raise also if a batch hangs."""
@@ -160,16 +173,27 @@ class Encoder(Part):
         for model in held:
             if (model.identity, model.dataset) == (manifest.identity, manifest.dataset):
                 return model
-        encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
+        titles = release.dataset().items()["title"].to_pylist()
+        encoder = HistoryEncoder(config, titles, cache_bytes=self._cache_bytes)
 
-        def run(prompts: list[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
-            result = encoder.extract(Prompts.join(prompts))
-            self._tokens.observe(result.tokens)
-            self._requests.observe(len(prompts))
+        def run(histories: list[PhrasedHistory]) -> list[NDArray[np.float32]]:
+            self._waiting.set(batcher.waiting())
+            hits = encoder.cache.hits
+            result = encoder.run(histories)
+            self._note(len(histories), result.tokens, encoder.cache.hits - hits, encoder.cache.bytes)
             return list(result.states.numpy())
 
-        batcher = TokenBatcher(run, lambda prompt: prompt.size, encoder.tokens_per_chunk)
+        batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
         return _Model(manifest.identity, manifest.dataset, encoder, batcher)
+
+    def _note(self, requests: int, tokens: int, hits: int, cache_bytes: int) -> None:
+        self._counts.update(batches=1, requests=requests, tokens=tokens, hits=hits)
+        self._requests.observe(requests)
+        self._tokens.observe(tokens)
+        for counter, count in ((self._hits, hits), (self._misses, requests - hits)):
+            if count:
+                counter.inc(count)
+        self._bytes.set(cache_bytes)
 
 
 class BeamSearcher(Part):

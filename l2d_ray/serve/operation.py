@@ -6,7 +6,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -39,7 +41,24 @@ class ServeResult:
 
 
 def serve_until_stopped(config: Config) -> ServeResult:
-    """Serve on `serve.host` and `serve.port` until SIGINT or SIGTERM. Needs a Ray that is connected to.
+    """`endpoint` until SIGINT or SIGTERM."""
+    stop = threading.Event()
+    with endpoint(config) as url:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        started, ray_address = time.monotonic(), ray.get_runtime_context().gcs_address
+        print(
+            f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:"
+            f" RAY_ADDRESS={ray_address} python jobs/promote.py …",
+            file=sys.stderr,
+        )
+        stop.wait()
+    return ServeResult(url, round(time.monotonic() - started, 3))
+
+
+@contextmanager
+def endpoint(config: Config) -> Iterator[str]:
+    """The URL of an endpoint on `serve.host` and `serve.port`, that stops with the block. Needs a Ray.
 
     Raises InputError if there is nothing to serve, or if it would be open to other machines without a key.
     """
@@ -54,20 +73,19 @@ def serve_until_stopped(config: Config) -> ServeResult:
     _check_port(settings.host, settings.port)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(app, name=APPLICATION, route_prefix="/")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    started, url = time.monotonic(), f"http://{settings.host}:{settings.port}"
-    ray_address = ray.get_runtime_context().gcs_address
-    print(
-        f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:"
-        f" RAY_ADDRESS={ray_address} python jobs/promote.py …",
-        file=sys.stderr,
-    )
-    stop.wait()
-    serve.delete(APPLICATION)  # not the whole of Serve, which others may use
-    file.delete()
-    return ServeResult(url, round(time.monotonic() - started, 3))
+    try:
+        yield f"http://{settings.host}:{settings.port}"
+    finally:
+        serve.delete(APPLICATION)  # not the whole of Serve, which others may use
+        file.delete()
+
+
+def encoder_counts() -> dict[str, int]:
+    """What the encoders of the running endpoint have done since they started, in all."""
+    counts: Counter[str] = Counter()
+    for own in serve.get_deployment_handle("Encoder", APPLICATION).broadcast("counts").results(timeout_s=60):
+        counts.update(own)
+    return dict(counts)
 
 
 @dataclass(frozen=True)

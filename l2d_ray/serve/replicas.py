@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError
+from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
+from l2d_ray.core.samples import window_starts
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import Hops, global_hops, local_hops
 from l2d_ray.serve.catalogue import Catalogue
@@ -77,10 +80,13 @@ class Replicas:
                 raise InputError(f"{', '.join(others)}: of another release than {version}")
             await asyncio.sleep(1)
 
-    async def encode(self, version: str, history: list[int | str]) -> NDArray[np.float32]:
-        """The state [D] of one history."""
+    async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
+        """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has room."""
+        # Requests of a batch share the id that their HTTP request has, by which this router tells requests apart.
+        _set_request_context(_internal_request_id=uuid.uuid4().hex)
+        encoder = self.encoder.options(session_id=session)
         try:
-            state_D: NDArray[np.float32] = await _ask(self.encoder.encode, version, history)
+            state_D: NDArray[np.float32] = await _ask(encoder.encode, version, history)
         except BackPressureError:
             raise OverloadedError("too many requests wait for the model; come again later") from None
         except AWAY:
@@ -180,13 +186,15 @@ class ServedRelease:
         self.catalogue = Catalogue(release.dataset().items())
         self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
         self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
-        self._manifest = manifest
+        self._manifest, self._window = manifest, config.history
 
     async def recommend(self, query: Query) -> Answer:
         """As in `Served`."""
         with self._replicas.counted(self.version) as outcomes:
             started = time.perf_counter()
-            state_D = await self._replicas.encode(self.version, query.history)
+            (start,) = window_starts(np.array([len(query.history)]), self._window.max_items, self._window.stride)
+            # A user who returns has a window that begins as before: its first item stands for him.
+            state_D = await self._replicas.encode(self.version, query.history, session=str(query.history[start]))
             encode_ms = _since(started)
             items, missing = await self._replicas.search(
                 self.version, len(self._manifest.shards), query, self._space(state_D[None])

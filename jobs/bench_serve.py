@@ -1,0 +1,10 @@
+"""Load the endpoint: `python jobs/bench_serve.py --config FILE [key=value …]`, with a workspace that has an index.
+
+Needs Locust (`pip install locust`). The last line on stdout is one JSON object (`ServeBenchmark`).
+"""
+
+from l2d_ray.distributed.job import run
+from l2d_ray.serve.bench import bench_serve
+
+if __name__ == "__main__":
+    run(bench_serve)

@@ -1,0 +1,147 @@
+"""The endpoint under load: against the model and the search in a bare loop, and against beam search served likewise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from l2d_ray.config import Config
+from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.errors import InputError
+from l2d_ray.evaluation import samples_of
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.schema import Split
+from l2d_ray.serve.deployments import HELD_BY_ENCODER
+from l2d_ray.serve.load import Load, load
+from l2d_ray.serve.operation import encoder_counts, endpoint
+from l2d_ray.serve.releases import Release
+from l2d_ray.timing import timed
+
+RATES = (0.25, 0.5, 0.75, 0.9, 1.1)
+"""Of the saturation."""
+STEPS = 10
+"""Items by which a returning user's history grows."""
+K, BEAMS = 20, 20
+PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
+
+
+@dataclass(frozen=True)
+class ServeBenchmark:
+    """Requests are test histories, L2D-L, 20 items; the model has one encoder of `workers.cpus` threads.
+
+    But for returning users, nothing is cached from one request to the next.
+    """
+
+    bare_per_second: float
+    """Histories that a bare loop encodes, packed in batches as large as an encoder takes."""
+    bare_ms: float
+    """One history in a bare loop: model and search. Median."""
+    idle_ms: float
+    """One request to the idle endpoint, seen by the client. Median."""
+    overhead_ms: float
+    """The difference."""
+    saturated: Load
+    """Twice as many clients as an encoder takes requests."""
+    saturated_over_bare: float
+    batch_requests: float
+    """Mean, while saturated."""
+    open_loop: list[Load]
+    """At shares of the saturation."""
+    tail_at_half: float
+    """p99 over p50 at half of the saturation."""
+    returning: Load
+    """Each request adds one item to a history seen before."""
+    cache_hits: float
+    """Share of these that found their history's beginning."""
+    beam_search: Load
+    """Constrained beam search, 20 beams, a model of the same threads."""
+    over_beam_search: float
+    returning_over_beam_search: float
+    threads: int
+
+
+def bench_serve(config: Config) -> ServeBenchmark:
+    """Serve the release of `config` on its port and load it. Raises InputError if it is not there."""
+    torch.set_num_threads(config.workers.cpus)
+    faiss.omp_set_num_threads(1)
+    release, histories = _prepare(config)
+    ids = release.dataset().items()["item_id"].to_pylist()
+
+    def bodies(of: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        return [{"history": [ids[item] for item in history], "k": K} for history in of]
+
+    bare_per_second, bare_ms = _bare(release, histories)
+    seconds, few = config.bench.seconds, bodies(histories[:30])
+    with endpoint(_with(config, cache_megabytes=0)) as url:
+        load(url, PATH, few, seconds=None)
+        idle_ms = load(url, PATH, few, seconds).p50_ms
+        before = encoder_counts()
+        saturated = load(url, PATH, bodies(histories), seconds, clients=2 * HELD_BY_ENCODER)
+        after = encoder_counts()
+        rates = [round(share * saturated.per_second, 2) for share in RATES]
+        open_loop = [load(url, PATH, bodies(histories), seconds, rate=rate) for rate in rates]
+    with endpoint(_with(config, beams=BEAMS)) as url:
+        first, *growing = [
+            [history[: len(history) - STEPS + step] for history in histories if len(history) > STEPS]
+            for step in range(STEPS + 1)
+        ]
+        load(url, PATH, bodies(first), seconds=None, clients=HELD_BY_ENCODER)
+        start = encoder_counts()
+        again = bodies([history for step in growing for history in step])
+        returning = load(url, PATH, again, seconds, clients=HELD_BY_ENCODER)
+        end = encoder_counts()
+        load(url, BEAM_PATH, few[:1], seconds=None)
+        beam_search = load(url, BEAM_PATH, few, 3 * seconds, clients=2)
+    return ServeBenchmark(
+        bare_per_second=round(bare_per_second, 2),
+        bare_ms=round(bare_ms, 1),
+        idle_ms=idle_ms,
+        overhead_ms=round(idle_ms - bare_ms, 1),
+        saturated=saturated,
+        saturated_over_bare=round(saturated.per_second / bare_per_second, 3),
+        batch_requests=round((after["requests"] - before["requests"]) / (after["batches"] - before["batches"]), 1),
+        open_loop=open_loop,
+        tail_at_half=round(open_loop[RATES.index(0.5)].p99_ms / open_loop[RATES.index(0.5)].p50_ms, 2),
+        returning=returning,
+        cache_hits=round((end["hits"] - start["hits"]) / (end["requests"] - start["requests"]), 3),
+        beam_search=beam_search,
+        over_beam_search=round(saturated.per_second / beam_search.per_second, 1),
+        returning_over_beam_search=round(returning.per_second / beam_search.per_second, 1),
+        threads=config.workers.cpus,
+    )
+
+
+def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
+    release = Release.plan(config)
+    samples = samples_of(release.dataset(), Split.TEST, config.bench.samples)
+    histories = [sample["history"][-config.serve.max_history :] for sample in samples if sample["history"]]
+    if not any(len(history) > STEPS for history in histories):
+        raise InputError(f"{config.workspace}: no test sample has a history of more than {STEPS} items to ask with")
+    return release, histories
+
+
+def _bare(release: Release, histories: Sequence[list[int]]) -> tuple[float, float]:
+    """Histories a second in batches, and milliseconds of one, all in this process."""
+    config, reader = release.config, release.open()
+    encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
+    index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior)
+
+    def alone(history: list[int]) -> float:
+        def run() -> None:
+            states_UD = encoder.encode([history]).states_UD
+            index.recommend_local(states_UD, K, [np.unique(history)], config.recommend.top_m)
+
+        return 1000 * timed(run)[0]
+
+    batches = [histories[at : at + HELD_BY_ENCODER] for at in range(0, len(histories), HELD_BY_ENCODER)]
+    encoder.encode(batches[0])
+    seconds = [timed(lambda: [encoder.encode(batch) for batch in batches])[0] for _ in range(config.bench.repeats)]
+    return len(histories) / median(seconds), median(alone(history) for history in histories[:30])
+
+
+def _with(config: Config, **serve: Any) -> Config:
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"encoders": 1, **serve})})
