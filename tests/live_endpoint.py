@@ -1,13 +1,17 @@
 """The application over a real socket: uvicorn in a thread of this process, or in one of its own."""
 
 import contextlib
+import http.client
+import json
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvicorn
 from small_endpoint import LocalEngine, write_endpoint
 
@@ -15,7 +19,7 @@ from l2d_ray.config import ServeConfig
 from l2d_ray.serve.api import create_app
 from l2d_ray.serve.security import Keys
 
-LIMITS = ServeConfig(max_history=50, max_title_chars=200, max_filter_items=100, max_batch=3, max_body_bytes=100_000)
+LIMITS = ServeConfig(max_history=50, max_title_chars=200, max_filter_items=100, max_batch=3, deadline_seconds=5)
 
 
 def application(engine: LocalEngine, settings: ServeConfig = LIMITS, keys: str = "NO_SUCH_VARIABLE") -> Any:
@@ -33,6 +37,18 @@ def _url(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
+def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Serve a new small workspace from a process of its own; gives the address and the process."""
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip().rpartition(" ")[2], psutil.Process(process.pid)
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
 def listening(app: Any) -> Iterator[str]:
     """Serve on a free port of this machine; gives the address."""
     server, listener = _server(app)
@@ -44,6 +60,17 @@ def listening(app: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         listener.close()
+
+
+def ask(url: str, path: str, body: Any = None, timeout: float = 60) -> tuple[int, Any]:
+    """Status and JSON of a good request, on a connection of its own; a POST if it has a body."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)
+    try:
+        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
 
 
 if __name__ == "__main__":  # FOLDER: serve a new small workspace there; the address is the first line of stdout

@@ -4,10 +4,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pyarrow as pa
 import pytest
-from live_endpoint import LIMITS, application, listening
+from live_endpoint import LIMITS, application, ask, listening
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from small_endpoint import LocalEngine
 
@@ -108,7 +107,8 @@ def expected(url: str, items: list[Any], k: int = 10) -> dict[str, list[tuple[st
     answers = {}
     for name, aggregation in (("L2D-L", "local"), ("L2D-G", "global")):
         request = {"history": items, "k": k, "aggregation": aggregation}
-        answer = httpx.post(f"{url}/v1/recommend", json=request, timeout=60).raise_for_status().json()
+        status, answer = ask(url, "/v1/recommend", request)
+        assert status == 200
         answers[name] = [(item["title"], pytest.approx(item["score"], rel=1e-3)) for item in answer["items"]]
     return answers
 
