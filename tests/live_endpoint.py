@@ -43,7 +43,8 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield process.stdout.readline().strip().rpartition(" ")[2], psutil.Process(process.pid)
+            lines = (line.strip() for line in process.stdout)  # libraries may have something to say before
+            yield next(line for line in lines if line.startswith("http://")), psutil.Process(process.pid)
         finally:
             process.kill()
 
@@ -66,14 +67,17 @@ def ask(url: str, path: str, body: Any = None, timeout: float = 60) -> tuple[int
     """Status and JSON of a good request, on a connection of its own; a POST if it has a body."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)
     try:
-        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
+        if body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
         connection.close()
 
 
-if __name__ == "__main__":  # FOLDER: serve a new small workspace there; the address is the first line of stdout
+if __name__ == "__main__":  # FOLDER: serve a new small workspace there; a line of stdout is the address
     server, listener = _server(application(LocalEngine(write_endpoint(Path(sys.argv[1])))))
     print(_url(listener), flush=True)
     server.run(sockets=[listener])

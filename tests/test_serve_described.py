@@ -38,7 +38,7 @@ def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
 
 
 def whole_numbers(value: Any) -> Any:
-    """`value` with 27 for 27.0: the same to JSON Schema, but not to the endpoint, which takes no float for an integer."""
+    """`value` with 27 for 27.0, which is an integer to JSON Schema, but not to the endpoint."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
