@@ -1,6 +1,7 @@
 """The configuration: one typed tree with a default for every setting. `command_line.py` reads it."""
 
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -313,6 +314,11 @@ class ServeConfig(Section):
     """File with the keys that clients may use as bearer tokens, one a line; what it holds counts at once. More keys,
     parted by commas, may come in the environment variable L2D_RAY_KEYS. Without keys anybody who reaches the port may
     ask."""
+    beams: int | None = Field(None, ge=2)
+    """Also offer constrained beam search with so many beams, at /v1/beam_search and on the page, to compare with: a
+    model of its own, and seconds a request. None: do not."""
+    beam_seconds: float = Field(120, gt=0)
+    """The deadline of that."""
     cors_origins: list[str] = []
     """Web origins that may ask from a browser, besides the page itself."""
 
@@ -353,6 +359,17 @@ class Config(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()
+
+    def absolute(self) -> "Config":
+        """The same with this process's relative paths made absolute: other processes have another working folder."""
+        model = self.model.model_dump()
+        for key in ("name", "adapter"):
+            if model[key] and Path(model[key]).expanduser().exists():
+                model[key] = str(Path(model[key]).expanduser().resolve())
+        workspace = self.workspace
+        if "://" not in workspace:
+            workspace = str(Path(workspace).expanduser().resolve())
+        return self.model_copy(update={"workspace": workspace, "model": ModelConfig(**model)})
 
     @classmethod
     def settings_customise_sources(

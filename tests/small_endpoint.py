@@ -16,13 +16,13 @@ from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import plan_index
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.serve.catalogue import Catalogue
-from l2d_ray.serve.engine import Answer, Query
+from l2d_ray.serve.engine import Answer, Query, UnavailableError
 from l2d_ray.workspace import Workspace
 
 
-def write_endpoint(folder: Path, **overrides: Any) -> Config:
+def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     """A dataset, a tiny model, a memory of 2 shards and its index; returns their configuration."""
-    write_dataset(folder, users=40)
+    write_dataset(folder, users=40, seed=seed)
     config = config_of(folder, **{"memory.units": 1, "workers.max": 1, **overrides})
     workspace = Workspace.open(str(folder))
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)
@@ -40,8 +40,13 @@ class LocalEngine:
         self.catalogue = Catalogue(Dataset.open(workspace).items())
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest)
+        self.top_m = 20
+        self.version, self.snapshot, self.model = "v", "1-x", "m"
         self.failure: Exception | None = None
         self.delay = 0.0
+
+    def current(self) -> "LocalEngine":
+        return self
 
     def answer(self, query: Query) -> ScoredItems:
         """What the definition gives, one query alone."""
@@ -55,7 +60,10 @@ class LocalEngine:
             raise self.failure
         started = time.perf_counter()
         await asyncio.sleep(self.delay)
-        return Answer(self.answer(query), "1-x", "m", 1000 * (time.perf_counter() - started), 0.0)
+        return Answer(self.answer(query), 1000 * (time.perf_counter() - started), 0.0)
 
-    async def status(self) -> dict[str, Any]:
+    async def beam_search(self, query: Query) -> Answer:
+        raise UnavailableError("no beams here")
+
+    def status(self) -> dict[str, Any]:
         return {"items": len(self.catalogue.ids)}

@@ -2,14 +2,17 @@
 
 import importlib
 import json
+import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +23,30 @@ from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
-from small_endpoint import LocalEngine
-from small_workspace import command, config_of, environment, kill_worker, wait_for
+from small_endpoint import LocalEngine, write_endpoint
+from small_workspace import command, config_of, environment, kill_worker, result_of, wait_for
+from tiny_models import save_tiny
 
 from l2d_ray.errors import InputError
-from l2d_ray.serve.deployments import serve_until_stopped
 from l2d_ray.serve.engine import Query
+from l2d_ray.serve.operation import serve_until_stopped
 
 pytestmark = pytest.mark.ray
 SETTINGS = {"workers.max": 1, "serve.shard_replicas": 2, "serve.partial": True}
 
 
 @pytest.fixture(scope="module")
-def url(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the endpoint writes to stderr."""
+    return tmp_path_factory.mktemp("log") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def url(engine: LocalEngine, log: Path) -> Iterator[str]:
     """A running endpoint. It must stop at SIGINT, with its result line."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "stderr"
     job = command("serve", Path(engine.config.workspace), **SETTINGS, **{"serve.port": port})
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -123,6 +132,75 @@ def test_killed_replicas_are_replaced_and_no_answer_is_wrong(url: str, engine: L
     assert until_whole() == {"whole", "partial"}
     kill_worker("ServeReplica:l2d_ray:Encoder")
     assert "partial" not in until_whole()
+
+
+def promote(folder: Path, log: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    (address,) = re.findall(r"RAY_ADDRESS=(\S+)", log.read_text())
+    job = command("promote", folder, **SETTINGS, **settings)
+    return subprocess.run(job, env=environment() | {"RAY_ADDRESS": address}, capture_output=True, text=True)
+
+
+def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
+    url: str, engine: LocalEngine, log: Path, tmp_path: Path
+) -> None:
+    """Another model, dataset and index: of the same history the old and the new one recommend different items."""
+    save_tiny(tmp_path / "model", seed=1)
+    newer = LocalEngine(write_endpoint(tmp_path, seed=1))
+    history: list[int | str] = [1, 2, 3]
+    older_version = ask(url, "/v1/status")[1]["version"]
+    answers: list[tuple[int, dict[str, Any]]] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            answers.append(ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10}))
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(load) for _ in range(4)]
+        try:
+            there = result_of(promote(tmp_path, log, **{"serve.deadline_seconds": 1}))
+            again = result_of(promote(tmp_path, log))
+            back = result_of(promote(Path(engine.config.workspace), log))
+            refused = promote(tmp_path, log, **{"index.space": "none"})
+        finally:
+            stop.set()
+    for client in clients:
+        client.result()
+    assert (there["previous"], back["version"]) == (older_version, older_version)
+    assert again["version"] == again["previous"] == there["version"] == back["previous"] != older_version
+    assert refused.returncode == 2
+    assert "run jobs/build_index.py with the same settings" in refused.stderr
+    of_version = {older_version: engine, there["version"]: newer}
+    for status, answer in answers:
+        assert status == 200, answer
+        check(of_version[answer["version"]], answer, history, "local", 10)
+    changes = [after for before, after in pairwise(answer["version"] for _, answer in answers) if before != after]
+    assert there["version"] in changes
+    assert changes[-1] == older_version
+    assert ask(url, "/v1/status")[1]["version"] == older_version
+
+
+def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
+    url: str, engine: LocalEngine, log: Path, tmp_path: Path
+) -> None:
+    before = ask(url, "/v1/status")[1]["version"]
+    shards = promote(write_elsewhere(tmp_path / "a", **{"memory.num_shards": 3}), log, **{"memory.num_shards": 3})
+    assert shards.returncode == 2
+    assert "has 3 shards, this endpoint 2" in shards.stderr
+    damaged = write_elsewhere(tmp_path / "b", seed=2)
+    (file, *_) = damaged.glob("index/**/rows.faiss")
+    file.write_bytes(file.read_bytes()[:-1])
+    refused = promote(damaged, log)
+    assert refused.returncode == 2
+    assert file.name in refused.stderr
+    status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
+    assert (status, answer["version"]) == (200, before)
+    check(engine, answer, [1, 2, 3], "local", 10)
+
+
+def write_elsewhere(folder: Path, **settings: Any) -> Path:
+    write_endpoint(folder, **settings)
+    return folder
 
 
 def test_the_cluster_file_builds_the_application(engine: LocalEngine) -> None:

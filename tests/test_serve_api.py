@@ -26,7 +26,7 @@ def calm(engine: LocalEngine) -> None:
 
 
 def client(engine: LocalEngine, settings: ServeConfig = LIMITS, keys: Keys = Keys("NO_SUCH_VARIABLE")) -> TestClient:  # noqa: B008
-    return TestClient(create_app(engine, engine.catalogue, settings, 20, keys), raise_server_exceptions=False)
+    return TestClient(create_app(engine, settings, keys), raise_server_exceptions=False)
 
 
 def recommend(engine: LocalEngine, **request: Any) -> Any:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.workers import absolute, workers_that_fit
+from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.encoding import identify_memory
 from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.manifest import UnitRecord
@@ -60,7 +60,7 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = absolute(config, workspace)
+    config = config.absolute()
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
     identity = identify_memory(config)

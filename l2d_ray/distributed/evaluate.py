@@ -22,7 +22,7 @@ from tqdm import tqdm
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import build_index
-from l2d_ray.distributed.workers import absolute, workers_that_fit
+from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.evaluation import (
@@ -73,7 +73,7 @@ def evaluate(config: Config) -> EvaluateResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = absolute(config, workspace)
+    config = config.absolute()
     dataset = Dataset.open(workspace)
     names = list(dict.fromkeys(config.evaluate.recommenders))
     spaces = spaces_of(names, config)

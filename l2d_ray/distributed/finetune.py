@@ -30,7 +30,7 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder, train
 from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
-from l2d_ray.distributed.workers import absolute, workers_that_fit
+from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.errors import InputError
 from l2d_ray.finetuning import SampleTable, Schedule, Training, run_digest, settings_of
 from l2d_ray.models.backbone import identify, resolve_dtype
@@ -70,7 +70,7 @@ def finetune(config: Config) -> FinetuneResult:
     folder holds the result of another training.
     """
     workspace = Workspace.open(config.workspace)
-    config = absolute(config, workspace)
+    config = config.absolute()
     dataset = Dataset.open(workspace)
     check(config)
     run = identify_run(config, dataset)

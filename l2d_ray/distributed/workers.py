@@ -1,21 +1,10 @@
-"""The actors that hold a model: how many fit, and what they must be told."""
+"""The actors that hold a model: how many fit."""
 
 import os
-from pathlib import Path
 
 import ray
 
-from l2d_ray.config import Config, ModelConfig
-from l2d_ray.workspace import Workspace
-
-
-def absolute(config: Config, workspace: Workspace) -> Config:
-    """The configuration with this process's relative paths made absolute: workers have another working folder."""
-    model = config.model.model_dump()
-    for key in ("name", "adapter"):
-        if model[key] and Path(model[key]).expanduser().exists():
-            model[key] = str(Path(model[key]).expanduser().resolve())
-    return config.model_copy(update={"workspace": workspace.uri, "model": ModelConfig(**model)})
+from l2d_ray.config import Config
 
 
 def workers_that_fit(config: Config) -> int:

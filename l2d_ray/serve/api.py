@@ -6,7 +6,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import IntArray
 from l2d_ray.serve import engine as engines
 from l2d_ray.serve.catalogue import Catalogue
-from l2d_ray.serve.engine import Answer, Engine, OverloadedError, UnavailableError
+from l2d_ray.serve.engine import Answer, Engine, OverloadedError, Served, UnavailableError
 from l2d_ray.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -53,8 +53,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_m: int, keys: Keys) -> FastAPI:
-    """The application. `top_m` is what a request that names none gets."""
+def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
+    """The application."""
     app = FastAPI(title="l2d_ray", summary="Recommend with a large language model without generating a token.")
     bearer = HTTPBearer(auto_error=False)
 
@@ -66,31 +66,47 @@ def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_
         if not accepted:
             raise HTTPException(401, "a key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
 
-    async def respond(request: RecommendRequest, where: tuple[str | int, ...]) -> RecommendResponse:
+    async def respond(
+        ask: Callable[[engines.Query], Awaitable[Answer]],
+        served: Served,
+        request: RecommendRequest,
+        where: tuple[str | int, ...] = ("body",),
+    ) -> RecommendResponse:
         started = time.perf_counter()
-        query, skipped = _query(request, where, catalogue, settings, top_m)
-        answer = await engine.recommend(query)
-        return _response(answer, catalogue, skipped, time.perf_counter() - started)
+        query, skipped = _query(request, where, served, settings)
+        answer = await ask(query)
+        return _response(answer, served, skipped, time.perf_counter() - started)
 
     @app.post("/v1/recommend", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """What to recommend after one history."""
+        served = engine.current()
         async with asyncio.timeout(settings.deadline_seconds):
-            return await respond(request, ("body",))
+            return await respond(served.recommend, served, request)
 
     @app.post("/v1/recommend/batch", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
     async def recommend_batch(batch: BatchRequest) -> BatchResponse:
         """The same for several histories; one that is bad refuses them all."""
         _at_most(len(batch.requests), settings.max_batch, ("body", "requests"), "requests", "serve.max_batch")
+        served = engine.current()
         try:
             async with asyncio.timeout(settings.deadline_seconds), asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(respond(one, ("body", "requests", number)))
+                    group.create_task(respond(served.recommend, served, one, ("body", "requests", number)))
                     for number, one in enumerate(batch.requests)
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return BatchResponse(responses=[task.result() for task in tasks])
+
+    if settings.beams:
+
+        @app.post("/v1/beam_search", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+        async def beam_search(request: RecommendRequest) -> RecommendResponse:
+            """What constrained beam search writes after the same history, to compare with; it takes seconds."""
+            served = engine.current()
+            async with asyncio.timeout(settings.beam_seconds):
+                return await respond(served.beam_search, served, request)
 
     @app.get("/v1/items", responses=PROBLEMS, dependencies=[Depends(known)], tags=["catalogue"])
     async def items(
@@ -100,13 +116,15 @@ def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_
         most: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> ItemsResponse:
         """Items by words of their titles."""
+        catalogue = engine.current().catalogue
         found = await asyncio.to_thread(catalogue.search, query, most)
         return ItemsResponse(items=[Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found])
 
     @app.get("/v1/status", responses=PROBLEMS, dependencies=[Depends(known)], tags=["operation"])
     async def status() -> dict[str, Any]:
         """What is served."""
-        return await engine.status()
+        served = engine.current()
+        return {"version": served.version, "snapshot": served.snapshot, "model": served.model, **served.status()}
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:
@@ -128,10 +146,10 @@ def create_app(engine: Engine, catalogue: Catalogue, settings: ServeConfig, top_
 
 
 def _query(
-    request: RecommendRequest, where: tuple[str | int, ...], catalogue: Catalogue, settings: ServeConfig, top_m: int
+    request: RecommendRequest, where: tuple[str | int, ...], served: Served, settings: ServeConfig
 ) -> tuple[engines.Query, list[str]]:
     """The query of a request, and the item ids that were left out of its history."""
-    at = (*where, "history")
+    at, catalogue = (*where, "history"), served.catalogue
     _at_most(len(request.history), settings.max_history, at, "items", "serve.max_history")
     for name, ids in (("deny", request.deny), ("allow", request.allow or [])):
         _at_most(len(ids), settings.max_filter_items, (*where, name), "items", "serve.max_filter_items")
@@ -154,7 +172,7 @@ def _query(
         history=history,
         k=request.k,
         aggregation=request.aggregation,
-        top_m=request.top_m or top_m,
+        top_m=request.top_m or served.top_m,
         exclude=np.union1d(np.array(seen, np.int64), _indices(request.deny, catalogue)),
         allow=None if request.allow is None else _indices(request.allow, catalogue),
     ), unknown
@@ -165,7 +183,8 @@ def _indices(item_ids: Sequence[str], catalogue: Catalogue) -> IntArray:
     return np.array(sorted(found), np.int64)
 
 
-def _response(answer: Answer, catalogue: Catalogue, skipped: list[str], seconds: float) -> RecommendResponse:
+def _response(answer: Answer, served: Served, skipped: list[str], seconds: float) -> RecommendResponse:
+    catalogue = served.catalogue
     found = zip(answer.items.items_I.tolist(), answer.items.scores_I.tolist(), strict=True)
     return RecommendResponse(
         items=[
@@ -176,8 +195,9 @@ def _response(answer: Answer, catalogue: Catalogue, skipped: list[str], seconds:
             )
             for item, score in found
         ],
-        snapshot=answer.snapshot,
-        model=answer.model,
+        version=served.version,
+        snapshot=served.snapshot,
+        model=served.model,
         timing_ms=Timing(
             encode=round(answer.encode_ms, 3), search=round(answer.search_ms, 3), total=round(1000 * seconds, 3)
         ),

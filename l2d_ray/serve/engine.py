@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from l2d_ray.core.decoding import Aggregation, IntArray, ScoredItems
+from l2d_ray.serve.catalogue import Catalogue
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,6 @@ class Answer:
     """The K best items of a query."""
 
     items: ScoredItems
-    snapshot: str
-    """Which index answered."""
-    model: str
-    """Which model read the history."""
     encode_ms: float
     search_ms: float
     missing_shards: list[int] = field(default_factory=list)
@@ -44,13 +41,38 @@ class UnavailableError(Exception):
     """A part that is needed is away; the message names it."""
 
 
-class Engine(Protocol):
-    """Recommends. Raises OverloadedError or UnavailableError where it cannot at the moment."""
+class Served(Protocol):
+    """One release: a model, an index made with it and their catalogue.
+
+    Its methods raise OverloadedError or UnavailableError where they cannot answer at the moment.
+    """
+
+    version: str
+    """What tells it from every other."""
+    snapshot: str
+    """Its index."""
+    model: str
+    """Its model."""
+    catalogue: Catalogue
+    top_m: int
+    """What a query gets that names none."""
 
     async def recommend(self, query: Query) -> Answer:
         """Answer one query."""
         ...
 
-    async def status(self) -> dict[str, Any]:
-        """What is served, and by how many; for people and monitors."""
+    async def beam_search(self, query: Query) -> Answer:
+        """The same by writing titles, to compare with; `query.aggregation` and `query.top_m` mean nothing here."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """More about it, for people and monitors."""
+        ...
+
+
+class Engine(Protocol):
+    """Recommends."""
+
+    def current(self) -> Served:
+        """The release that is served now. A request keeps the one it began with, so that no answer mixes two."""
         ...

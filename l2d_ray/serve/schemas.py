@@ -77,6 +77,8 @@ class RecommendResponse(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     items: list[Recommendation]
+    version: str
+    """Of what is served: model, index and settings. All of an answer is of one version."""
     snapshot: str
     """Which memory and index answered."""
     model: str

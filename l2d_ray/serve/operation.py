@@ -1,0 +1,157 @@
+"""Starting an endpoint, and changing what it serves while it serves."""
+
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from l2d_ray.config import Config
+from l2d_ray.errors import InputError
+from l2d_ray.serve.api import KEYS_VARIABLE
+from l2d_ray.serve.deployments import application, keys_of, start_of
+from l2d_ray.serve.releases import Release, ReleaseFile
+
+APPLICATION = "l2d_ray"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOAD_SECONDS = 1800
+"""A replica may take so long to load a release."""
+ATTEMPTS = 5
+"""How often all replicas are told, where one dies meanwhile."""
+
+
+@dataclass(frozen=True)
+class ServeResult:
+    """An endpoint that has been stopped."""
+
+    url: str
+    seconds: float
+    """It served."""
+
+
+def serve_until_stopped(config: Config) -> ServeResult:
+    """Serve on `serve.host` and `serve.port` until SIGINT or SIGTERM. Needs a Ray that is connected to.
+
+    Raises InputError if there is nothing to serve, or if it would be open to other machines without a key.
+    """
+    settings = config.serve
+    if settings.host not in LOOPBACK and not keys_of(settings).required():
+        raise InputError(
+            f"serve.host={settings.host!r}: would answer anybody; set serve.keys_file or {KEYS_VARIABLE}, or listen on"
+            " 127.0.0.1"
+        )
+    file = start_of(config)
+    app = application(file)
+    _check_port(settings.host, settings.port)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(app, name=APPLICATION, route_prefix="/")
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    started, url = time.monotonic(), f"http://{settings.host}:{settings.port}"
+    ray_address = ray.get_runtime_context().gcs_address
+    print(
+        f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:"
+        f" RAY_ADDRESS={ray_address} python jobs/promote.py …",
+        file=sys.stderr,
+    )
+    stop.wait()
+    serve.delete(APPLICATION)  # not the whole of Serve, which others may use
+    file.delete()
+    return ServeResult(url, round(time.monotonic() - started, 3))
+
+
+@dataclass(frozen=True)
+class PromoteResult:
+    """A release that is served now."""
+
+    version: str
+    """As in every answer."""
+    previous: str
+    """What was served before; its settings promote it again."""
+    index: str
+    """Path of the index in its workspace."""
+    load_seconds: float
+    """Until every replica held it."""
+    seconds: float
+    """Until the previous one was forgotten."""
+
+
+def promote(config: Config) -> PromoteResult:
+    """Serve the release of `config` in place of the one that is served, on every replica, without a request failing.
+
+    Every replica loads it beside the old one; then the gateways turn to it; when no request is left that began
+    before, the old one is forgotten. Killed at any moment, the same command again completes it. Raises InputError if
+    the release is not complete or does not fit the endpoint, or if there is no endpoint; what is served then stays.
+    """
+    started = time.monotonic()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    release = Release.plan(config)
+    try:
+        gateway = serve.get_deployment_handle("Gateway", APPLICATION)
+        file: ReleaseFile = gateway.file.remote().result(timeout_s=60)
+        names = list(serve.status().applications[APPLICATION].deployments)
+    except (RayServeException, KeyError, TimeoutError) as error:
+        raise InputError(
+            f"no endpoint runs on this Ray ({type(error).__name__}); set RAY_ADDRESS to what jobs/serve.py prints"
+        ) from None
+    parts = [serve.get_deployment_handle(name, APPLICATION) for name in names]
+    old = file.read()[0]
+    file.write([old, release])
+    try:
+        for part in parts:
+            _tell(part, [old.version, release.version])
+    except RayError:
+        file.write([old])
+        raise
+    loaded = time.monotonic()
+    if old.version != release.version:
+        file.write([release, old])
+        _tell(gateway, [release.version, old.version])
+        time.sleep(file.first.config.serve.deadline_seconds + 1)  # nothing is left that began with the old one
+    file.write([release])
+    for part in parts:
+        _tell(part, [release.version])
+    return PromoteResult(
+        version=release.version,
+        previous=old.version,
+        index=release.index,
+        load_seconds=round(loaded - started, 3),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _tell(part: DeploymentHandle, versions: Sequence[str]) -> None:
+    """Have every replica of a deployment hold these versions, and the gateways serve the first.
+
+    One that dies meanwhile is replaced, and its successor reads for itself.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            held = part.broadcast("refresh").results(timeout_s=LOAD_SECONDS)
+        except RayError as error:
+            if isinstance(error, InputError) or attempt == ATTEMPTS - 1:
+                raise
+        else:
+            if all(own == list(dict.fromkeys(versions)) for own in held):
+                return
+        time.sleep(1)
+    raise InputError("another promotion is under way; run the same command again when it is done")
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"serve.port={port}: cannot listen on {host}:{port} ({error.strerror})") from None

@@ -1,0 +1,180 @@
+"""Which release an endpoint serves, and what its replicas hold of each.
+
+A release is a configuration and the index that it names. The replicas of an endpoint agree by one file of the
+workspace: the first release in it is served, the others are to be held beside it. A new one is served in three steps
+(`promotion.py`): named beside the old one, so that every replica loads it; named first, so that the gateways turn to
+it; alone, once no request is left that began before. Where there is no file, the release of the start is served.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from l2d_ray.config import Config
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.encoding import identify_memory
+from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import IndexReader
+from l2d_ray.indexing import plan_index
+from l2d_ray.records import Record, check_query
+from l2d_ray.workspace import Workspace
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class VersionError(Exception):
+    """A replica is asked for a release that it does not hold and is not to load."""
+
+
+class Release(Record):
+    """One version of what is served."""
+
+    settings: dict[str, Any]
+    """The configuration, as JSON."""
+    index: str
+    """Path of the index's manifest in the configuration's workspace."""
+    manifest: str
+    """Digest of that manifest."""
+
+    @classmethod
+    def plan(cls, config: Config) -> "Release":
+        """The release of a configuration. Raises InputError if there is no index of its model and dataset."""
+        workspace = Workspace.open(config.workspace)
+        path = plan_index(config).manifest
+        if not workspace.exists(path):
+            raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")
+        config = config.model_copy(update={"workspace": workspace.uri})
+        release = cls(
+            settings=config.model_dump(mode="json"),
+            index=path,
+            manifest=IndexReader.open(workspace, path).manifest.digest(),
+        )
+        check_query(release.open().manifest.identity, identify_memory(config))
+        release.dataset()
+        return release
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return Config(**self.settings)
+
+    @property
+    def version(self) -> str:
+        """What tells it from every other: of all that decides an answer."""
+        decisive = [self.manifest, self.settings["index"]["prior"], self.settings["recommend"]]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
+
+    def open(self) -> IndexReader:
+        """Its index. Raises InputError if that is damaged, or another than it was."""
+        workspace = Workspace.open(self.config.workspace)
+        reader = IndexReader.open(workspace, self.index)
+        if reader.manifest.digest() != self.manifest:
+            raise InputError(f"{workspace.path(self.index)}: was replaced since it was first served")
+        return reader
+
+    def dataset(self) -> Dataset:
+        """Its dataset. Raises InputError if that is another than the one that its index is of."""
+        dataset = Dataset.open(Workspace.open(self.config.workspace))
+        if dataset.digest != self.open().manifest.dataset:
+            raise InputError(
+                f"{dataset.workspace.path('dataset')}: is another dataset than the one that the index is of; run"
+                " jobs/build_memory.py and jobs/build_index.py again"
+            )
+        return dataset
+
+
+class ReleaseList(Record):
+    """The file: what is served first, then what is to be held beside it."""
+
+    releases: list[Release]
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """Where the replicas of one endpoint look."""
+
+    uri: str
+    """Of the workspace that the endpoint was started with."""
+    path: str
+    """In it."""
+    first: Release
+    """Served while there is no file."""
+
+    def read(self) -> list[Release]:
+        """The release that is served, then those to be held beside it."""
+        workspace = Workspace.open(self.uri)
+        if not workspace.exists(self.path):
+            return [self.first]
+        return ReleaseList.read(workspace, self.path).releases
+
+    def write(self, releases: Sequence[Release]) -> None:
+        """Raises OSError if the workspace cannot be written to."""
+        Workspace.open(self.uri).write_json(self.path, ReleaseList(releases=list(releases)).model_dump())
+
+    def delete(self) -> None:
+        """What is left when the endpoint has stopped."""
+        Workspace.open(self.uri).delete(self.path)
+
+
+class Held(Generic[T]):
+    """What one replica holds of each release that the file names."""
+
+    def __init__(self, file: ReleaseFile, load: Callable[[Release, Sequence[T]], T]) -> None:
+        """Load all that the file names. `load(release, what is held already)` raises InputError for what is wrong."""
+        self._file, self._load = file, load
+        self._parts: dict[str, T] = {}
+        self._lock = asyncio.Lock()
+        self.served = ""
+        """The version that is served."""
+        self._follow()
+
+    async def get(self, version: str) -> T:
+        """The part of a release, loaded if the file names it. Raises VersionError if it does not."""
+        if version not in self._parts:
+            await self.refresh()
+        if version not in self._parts:
+            raise VersionError
+        return self._parts[version]
+
+    def parts(self) -> list[T]:
+        """All that is held."""
+        return list(self._parts.values())
+
+    def current(self) -> T:
+        """The part of the release that is served."""
+        return self._parts[self.served]
+
+    async def refresh(self) -> list[str]:
+        """Load what the file names, forget what it does not. The versions held, the served one first.
+
+        Requests go on meanwhile. Raises InputError or OSError if it cannot; what is held then stays.
+        """
+        async with self._lock:
+            await asyncio.to_thread(self._follow)
+        return [self.served, *(self._parts.keys() - {self.served})]
+
+    async def refresh_quietly(self) -> None:
+        """`refresh` now and then, for a replica that was starting when the others were told."""
+        if self._lock.locked():
+            return
+        try:
+            await self.refresh()
+        except (InputError, OSError) as error:
+            logger.warning("what is to be served cannot be read: %s", error)
+
+    def _follow(self) -> None:
+        releases = self._file.read()
+        parts: dict[str, T] = {}
+        for release in releases:
+            held = self._parts.get(release.version)
+            known = [*self._parts.values(), *parts.values()]
+            parts[release.version] = self._load(release, known) if held is None else held
+        # In this order: whoever asks meanwhile finds the part of `served`.
+        self._parts |= parts
+        self.served = releases[0].version
+        self._parts = parts

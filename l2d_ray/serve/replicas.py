@@ -1,0 +1,244 @@
+"""One release, asked of the replicas that hold it: retries, deadlines, what to do where one is away, and metrics."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from l2d_ray.config import ServeConfig
+from l2d_ray.core.decoding import Float64, ScoredItems
+from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import Hops, global_hops, local_hops
+from l2d_ray.serve.catalogue import Catalogue
+from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
+from l2d_ray.serve.releases import Release, VersionError
+
+AWAY = (
+    ActorDiedError,
+    ActorUnavailableError,
+    DeploymentUnavailableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    ReplicaUnavailableError,
+    TimeoutError,
+    VersionError,
+)
+ATTEMPTS = 3
+"""How often a replica is asked that dies meanwhile: it may be another one each time."""
+START_SECONDS = 120
+"""A new gateway waits for so long for the other parts to hold its release."""
+MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+OUTCOMES = {OverloadedError: "overloaded", UnavailableError: "unavailable", asyncio.CancelledError: "late"}
+
+
+class Replicas:
+    """What a gateway asks: encoders, shards and, where they are offered, beams."""
+
+    def __init__(
+        self,
+        encoder: DeploymentHandle,
+        shards: Sequence[DeploymentHandle],
+        beams: DeploymentHandle | None,
+        settings: ServeConfig,
+    ) -> None:
+        """Handles of the deployments; `shards` in their order."""
+        self.encoder, self.shards, self.beams, self.settings = encoder, shards, beams, settings
+        self._outcomes = serve.metrics.Counter("l2d_ray_requests", "Requests", tag_keys=("outcome", "version"))
+        self._phases = serve.metrics.Histogram(
+            "l2d_ray_phase_ms", "Milliseconds of a request's phases", MILLISECONDS, tag_keys=("phase",)
+        )
+        self._shards = serve.metrics.Histogram(
+            "l2d_ray_shard_ms", "Milliseconds until a shard answered", MILLISECONDS, tag_keys=("shard",)
+        )
+
+    async def agree(self, version: str) -> None:
+        """Return when one replica of every part holds that release. Raises InputError if that takes too long."""
+        parts = {"Encoder": self.encoder} | {f"MemoryShard-{n}": shard for n, shard in enumerate(self.shards)}
+        if self.beams:
+            parts["BeamSearcher"] = self.beams
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            held = await asyncio.gather(*(part.refresh.remote() for part in parts.values()))
+            others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
+            if not others:
+                return
+            if time.monotonic() > deadline:
+                raise InputError(f"{', '.join(others)}: of another release than {version}")
+            await asyncio.sleep(1)
+
+    async def encode(self, version: str, history: list[int | str]) -> NDArray[np.float32]:
+        """The state [D] of one history."""
+        try:
+            state_D: NDArray[np.float32] = await _ask(self.encoder.encode, version, history)
+        except BackPressureError:
+            raise OverloadedError("too many requests wait for the model; come again later") from None
+        except AWAY:
+            raise UnavailableError("the model is away; come again later") from None
+        return state_D
+
+    async def search_beams(self, version: str, query: Query) -> ScoredItems:
+        """The items that constrained beam search finds."""
+        if self.beams is None:
+            raise UnavailableError("beam search is not offered here (serve.beams)")
+        try:
+            items: ScoredItems = await _ask(self.beams.recommend, version, query)
+        except BackPressureError:
+            raise OverloadedError("too many requests wait for beam search; come again later") from None
+        except AWAY:
+            raise UnavailableError("beam search is away; come again later") from None
+        return items
+
+    async def search(self, version: str, query: Query, queries_UD: Float64) -> tuple[ScoredItems, list[int]]:
+        """The items of one query, a matrix of one row, and the shards that were missing."""
+        missing: list[int] = []
+        while True:
+            present = [number for number in range(len(self.shards)) if number not in missing]
+            count, exclude = len(present), [query.exclude]
+            if query.aggregation == "global":
+                hops = global_hops(count, queries_UD, query.k, exclude, query.allow)
+            else:
+                hops = local_hops(count, queries_UD, query.k, exclude, query.top_m, query.allow)
+            try:
+                (items,) = await self._run(version, hops, present)
+            except _ShardsAwayError as away:
+                missing += away.numbers
+                if not self.settings.partial or len(missing) == len(self.shards):
+                    raise UnavailableError(f"shards {missing} of the index are away; come again later") from None
+            else:
+                return items, sorted(missing)
+
+    async def _run(self, version: str, hops: Hops, present: Sequence[int]) -> list[ScoredItems]:
+        hop = next(hops)
+        while True:
+            asked = [
+                self._ask_shard(version, number, hop.method, own)
+                for number, own in zip(present, hop.arguments, strict=True)
+            ]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            away = [number for number, answer in zip(present, answers, strict=True) if isinstance(answer, AWAY)]
+            if away:
+                raise _ShardsAwayError(away)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+            try:
+                hop = hops.send(answers)
+            except StopIteration as done:
+                found: list[ScoredItems] = done.value
+                return found
+
+    async def _ask_shard(self, version: str, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        started = time.perf_counter()
+        async with asyncio.timeout(self.settings.shard_seconds):
+            answer = await _ask(self.shards[number].ask, version, method, arguments)
+        self._shards.observe(_since(started), tags={"shard": str(number)})
+        return answer
+
+    @contextmanager
+    def counted(self, version: str) -> Iterator[list[str]]:
+        """Count a request by its outcome: the last of the list, or what the exception says."""
+        outcomes = ["failed"]
+        try:
+            yield outcomes
+        except BaseException as error:
+            outcomes.append(OUTCOMES.get(type(error), "failed"))
+            raise
+        finally:
+            self._outcomes.inc(tags={"outcome": outcomes[-1], "version": version})
+
+    def timed(self, **phases: float) -> None:
+        """Note how many milliseconds the phases of a request took."""
+        for phase, milliseconds in phases.items():
+            self._phases.observe(milliseconds, tags={"phase": phase})
+
+
+class ServedRelease:
+    """As in `Served`."""
+
+    def __init__(self, release: Release, replicas: Replicas) -> None:
+        """Raises InputError if the release is not there, or does not fit the endpoint."""
+        reader, config = release.open(), release.config
+        manifest, self._replicas, self._space = reader.manifest, replicas, reader.space
+        if len(manifest.shards) != len(replicas.shards):
+            raise InputError(
+                f"the index has {len(manifest.shards)} shards, this endpoint {len(replicas.shards)}; start another"
+                " endpoint"
+            )
+        identity = manifest.identity
+        self.version, self.top_m = release.version, config.recommend.top_m
+        self.catalogue = Catalogue(release.dataset().items())
+        self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
+        self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
+        self._manifest = manifest
+
+    async def recommend(self, query: Query) -> Answer:
+        """As in `Served`."""
+        with self._replicas.counted(self.version) as outcomes:
+            started = time.perf_counter()
+            state_D = await self._replicas.encode(self.version, query.history)
+            encode_ms = _since(started)
+            items, missing = await self._replicas.search(self.version, query, self._space(state_D[None]))
+            total_ms = _since(started)
+            outcomes.append("partial" if missing else "ok")
+        self._replicas.timed(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
+        return Answer(items, encode_ms, total_ms - encode_ms, missing)
+
+    async def beam_search(self, query: Query) -> Answer:
+        """As in `Served`."""
+        started = time.perf_counter()
+        items = await self._replicas.search_beams(self.version, query)
+        return Answer(items, _since(started), 0.0)
+
+    def status(self) -> dict[str, Any]:
+        """As in `Served`."""
+        manifest = self._manifest
+        return {
+            "items": len(self.catalogue.ids),
+            "rows": manifest.rows,
+            "items_with_rows": manifest.items,
+            "shards": len(manifest.shards),
+            "space": manifest.space,
+            "factory": manifest.factory,
+            "quality": manifest.quality.model_dump(),
+            "top_m": self.top_m,
+            "beams": self._replicas.settings.beams,
+        }
+
+
+async def _ask(method: Any, *arguments: Any) -> Any:
+    """The answer of a replica; of another one, if it dies meanwhile."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await _cancellable(method.remote(*arguments))
+        except AWAY:
+            await asyncio.sleep(0.1)
+    return await _cancellable(method.remote(*arguments))
+
+
+async def _cancellable(response: Any) -> Any:
+    """The answer; where nobody waits for it any more, it is not worked on either (Ray would go on)."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+@dataclass
+class _ShardsAwayError(Exception):
+    numbers: list[int]
+
+
+def _since(started: float) -> float:
+    """Milliseconds."""
+    return 1000 * (time.perf_counter() - started)
