@@ -24,7 +24,7 @@ LIMITS = ServeConfig(max_history=50, max_title_chars=200, max_filter_items=100, 
 
 def application(engine: LocalEngine, settings: ServeConfig = LIMITS, keys: str = "NO_SUCH_VARIABLE") -> Any:
     """The application over `engine`; `keys` names the environment variable that holds the keys."""
-    return create_app(engine, engine.catalogue, settings, 20, Keys(keys))
+    return create_app(engine, settings, Keys(keys))
 
 
 def _server(app: Any) -> tuple[uvicorn.Server, socket.socket]:

@@ -154,7 +154,7 @@ async function showServed(signal) {
   const status = await ask(signal, "v1/status");
   const parts = [["items"], ["rows", "sequences"], ["shards"]];
   const counts = parts.filter(([name]) => name in status).map(([name, words]) => `${status[name]} ${words ?? name}`);
-  const names = ["snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
+  const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
   at("served").textContent = [...counts, ...names].join(", ");
 }
 
