@@ -1,5 +1,5 @@
 // The page: a history on the left, what each aggregation recommends after it on the right.
-const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all of an item's sequences" };
+const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all sequences" };
 const HINT = "Enter adds the first title found, or the text itself if there is none.";
 const at = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for what the catalogue does not know
