@@ -292,6 +292,9 @@ class ServeConfig(Section):
     """Replicas of the model, each with workers.cpus and workers.gpus."""
     shard_replicas: int = Field(1, ge=1)
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
+    shard_megabytes: float = Field(256, gt=0)
+    """Shards of the index share processes of about this size: to ask one more process costs milliseconds, to search
+    more megabytes in one as well."""
     partial: bool = False
     """Answer from the shards that are there, marked as partial, where one is away; else 503."""
     deadline_seconds: float = Field(10, gt=0)

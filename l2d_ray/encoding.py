@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import FloatArray
-from l2d_ray.core.packing import Prompts
+from l2d_ray.core.packing import IntArray, Prompts
 from l2d_ray.core.samples import window_starts
 from l2d_ray.models.backbone import Backbone, identify, load_backbone, resolve_dtype
-from l2d_ray.models.hidden_states import extractor
+from l2d_ray.models.hidden_states import HiddenStates, extractor
+from l2d_ray.models.prefix_cache import PrefixCache
 from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.records import MemoryIdentity
 
@@ -46,13 +47,25 @@ class Encoded:
     """Tokens that went through the model."""
 
 
+@dataclass(frozen=True)
+class PhrasedHistory:
+    """A prompt, and where a longer history's prompt may part from it."""
+
+    tokens: NDArray[np.int32]
+    """The prompt."""
+    boundaries: IntArray
+    """Its length up to the end of each item."""
+
+
 class HistoryEncoder:
     """Phrases the last window of each history and runs it. Holds the model."""
 
-    def __init__(self, config: Config, titles: Sequence[str], backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, config: Config, titles: Sequence[str], backbone: Backbone | None = None, cache_bytes: int = 0
+    ) -> None:
         """Load the model of `config`, on a GPU if `workers.gpus` says so, unless it is given.
 
-        `titles[item_index]` is an item's title.
+        `titles[item_index]` is an item's title. `cache_bytes` of the model's device are for what `run` has run.
         """
         gpu = config.workers.gpus > 0
         dtype = resolve_dtype(config.model, gpu)
@@ -60,7 +73,8 @@ class HistoryEncoder:
         self.prompts = PromptEncoder(config.prompt, self.backbone.tokenizer, titles)
         self._history = config.history
         self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
-        self.extract = extractor(self.backbone, self.tokens_per_chunk)
+        self.cache = PrefixCache(cache_bytes)
+        self.extract = extractor(self.backbone, self.tokens_per_chunk, self.cache if cache_bytes else None)
 
     def phrase(self, history: History, room: int = 0) -> NDArray[np.int32]:
         """The prompt of one history: its last window, less its oldest items if the model cannot read so many.
@@ -68,13 +82,22 @@ class HistoryEncoder:
         An item of the history is its index, or its title if the catalogue does not know it. `room` tokens of the
         model's context are left for what it is to write.
         """
+        return self.phrased(history, room).tokens
+
+    def phrased(self, history: History, room: int = 0) -> PhrasedHistory:
+        """`phrase`, with what `run` needs to know of it."""
         (start,) = window_starts(np.array([len(history)]), self._history.max_items, self._history.stride)
         pieces = self.prompts.pieces(history[start:])
         while True:
             prompt = self.prompts.join(pieces)
             if prompt.size + room <= self.backbone.context_length or not pieces:
-                return prompt
+                return PhrasedHistory(prompt, self.prompts.item_ends(pieces))
             del pieces[0]
+
+    def run(self, histories: Sequence[PhrasedHistory]) -> HiddenStates:
+        """The states of phrased histories, none empty; what an earlier call has run of them is not run again."""
+        prompts = Prompts.join([history.tokens for history in histories])
+        return self.extract(prompts, [history.boundaries for history in histories])
 
     def encode(self, histories: Sequence[History]) -> Encoded:
         """The states of histories of at least one known item each, every distinct token run once."""

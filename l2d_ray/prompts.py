@@ -56,6 +56,10 @@ class PromptEncoder:
         """The prompt of one window, given what each of its items adds to it."""
         return np.concatenate([self._prefix, *items, self._suffix])
 
+    def item_ends(self, items: Sequence[TokenArray]) -> NDArray[np.int64]:
+        """The length of that prompt up to the end of each item."""
+        return self._prefix.size + np.cumsum([item.size for item in items], dtype=np.int64)
+
     def _start_tokens(self) -> list[int]:
         """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
         start: list[int] = self._tokenizer("").input_ids[:1]

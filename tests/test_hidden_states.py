@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention
 
 from l2d_ray.config import ModelConfig, PromptConfig
-from l2d_ray.core.packing import Chunk, Prompts, plan_forest, split_chunks
+from l2d_ray.core.packing import Chunk, Prompts, plan_forest, skip_known, split_chunks
 from l2d_ray.core.samples import window_starts
 from l2d_ray.models import flex_attention, tree_attention
 from l2d_ray.models.backbone import Backbone, load_backbone
@@ -148,27 +148,29 @@ def test_attention_that_would_be_ignored_is_refused(tmp_path_factory: pytest.Tem
         packed_states(backbone, Prompts.join([np.array([5], np.int32)]), 64)
 
 
-def chunks(sequences: int, size: int, seed: int = 0) -> list[Chunk]:
-    """The chunks of random prompts of up to 120 tokens that share much."""
+def chunks(sequences: int, size: int, known: bool = False, seed: int = 0) -> list[Chunk]:
+    """The chunks of random prompts of up to 120 tokens that share much; of some much may be known."""
     random = np.random.default_rng(seed)
     trunk = random.integers(0, 50, 120)
     prompts = [
         np.concatenate([trunk[: random.integers(0, 100)], random.integers(0, 50, random.integers(1, 20))])
         for _ in range(sequences)
     ]
-    return list(split_chunks(plan_forest(Prompts.join([prompt.astype(np.int32) for prompt in prompts])), size))
+    joined = Prompts.join([prompt.astype(np.int32) for prompt in prompts])
+    lengths = random.integers(0, joined.lengths) * (random.random(sequences) < 0.5) * known
+    return list(split_chunks(skip_known(plan_forest(joined), lengths), size))
 
 
 def rule(chunk: Chunk) -> Tensor:
     """[C, P + C] which key each query may see, as core/packing.py says it."""
-    keys, path = np.arange(len(chunk.ends)), len(chunk.path)
-    queries = np.arange(path, path + len(chunk.tokens))[:, None]
-    return torch.from_numpy((keys <= queries) & (queries < chunk.ends))
+    queries = len(chunk.path) + np.arange(len(chunk.tokens))[:, None]
+    return torch.from_numpy((chunk.starts <= queries) & (queries < chunk.ends))
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [3, 50, 130, 300])
-def test_the_blocks_for_cpus_are_the_rule(size: int) -> None:
-    for chunk in chunks(20, size):
+def test_the_blocks_for_cpus_are_the_rule(size: int, known: bool) -> None:
+    for chunk in chunks(20, size, known):
         visible = torch.zeros(len(chunk.tokens), len(chunk.ends), dtype=torch.bool)
         for queries, keys, mask in tree_attention._blocks(chunk, torch.float32):
             assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
@@ -176,9 +178,10 @@ def test_the_blocks_for_cpus_are_the_rule(size: int) -> None:
         assert (visible == rule(chunk)).all()
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [3, 50, 130, 300])
-def test_the_block_mask_for_gpus_is_the_rule(size: int) -> None:
-    for chunk in chunks(20, size):
+def test_the_block_mask_for_gpus_is_the_rule(size: int, known: bool) -> None:
+    for chunk in chunks(20, size, known):
         queries, keys = len(chunk.tokens), len(chunk.ends)
         block_mask = flex_attention.block_mask(chunk, torch.device("cpu"))
         dense = create_mask(block_mask.mask_mod, None, None, queries, keys, device="cpu")[0, 0]
@@ -188,12 +191,14 @@ def test_the_block_mask_for_gpus_is_the_rule(size: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [50, 300])
-def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int) -> None:
+def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int, known: bool) -> None:
     torch.manual_seed(0)
-    layer, state = nn.Identity(), ForestState(torch.device("cpu"))
-    other_layer, other_state = nn.Identity(), ForestState(torch.device("cpu"))
-    for chunk in chunks(20, size):
+    before = torch.randn(20 * 120, 4, 8)
+    layer, state = nn.Identity(), ForestState(torch.device("cpu"), [before])
+    other_layer, other_state = nn.Identity(), ForestState(torch.device("cpu"), [before])
+    for chunk in chunks(20, size, known):
         query, (key, value) = torch.randn(1, 4, len(chunk.tokens), 8), torch.randn(2, 1, 2, len(chunk.tokens), 8)
         state.enter(chunk, torch.float32)
         output, _ = prefix_tree_attention(layer, query, key, value, None, scaling=0.3, forest=state)

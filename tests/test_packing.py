@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2d_ray.core.packing import PrefixForest, Prompts, plan_forest, plan_targets, split_chunks
+from l2d_ray.core.packing import PrefixForest, Prompts, plan_forest, plan_targets, skip_known, split_chunks
 
 # Few different tokens, so that prompts share; some beyond a byte, so that their order is that of numbers.
 TOKENS = st.sampled_from([0, 1, 255, 256, 70_000])
@@ -23,6 +23,13 @@ def related(draw: st.DrawFn) -> list[list[int]]:
     chosen = st.sampled_from(sequences)
     prefixes = draw(st.lists(st.tuples(chosen, st.integers(1, 9)), max_size=6))
     return draw(st.permutations(sequences + [sequence[:length] for sequence, length in prefixes]))
+
+
+@st.composite
+def partly_known(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+    """Related prompts, and how much of the beginning of each is known."""
+    sequences = draw(related())
+    return sequences, [draw(st.integers(0, len(sequence))) for sequence in sequences]
 
 
 def test_prompts_are_joined_and_found_again() -> None:
@@ -91,6 +98,52 @@ def test_a_chunk_needs_no_more_keys_than_its_own_and_a_prompt(sequences: list[li
     for chunk in split_chunks(plan_forest(joined(sequences)), size):
         assert len(chunk.path) < longest
         assert len(chunk.ends) == len(chunk.path) + len(chunk.tokens)
+
+
+def test_a_forest_with_known_tokens_worked_out_by_hand() -> None:
+    sequences, lengths = [[5, 6, 8], [5, 6, 7], [9, 9], [5, 4, 3, 2], [5, 4, 3]], [1, 2, 0, 3, 0]
+    forest = skip_known(plan_forest(joined(sequences)), np.array(lengths))
+    assert forest.tokens.tolist() == [3, 2, 7, 8, 9, 9]  # 3 ends a prompt, so that it is run
+    assert forest.positions.tolist() == [2, 3, 2, 2, 0, 1]
+    assert forest.known.tolist() == [3, 4, 2]  # 5 and 4 of the fourth prompt, 6 of the second
+    assert forest.starts.tolist() == [0, 0, 2, 0, 1, 2, 3, 4, 5]
+    assert forest.ends.tolist() == [4, 2, 4, 2, 2, 3, 4, 6, 6]
+    assert forest.leaves.tolist() == [3, 2, 5, 1, 0]
+
+
+@given(partly_known(), st.integers(1, 200))
+def test_with_known_tokens_each_leaf_still_sees_exactly_its_prompt(
+    example: tuple[list[list[int]], list[int]], size: int
+) -> None:
+    sequences, lengths = example
+    forest = skip_known(plan_forest(joined(sequences)), np.array(lengths))
+    beginnings = [sequence[:length] for sequence, length in zip(sequences, lengths, strict=True)]
+    keys = [(token, position) for beginning in beginnings for position, token in enumerate(beginning)]
+    found: dict[int, list[int]] = {}
+    for chunk in split_chunks(forest, size):
+        own = zip(chunk.tokens.tolist(), chunk.positions.tolist(), strict=True)
+        keys = [*(keys[k] for k in chunk.path), *own]
+        assert len(keys) == len(chunk.starts) == len(chunk.ends)
+        for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):
+            seen = [keys[k] for k in chunk.seen(int(leaf))]
+            assert [position for _, position in seen] == list(range(len(seen)))
+            found[int(n)] = [token for token, _ in seen]
+    assert [found[n] for n in range(len(sequences))] == sequences
+
+
+@given(partly_known())
+def test_what_is_known_is_not_run(example: tuple[list[list[int]], list[int]]) -> None:
+    sequences, lengths = example
+    prefixes = {tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)}
+    known = {
+        tuple(sequence[:length])
+        for sequence, most in zip(sequences, lengths, strict=True)
+        for length in range(1, most + 1)
+    }
+    ended = {prefix for prefix in prefixes for sequence in sequences if prefix[: len(sequence)] == tuple(sequence)}
+    forest = skip_known(plan_forest(joined(sequences)), np.array(lengths))
+    assert forest.tokens.size == len(prefixes - (known - ended))
+    assert forest.known.size == len(known - ended)
 
 
 def test_the_plan_does_not_depend_on_the_order_of_the_prompts() -> None:

@@ -13,12 +13,17 @@ keys and values of its own tokens and of those earlier tokens whose subtrees are
 longer than a prompt. So no token is run twice, chunks can be as small as the processor's cache likes, and a prompt may
 be longer than a chunk.
 
+A prompt's beginning whose keys and values are known from an earlier batch is not run again: `skip_known` takes it from
+the tokens and leaves it among the keys, as the path of the first chunk. The tokens to run that descend from key j are
+still next to each other, so that token i attends to it exactly when `starts[j] <= i < ends[j]`.
+
 The same forest trains: with each sample's title inserted after its prompt, a title's token is predicted from the state
 of its parent. A forest's loss is the sum of its samples' losses, and so is its gradient, from each distinct token once.
 
 Planning is integers only; `models/` runs the plan.
 
-Shapes: N prompts, L longest prompt, T distinct tokens, C tokens of a chunk, P tokens of its path, Y predicted tokens.
+Shapes: N prompts, L longest prompt, T distinct tokens to run, K known ones, C tokens of a chunk, P tokens of its path,
+Y predicted tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,14 +64,18 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PrefixForest:
-    """The distinct tokens of a batch of prompts, in depth-first order."""
+    """The distinct tokens of a batch of prompts, in depth-first order. Its keys are K known tokens, then its own T."""
 
     tokens: IntArray
     """[T] token ids."""
     positions: IntArray
     """[T] depth in the tree, which is the position in every prompt that contains the token."""
+    known: IntArray
+    """[K] where each known token is among the known tokens of all prompts, one prompt after the other."""
+    starts: IntArray
+    """[K + T] the first token that descends from each key; a token is its own first descendant."""
     ends: IntArray
-    """[T] one past the last descendant."""
+    """[K + T] one past the last."""
     leaves: IntArray
     """[N] the token at which each prompt ends, in the order of the prompts given."""
 
@@ -80,13 +89,20 @@ class Chunk:
     positions: IntArray
     """[C] position ids."""
     path: IntArray
-    """[P] the path tokens, as indices into the keys of the chunk before."""
+    """[P] the path tokens, as indices into the keys of the chunk before; the first chunk's, into the known tokens."""
+    starts: IntArray
+    """[P + C] the first descendant of each key, in this chunk's keys; query i is key P + i."""
     ends: IntArray
-    """[P + C] one past the last descendant of each key, in this chunk's keys; query i is key P + i."""
+    """[P + C] one past the last."""
     prompts: IntArray
     """The prompts that end in this chunk."""
     leaves: IntArray
     """The token of this chunk at which each of them ends."""
+
+    def seen(self, token: int) -> IntArray:
+        """The keys that a token of this chunk attends to, by position: the prompt that ends there."""
+        query = self.path.size + token
+        return np.flatnonzero((self.starts <= query) & (query < self.ends))
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,8 @@ def plan_targets(forest: PrefixForest, target_lengths: IntArray) -> Targets:
 
     A sample's loss is the mean over its title's tokens, so that every sample counts alike whatever its title.
     """
-    parents, nodes, weights = _parents(forest), forest.leaves, np.zeros(forest.tokens.size)
+    parents = _ancestors(forest, np.arange(forest.tokens.size), np.maximum(forest.positions - 1, 0))
+    nodes, weights = forest.leaves, np.zeros(forest.tokens.size)
     for step in range(int(target_lengths.max(initial=0))):
         running = step < target_lengths
         np.add.at(weights, nodes[running], 1 / target_lengths[running])
@@ -148,8 +165,37 @@ def plan_forest(prompts: Prompts) -> PrefixForest:
     return PrefixForest(
         tokens=rows[is_new].astype(np.int64) - 1,
         positions=np.broadcast_to(depth, is_new.shape)[is_new],
+        known=np.empty(0, np.int64),
+        starts=np.arange(stops[-1]),
         ends=_subtree_ends(common, depth, starts=stops - (lengths - common), total=int(stops[-1]))[is_new],
         leaves=leaves,
+    )
+
+
+def skip_known(forest: PrefixForest, lengths: IntArray) -> PrefixForest:
+    """The forest less what is known: of each prompt n the first `lengths[n]` tokens.
+
+    A token at which a prompt ends is run all the same, for its state, and so is what follows it: no key that is known
+    then comes after one that is not.
+    """
+    prompts = np.repeat(np.arange(lengths.size), lengths)
+    places = np.arange(prompts.size)
+    depths = places - (np.cumsum(lengths) - lengths)[prompts]
+    known = np.full(forest.tokens.size, -1)
+    known[_ancestors(forest, forest.leaves[prompts], depths)] = places
+    last = np.zeros_like(known)
+    last[forest.leaves] = forest.ends[forest.leaves]
+    known[np.arange(known.size) < np.maximum.accumulate(last)] = -1
+    is_run = known < 0
+    numbers = np.append(0, is_run.cumsum())
+    keys = np.argsort(is_run, kind="stable")
+    return PrefixForest(
+        tokens=forest.tokens[is_run],
+        positions=forest.positions[is_run],
+        known=known[~is_run],
+        starts=numbers[keys],
+        ends=numbers[forest.ends[keys]],
+        leaves=numbers[forest.leaves],
     )
 
 
@@ -157,20 +203,22 @@ def split_chunks(forest: PrefixForest, tokens_per_chunk: int) -> Iterator[Chunk]
     """The forest in chunks of `tokens_per_chunk` tokens (the last may be shorter), to be run in this order."""
     by_leaf = np.argsort(forest.leaves, kind="stable")
     sorted_leaves = forest.leaves[by_leaf]
-    keys = np.empty(0, np.int64)
+    keys, places = np.arange(forest.known.size), forest.known
     for start in range(0, forest.tokens.size, tokens_per_chunk):
         stop = min(start + tokens_per_chunk, forest.tokens.size)
         path = np.flatnonzero(forest.ends[keys] > start)
-        keys = np.concatenate([keys[path], np.arange(start, stop)])
+        keys = np.concatenate([keys[path], np.arange(start, stop) + forest.known.size])
         own = slice(*np.searchsorted(sorted_leaves, (start, stop)))
         yield Chunk(
             tokens=forest.tokens[start:stop],
             positions=forest.positions[start:stop],
-            path=path,
+            path=places[path],
+            starts=forest.starts[keys] - start + path.size,
             ends=np.minimum(forest.ends[keys], stop) - start + path.size,
             prompts=by_leaf[own],
             leaves=sorted_leaves[own] - start,
         )
+        places = np.arange(keys.size)
 
 
 def _padded(prompts: Prompts) -> NDArray[np.int32]:
@@ -193,13 +241,11 @@ def _common_prefixes(rows: NDArray[np.int32], lengths: IntArray) -> IntArray:
     return np.concatenate([[0], first_difference])
 
 
-def _parents(forest: PrefixForest) -> IntArray:
-    """[T] the parent of each token: the last token before it that is one less deep (itself, for a root)."""
+def _ancestors(forest: PrefixForest, tokens: IntArray, depths: IntArray) -> IntArray:
+    """The ancestor of each token (itself, perhaps) at this depth: the last token so deep that is not after it."""
     total = forest.tokens.size
-    numbers = np.arange(total)
-    keys = np.sort(forest.positions * total + numbers)
-    before = np.searchsorted(keys, (forest.positions - 1) * total + numbers)
-    return np.where(forest.positions > 0, keys[np.maximum(before, 1) - 1] % total, numbers)
+    keys = np.sort(forest.positions * total + np.arange(total))
+    return keys[np.searchsorted(keys, depths * total + tokens, side="right") - 1] % total
 
 
 def _subtree_ends(common: IntArray, depth: IntArray, starts: IntArray, total: int) -> IntArray:

@@ -10,10 +10,10 @@ from l2d_ray.core.packing import Chunk
 def block_mask(chunk: Chunk, device: torch.device) -> BlockMask:
     """Which key each query of a chunk may see; FlexAttention skips the blocks of 128 x 128 that hold none."""
     path = len(chunk.path)
-    ends = torch.from_numpy(chunk.ends).to(device)
+    starts, ends = (torch.from_numpy(keys).to(device) for keys in (chunk.starts, chunk.ends))
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query + path) & (query + path < ends[key])
+        return (starts[key] <= query + path) & (query + path < ends[key])
 
     return create_block_mask(visible, B=None, H=None, Q_LEN=len(chunk.tokens), KV_LEN=len(chunk.ends), device=device)
 

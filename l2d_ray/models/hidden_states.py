@@ -2,20 +2,23 @@
 
 Two ways to the same numbers. `packed_states` runs every distinct token once (`core/packing.py`). `padded_states` runs
 the prompts side by side in padded batches, as research code does: the yardstick, and the way for an architecture whose
-attention cannot be replaced.
+attention cannot be replaced. Packed, a prompt's beginning that a `PrefixCache` knows from an earlier batch does not run
+again.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from l2d_ray.core.packing import Prompts, plan_forest, split_chunks
+from l2d_ray.core.packing import IntArray, Prompts, plan_forest, skip_known, split_chunks
 from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import Backbone
+from l2d_ray.models.prefix_cache import PrefixCache
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 logger = logging.getLogger(__name__)
@@ -31,11 +34,18 @@ class HiddenStates:
     """Tokens that went through the model."""
 
 
-Extractor = Callable[[Prompts], HiddenStates]
+class Extractor(Protocol):
+    """Prompts to hidden states."""
+
+    def __call__(self, prompts: Prompts, boundaries: Sequence[IntArray] | None = None) -> HiddenStates:
+        """The states of `prompts`; with the `boundaries` of each, the cache, if there is one, is used."""
 
 
-def extractor(backbone: Backbone, tokens_per_chunk: int) -> Extractor:
-    """The fastest way that is right for this model: packed, or, if a trial says that packing is not, padded."""
+def extractor(backbone: Backbone, tokens_per_chunk: int, cache: PrefixCache | None = None) -> Extractor:
+    """The fastest way that is right for this model: packed, or, if a trial says that packing is not, padded.
+
+    Only packed prompts can use `cache`.
+    """
     trial = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7])])
     expected = padded_states(backbone, trial, batch_size=1).states
     try:
@@ -44,17 +54,30 @@ def extractor(backbone: Backbone, tokens_per_chunk: int) -> Extractor:
         error = float("inf")
         logger.warning("packing failed a trial: %s", problem)
     if error < TOLERANCE[_dtype(backbone)]:
-        return lambda prompts: packed_states(backbone, prompts, tokens_per_chunk)
+        return lambda prompts, boundaries=None: packed_states(backbone, prompts, tokens_per_chunk, cache, boundaries)
     logger.warning("%s cannot run packed (error %.1e): padded batches instead", type(backbone.model).__name__, error)
-    return lambda prompts: padded_states(backbone, prompts, batch_size=16)
+    return lambda prompts, boundaries=None: padded_states(backbone, prompts, batch_size=16)
 
 
 @torch.inference_mode()
-def packed_states(backbone: Backbone, prompts: Prompts, tokens_per_chunk: int) -> HiddenStates:
-    """Each distinct token once, `tokens_per_chunk` tokens at a time. No prompt may be empty."""
+def packed_states(
+    backbone: Backbone,
+    prompts: Prompts,
+    tokens_per_chunk: int,
+    cache: PrefixCache | None = None,
+    boundaries: Sequence[IntArray] | None = None,
+) -> HiddenStates:
+    """Each distinct token once, `tokens_per_chunk` tokens at a time. No prompt may be empty.
+
+    Given a cache and the boundaries of each prompt, what the cache knows of a prompt is not run, and it keeps each
+    prompt up to its last boundary.
+    """
     backbone.model.set_attn_implementation(tree_attention.NAME)  # type: ignore[operator]
-    forest = plan_forest(prompts)
-    state = tree_attention.ForestState(backbone.device)
+    forest, known = plan_forest(prompts), []
+    if cache is not None and boundaries is not None:
+        known = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]
+        forest = skip_known(forest, np.array([len(layers[0]) if layers else 0 for layers in known]))
+    state = tree_attention.ForestState(backbone.device, map(torch.cat, zip(*filter(None, known), strict=True)))
     states = torch.empty(len(prompts), backbone.dimension)
     for chunk in split_chunks(forest, tokens_per_chunk):
         state.enter(chunk, _dtype(backbone))
@@ -65,6 +88,9 @@ def packed_states(backbone: Backbone, prompts: Prompts, tokens_per_chunk: int) -
             forest=state,
         ).last_hidden_state[0]
         states[torch.from_numpy(chunk.prompts)] = hidden[torch.from_numpy(chunk.leaves)].float().cpu()
+        if cache is not None and boundaries is not None:
+            for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):
+                cache.keep(prompts[n], boundaries[n], state.layers, chunk.seen(leaf))
     return HiddenStates(states, forest.tokens.size)
 
 

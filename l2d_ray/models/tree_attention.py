@@ -1,14 +1,15 @@
 """Attention over a prefix forest, as an attention implementation that transformers can call.
 
 `transformers.AttentionInterface` hands every layer's queries, keys and values to the function registered here, whatever
-the architecture. Which key a query may see follows from the chunk's `ends` alone (`core/packing.py`): key k is seen by
-query q exactly when `k <= q < ends[k]`.
+the architecture. Which key a query may see follows from the chunk's `starts` and `ends` alone (`core/packing.py`): key
+k is seen by query q exactly when `starts[k] <= q < ends[k]`.
 
 On a CPU the queries go in blocks; a block needs the keys that are still open at its first query, and its own: few, so
 that the work is that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask
 (`flex_attention.py`).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,13 @@ QUERIES_PER_BLOCK = 64
 class ForestState:
     """What the layers need to know of the forest: the current chunk, and the keys and values of its path."""
 
-    def __init__(self, device: torch.device) -> None:
-        """A state before any chunk. One state serves one forest."""
+    def __init__(self, device: torch.device, known: Iterable[Tensor] = ()) -> None:
+        """A state before any chunk. One state serves one forest.
+
+        `known` gives, layer by layer, the keys and values [tokens, 2 H, D] that `forest.known` points into.
+        """
         self._device = device
+        self._known = iter(known)
         self._path = torch.empty(0, dtype=torch.long, device=device)
         self._keys_and_values: dict[nn.Module, Tensor] = {}
         self.blocks: list[tuple[slice, Tensor, Tensor]] = []
@@ -47,6 +52,11 @@ class ForestState:
         else:
             self.blocks = _blocks(chunk, dtype)
 
+    @property
+    def layers(self) -> list[Tensor]:
+        """The keys and values [P + C, 2 H, D] of each layer, after the forward pass of the current chunk."""
+        return list(self._keys_and_values.values())
+
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
         """The path's keys and values before those of the chunk [1, H, C, D]: [P + C, 2 H, D], kept for the next chunk.
 
@@ -54,7 +64,8 @@ class ForestState:
         """
         own = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
         if len(self._path):
-            own = torch.cat([self._keys_and_values[layer].index_select(0, self._path), own])
+            before = self._keys_and_values[layer] if layer in self._keys_and_values else next(self._known)
+            own = torch.cat([before.index_select(0, self._path), own])
         self._keys_and_values[layer] = own
         return own
 
@@ -106,10 +117,11 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
     length, path = len(chunk.tokens), len(chunk.path)
     for start in range(0, length, QUERIES_PER_BLOCK):
         stop = min(start + QUERIES_PER_BLOCK, length)
-        still_open = np.flatnonzero(chunk.ends[: path + start] > path + start)
+        before = slice(path + start)
+        is_open = (chunk.starts[before] < path + stop) & (chunk.ends[before] > path + start)
         queries = np.arange(path + start, path + stop)
-        keys = np.concatenate([still_open, queries])
-        visible = (keys <= queries[:, None]) & (queries[:, None] < chunk.ends[keys])
+        keys = np.concatenate([np.flatnonzero(is_open), queries])
+        visible = (chunk.starts[keys] <= queries[:, None]) & (queries[:, None] < chunk.ends[keys])
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~torch.from_numpy(visible), -torch.inf)
         blocks.append((slice(start, stop), torch.from_numpy(keys), mask[None, None]))
     return blocks

@@ -6,6 +6,7 @@ Every question carries the version of its release (`releases.py`), so that no an
 """
 
 import asyncio
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from l2d_ray.serve.api import KEYS_VARIABLE, create_app
 from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import Query, Served
 from l2d_ray.serve.releases import Held, Release, ReleaseFile
-from l2d_ray.serve.replicas import Replicas, ServedRelease
+from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt
 from l2d_ray.serve.security import Keys
 
 HELD_BY_ENCODER = 64
@@ -60,6 +61,9 @@ def application(file: ReleaseFile) -> Application:
     keys, settings = keys_of(config.serve), config.serve
     keys.check()
     model = {"num_cpus": config.workers.cpus, "num_gpus": config.workers.gpus}
+    manifest = file.first.open().manifest
+    megabytes = manifest.rows * manifest.bytes_per_row / 1e6
+    parts = min(len(manifest.shards), math.ceil(megabytes / settings.shard_megabytes))
     encoder = _deployment(
         Encoder,
         num_replicas=settings.encoders,
@@ -74,8 +78,8 @@ def application(file: ReleaseFile) -> Application:
             num_replicas=settings.shard_replicas,
             max_ongoing_requests=64,
             ray_actor_options={"num_cpus": 0.1},
-        ).bind(file, number)
-        for number in range(len(file.first.open().manifest.shards))
+        ).bind(file, number, parts)
+        for number in range(parts)
     ]
     beams = None
     if settings.beams:
@@ -194,25 +198,30 @@ class BeamSearcher(Part):
 
 
 class MemoryShard(Part):
-    """One shard of the index."""
+    """Some shards of the index, most often one."""
 
-    def __init__(self, file: ReleaseFile, number: int) -> None:
-        """Open the shard. Raises InputError, naming the file, for what is wrong."""
+    def __init__(self, file: ReleaseFile, number: int, parts: int) -> None:
+        """Open the shards of part `number` of so many. Raises InputError, naming the file, for what is wrong."""
 
-        def load(release: Release, held: Sequence[IndexShard]) -> IndexShard:
+        def load(release: Release, held: Sequence[list[IndexShard]]) -> list[IndexShard]:
             reader = release.open()
-            return reader.shard(number).with_prior(release.config.index.prior, reader.manifest.rows)
+            manifest, prior = reader.manifest, release.config.index.prior
+            own = dealt(len(manifest.shards), parts)[number]
+            return [reader.shard(shard).with_prior(prior, manifest.rows) for shard in own]
 
         self.held = Held(file, load)
 
-    async def ask(self, version: str, method: str, arguments: tuple[Any, ...]) -> Any:
-        """What `IndexShard.method(*arguments)` gives. Raises VersionError if the replica does not hold that release."""
-        return await asyncio.to_thread(_answer, await self.held.get(version), method, arguments)
+    async def ask(self, version: str, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        """What `IndexShard.method` gives for the arguments of each shard.
+
+        Raises VersionError if this replica does not hold that release.
+        """
+        return await asyncio.to_thread(_answers, await self.held.get(version), method, arguments)
 
 
-def _answer(shard: IndexShard, method: str, arguments: tuple[Any, ...]) -> Any:
+def _answers(shards: Sequence[IndexShard], method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
     faiss.omp_set_num_threads(1)  # of this thread: replicas share the cores
-    return getattr(shard, method)(*arguments)
+    return [getattr(shard, method)(*own) for shard, own in zip(shards, arguments, strict=True)]
 
 
 class Gateway(Part):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Replicas:
         beams: DeploymentHandle | None,
         settings: ServeConfig,
     ) -> None:
-        """Handles of the deployments; `shards` in their order."""
+        """Handles of the deployments; `shards` in the order of the parts."""
         self.encoder, self.shards, self.beams, self.settings = encoder, shards, beams, settings
         self._outcomes = serve.metrics.Counter("l2d_ray_requests", "Requests", tag_keys=("outcome", "version"))
         self._phases = serve.metrics.Histogram(
@@ -98,46 +99,51 @@ class Replicas:
             raise UnavailableError("beam search is away; come again later") from None
         return items
 
-    async def search(self, version: str, query: Query, queries_UD: Float64) -> tuple[ScoredItems, list[int]]:
-        """The items of one query, a matrix of one row, and the shards that were missing."""
-        missing: list[int] = []
+    async def search(
+        self, version: str, shards: int, query: Query, queries_UD: Float64
+    ) -> tuple[ScoredItems, list[int]]:
+        """The items of one query, a matrix of one row, and those of so many shards that were missing."""
+        parts, away = dealt(shards, len(self.shards)), set[int]()
         while True:
-            present = [number for number in range(len(self.shards)) if number not in missing]
-            count, exclude = len(present), [query.exclude]
+            present = {number: len(own) for number, own in enumerate(parts) if len(own) and number not in away}
+            count, exclude = sum(present.values()), [query.exclude]
             if query.aggregation == "global":
                 hops = global_hops(count, queries_UD, query.k, exclude, query.allow)
             else:
                 hops = local_hops(count, queries_UD, query.k, exclude, query.top_m, query.allow)
             try:
                 (items,) = await self._run(version, hops, present)
-            except _ShardsAwayError as away:
-                missing += away.numbers
-                if not self.settings.partial or len(missing) == len(self.shards):
+            except _PartsAwayError as error:
+                away |= error.numbers
+                missing = [shard for number in sorted(away) for shard in parts[number]]
+                if not self.settings.partial or len(missing) == shards:
                     raise UnavailableError(f"shards {missing} of the index are away; come again later") from None
             else:
-                return items, sorted(missing)
+                return items, [shard for number in sorted(away) for shard in parts[number]]
 
-    async def _run(self, version: str, hops: Hops, present: Sequence[int]) -> list[ScoredItems]:
+    async def _run(self, version: str, hops: Hops, present: dict[int, int]) -> list[ScoredItems]:
+        """`present`: the parts to ask, and how many shards each has."""
         hop = next(hops)
         while True:
+            arguments = iter(hop.arguments)
             asked = [
-                self._ask_shard(version, number, hop.method, own)
-                for number, own in zip(present, hop.arguments, strict=True)
+                self._ask_part(version, number, hop.method, list(islice(arguments, count)))
+                for number, count in present.items()
             ]
             answers = await asyncio.gather(*asked, return_exceptions=True)
-            away = [number for number, answer in zip(present, answers, strict=True) if isinstance(answer, AWAY)]
+            away = {number for number, answer in zip(present, answers, strict=True) if isinstance(answer, AWAY)}
             if away:
-                raise _ShardsAwayError(away)
+                raise _PartsAwayError(away)
             for answer in answers:
                 if isinstance(answer, BaseException):
                     raise answer
             try:
-                hop = hops.send(answers)
+                hop = hops.send([one for answer in answers for one in answer])  # type: ignore[union-attr]
             except StopIteration as done:
                 found: list[ScoredItems] = done.value
                 return found
 
-    async def _ask_shard(self, version: str, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+    async def _ask_part(self, version: str, number: int, method: str, arguments: list[tuple[Any, ...]]) -> Any:
         started = time.perf_counter()
         async with asyncio.timeout(self.settings.shard_seconds):
             answer = await _ask(self.shards[number].ask, version, method, arguments)
@@ -166,14 +172,9 @@ class ServedRelease:
     """As in `Served`."""
 
     def __init__(self, release: Release, replicas: Replicas) -> None:
-        """Raises InputError if the release is not there, or does not fit the endpoint."""
+        """Raises InputError if the release is not there any more."""
         reader, config = release.open(), release.config
         manifest, self._replicas, self._space = reader.manifest, replicas, reader.space
-        if len(manifest.shards) != len(replicas.shards):
-            raise InputError(
-                f"the index has {len(manifest.shards)} shards, this endpoint {len(replicas.shards)}; start another"
-                " endpoint"
-            )
         identity = manifest.identity
         self.version, self.top_m = release.version, config.recommend.top_m
         self.catalogue = Catalogue(release.dataset().items())
@@ -187,7 +188,9 @@ class ServedRelease:
             started = time.perf_counter()
             state_D = await self._replicas.encode(self.version, query.history)
             encode_ms = _since(started)
-            items, missing = await self._replicas.search(self.version, query, self._space(state_D[None]))
+            items, missing = await self._replicas.search(
+                self.version, len(self._manifest.shards), query, self._space(state_D[None])
+            )
             total_ms = _since(started)
             outcomes.append("partial" if missing else "ok")
         self._replicas.timed(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
@@ -215,6 +218,12 @@ class ServedRelease:
         }
 
 
+def dealt(shards: int, parts: int) -> list[range]:
+    """The shards of each part; a part may have none."""
+    bounds = np.linspace(0, shards, parts + 1).astype(int).tolist()
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
 async def _ask(method: Any, *arguments: Any) -> Any:
     """The answer of a replica; of another one, if it dies meanwhile."""
     for _ in range(ATTEMPTS - 1):
@@ -235,8 +244,8 @@ async def _cancellable(response: Any) -> Any:
 
 
 @dataclass
-class _ShardsAwayError(Exception):
-    numbers: list[int]
+class _PartsAwayError(Exception):
+    numbers: set[int]
 
 
 def _since(started: float) -> float:

@@ -1,0 +1,236 @@
+"""States with a cache are those without, whatever is in it; and what is in it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from small_workspace import config_of
+from tiny_models import load_tiny
+from torch import Tensor
+
+from l2d_ray.core.packing import IntArray, Prompts, plan_forest
+from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.models.backbone import Backbone
+from l2d_ray.models.hidden_states import HiddenStates, packed_states, padded_states, relative_error
+from l2d_ray.models.prefix_cache import PrefixCache
+
+FAMILIES = ["llama", "qwen3", "gpt2"]
+ITEMS = [np.arange(10 * n, 10 * n + size, dtype=np.int32) for n, size in enumerate([3, 9, 5, 1, 7], start=3)]
+PREFIX, SUFFIX = np.array([7, 8], np.int32), np.array([9, 9, 5], np.int32)
+MUCH = 10**9
+BYTES_PER_TOKEN = 2 * 2 * 32 * 2
+"""In the entries made by `entry`: two layers, keys and values, float16."""
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
+    """A tiny backbone of a family; each is made once."""
+    loaded: dict[str, Backbone] = {}
+
+    def backbone(family: str) -> Backbone:
+        if family not in loaded:
+            loaded[family] = load_tiny(tmp_path_factory.mktemp(family), family)
+        return loaded[family]
+
+    return backbone
+
+
+def phrase(history: Sequence[int], suffix: NDArray[np.int32] = SUFFIX) -> tuple[NDArray[np.int32], IntArray]:
+    """The prompt of a history, and where its items end."""
+    pieces = [ITEMS[item] for item in history]
+    return np.concatenate([PREFIX, *pieces, suffix]), PREFIX.size + np.cumsum([piece.size for piece in pieces])
+
+
+class Checked:
+    """Runs histories with a cache, and again without; the states must be the same."""
+
+    def __init__(self, backbone: Backbone, max_bytes: int = MUCH, size: int = 1000) -> None:
+        self.backbone, self.size, self.cache = backbone, size, PrefixCache(max_bytes)
+
+    def __call__(self, *histories: Sequence[int], suffix: NDArray[np.int32] = SUFFIX) -> HiddenStates:
+        phrased = [phrase(history, suffix) for history in histories]
+        prompts = Prompts.join([tokens for tokens, _ in phrased])
+        boundaries = [ends for _, ends in phrased]
+        result = packed_states(self.backbone, prompts, self.size, self.cache, boundaries)
+        assert relative_error(result.states, packed_states(self.backbone, prompts, self.size).states) < 1e-5
+        assert relative_error(result.states, padded_states(self.backbone, prompts, 1).states) < 1e-5
+        assert self.cache.bytes <= self.cache.max_bytes
+        assert self.cache.bytes == sum(layer.nbytes for entry in self.cache._entries.values() for layer in entry)
+        return result
+
+
+@pytest.mark.parametrize("size", [2, 7, 1000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_history_that_grows_runs_only_what_is_new(load: Callable[[str], Backbone], family: str, size: int) -> None:
+    run = Checked(load(family), size=size)
+    history = [0, 1, 2, 3, 4, 1, 0]
+    assert run(history[:1]).tokens == phrase(history[:1])[0].size
+    saved = 0
+    for length in range(2, len(history) + 1):
+        assert run(history[:length]).tokens == ITEMS[history[length - 1]].size + SUFFIX.size
+        saved += phrase(history[: length - 1])[1][-1]
+    assert (run.cache.hits, run.cache.misses, run.cache.tokens_saved) == (6, 1, saved)
+    assert run(history).tokens == SUFFIX.size  # nothing new but the suffix
+    assert len(run.cache._entries) == 1  # one user, one entry
+
+
+@pytest.mark.parametrize("size", [3, 16, 1000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_known_and_new_histories_run_together(load: Callable[[str], Backbone], family: str, size: int) -> None:
+    run = Checked(load(family), size=size)
+    run([0, 1, 2], [3, 3], [4, 1, 1, 1])
+    result = run(
+        [2, 2],  # new
+        [0, 1, 2, 4, 4],  # known
+        [0, 1, 2, 4, 3],  # grown from the same
+        [0, 1, 2],  # known to the last item
+        [3, 3, 0],
+        [3, 3, 0],  # twice
+        [4],  # the beginning of one that is known
+        [0],
+    )
+    new = [[2, 2], [0, 1, 2, 4, 4], [0, 1, 2, 4, 3], [0, 1, 2], [3, 3, 0], [4], [0]]
+    distinct = plan_forest(Prompts.join([phrase(history)[0] for history in new])).tokens.size
+    known = PREFIX.size + sum(ITEMS[item].size for item in [0, 1, 2, 3, 3])
+    assert result.tokens == distinct - known
+    assert run.cache.hits == 5
+
+
+@pytest.mark.parametrize("size", [2, 1000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_suffix_prompts_are_prefixes_of_each_other(
+    load: Callable[[str], Backbone], family: str, size: int
+) -> None:
+    run, nothing = Checked(load(family), size=size), SUFFIX[:0]
+    run([0, 1, 2], suffix=nothing)
+    assert run([0, 1, 2], suffix=nothing).tokens == 1  # entirely known, but for the state
+    assert run([0, 1, 2, 3, 4], suffix=nothing).tokens == ITEMS[3].size + ITEMS[4].size
+    run([0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 4], [0], suffix=nothing)
+    run([0, 1, 2, 3, 4, 4, 1], [0, 1, 2, 3], suffix=nothing)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_batch_evicts_it_can_still_use(load: Callable[[str], Backbone], family: str) -> None:
+    probe = Checked(load(family))
+    probe([0, 1, 2])
+    run = Checked(load(family), max_bytes=probe.cache.bytes * 3 // 2, size=4)
+    run([0, 1, 2])
+    assert run([3, 1, 4], [0, 1, 2, 4], [4, 4]).tokens < sum(phrase(h)[0].size for h in ([3, 1, 4], [0, 2, 4], [4, 4]))
+    assert run.cache.hits == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5), max_size=6),
+    st.sampled_from([0, 4_000, 12_000, 30_000, MUCH]),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_whatever_is_asked_the_answer_is_the_same(
+    load: Callable[[str], Backbone], batches: list[list[list[int]]], max_bytes: int, size: int, has_suffix: bool
+) -> None:
+    run = Checked(load("llama"), max_bytes, size)
+    for batch in batches:
+        run(*batch, suffix=SUFFIX if has_suffix else SUFFIX[:0])
+
+
+def keep(cache: PrefixCache, *items: int) -> list[Tensor]:
+    """Two layers' keys and values of a prompt of one-token items, as a chunk's, handed to the cache to keep."""
+    prompt = np.array(items, np.int32)
+    layers = list(torch.randn(2, prompt.size + 100, 4, 32).half())
+    cache.keep(prompt, np.arange(1, prompt.size), layers, np.arange(prompt.size) + 50)
+    return layers
+
+
+def look(cache: PrefixCache, *items: int) -> list[Tensor]:
+    return cache.lookup(np.array(items, np.int32), np.arange(1, len(items)))
+
+
+def test_an_entry_is_a_copy_of_the_prompt_less_its_suffix() -> None:
+    cache = PrefixCache(MUCH)
+    layers = keep(cache, 1, 2, 3, 9)
+    found = look(cache, 1, 2, 3, 4, 9)
+    assert cache.bytes == 3 * BYTES_PER_TOKEN * 2
+    for layer, whole in zip(found, layers, strict=True):
+        assert (layer == whole[50:53]).all()
+        assert layer.untyped_storage().nbytes() == layer.nbytes
+
+
+def test_the_longest_beginning_is_found() -> None:
+    cache = PrefixCache(MUCH)
+    keep(cache, 1, 2, 3, 9)
+    keep(cache, 1, 9)  # shorter, and another user's perhaps
+    assert len(look(cache, 1, 2, 3, 4, 9)[0]) == 3
+    assert len(look(cache, 1, 2, 4, 9)[0]) == 1
+    assert look(cache, 2, 3, 9) == []
+    assert (cache.hits, cache.misses, cache.tokens_saved) == (2, 1, 4)
+
+
+def test_a_longer_history_replaces_what_it_has_grown_from() -> None:
+    cache = PrefixCache(MUCH)
+    keep(cache, 1, 2, 9)
+    keep(cache, 1, 2, 3, 9)
+    assert cache.bytes == 3 * BYTES_PER_TOKEN * 2
+    assert look(cache, 1, 2, 9) == []
+
+
+def test_the_least_recently_used_make_room() -> None:
+    cache = PrefixCache(6 * BYTES_PER_TOKEN * 2)
+    for item in (1, 2, 3):
+        keep(cache, item, item, 9)
+    look(cache, 1, 1, 9)
+    keep(cache, 4, 4, 9)
+    assert [len(look(cache, item, item, 9)) for item in (1, 2, 3, 4)] == [2, 0, 2, 2]
+    keep(cache, 5, 5, 5, 5, 9)  # needs the room of two
+    assert [len(look(cache, item, item, 9)) for item in (1, 3, 4)] == [0, 0, 2]
+    assert cache.bytes == cache.max_bytes
+
+
+@pytest.mark.parametrize("max_bytes", [0, 5 * BYTES_PER_TOKEN * 2])
+def test_what_would_not_fit_alone_is_not_kept(max_bytes: int) -> None:
+    cache = PrefixCache(max_bytes)
+    keep(cache, 1, 2, 9)
+    bytes_before = cache.bytes
+    keep(cache, 1, 2, 3, 4, 5, 6, 9)
+    assert cache.bytes == bytes_before <= max_bytes
+    assert len(look(cache, 1, 2, 3, 9)) == (2 if max_bytes else 0)
+
+
+def test_a_prompt_without_items_is_neither_found_nor_kept() -> None:
+    cache = PrefixCache(MUCH)
+    keep(cache, 9)
+    assert look(cache, 9) == []
+    assert cache.bytes == 0
+
+
+def test_the_encoder_runs_what_is_new_of_a_history(load: Callable[[str], Backbone], tmp_path: Path) -> None:
+    titles = [f"Title {n} of the year" for n in range(12)]
+    backbone = load("llama")
+    encoder = HistoryEncoder(config_of(tmp_path), titles, backbone, cache_bytes=MUCH)
+    plain = HistoryEncoder(config_of(tmp_path), titles, backbone)
+    history, other = [*range(9), "a title of their own"], encoder.phrased([11])
+    suffix = other.tokens.size - other.boundaries[-1]
+    known = 0
+    for length in range(1, 11):
+        phrased = encoder.phrased(history[:length])
+        assert (phrased.tokens == plain.phrase(history[:length])).all()
+        result, expected = encoder.run([phrased, other]), plain.run([phrased, other])
+        assert relative_error(result.states, expected.states) < 1e-5
+        if length > 1:
+            assert result.tokens == phrased.tokens.size - known + suffix < expected.tokens
+        known = phrased.boundaries[-1]
+    assert (encoder.cache.hits, encoder.cache.misses) == (18, 2)
+    assert (plain.cache.hits, plain.cache.misses, plain.cache.bytes) == (0, 0, 0)
+
+
+def test_a_model_that_cannot_run_packed_has_no_use_for_a_cache(tmp_path: Path) -> None:
+    backbone = load_tiny(tmp_path, "mamba")
+    encoder = HistoryEncoder(config_of(tmp_path), ["a", "b"], backbone, cache_bytes=MUCH)
+    phrased = [encoder.phrased([0, 1])]
+    assert (encoder.run(phrased).states == encoder.run(phrased).states).all()
+    assert (encoder.cache.hits, encoder.cache.bytes) == (0, 0)
