@@ -1,17 +1,44 @@
 // The page: a history on the left, what each aggregation recommends after it on the right.
-const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all of an item's sequences" };
+const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all sequences" };
+const HINT = "Enter adds the first title found, or the text itself if there is none.";
 const at = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for what the catalogue does not know
-let found = [];
-let newest = 0; // number of the last round of requests: what answers an older one is dropped
+let found = []; // the same, of the last search
 
-async function ask(path, body) {
+async function ask(signal, path, body) {
   const headers = { "Content-Type": "application/json" };
-  if (at("key").value) headers.Authorization = `Bearer ${at("key").value}`;
-  const response = await fetch(path, body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers });
-  const answer = await response.json().catch(() => ({ detail: `status ${response.status}` }));
+  const key = at("key").value;
+  if (key) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}`;
+  const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+  const response = await fetch(path, { ...options, headers, signal }).catch((error) => {
+    throw signal.aborted ? error : new Error("The server cannot be reached.");
+  });
+  const answer = await response.json().catch(() => ({ detail: `The server answered with status ${response.status}.` }));
+  if (response.status === 401) {
+    at("key-form").hidden = false;
+    throw new Error(key ? "This key is not accepted." : "A key is needed here; type it into the field “Key”.");
+  }
   if (!response.ok) throw new Error(answer.detail);
   return answer;
+}
+
+// The tasks are searchTitles, recommend and showServed. A new run of one drops what its last run still waits for.
+const running = new Map(); // task -> the AbortController of its last run
+const problems = new Map(); // task -> what went wrong in its last run
+
+async function run(task) {
+  running.get(task)?.abort();
+  const own = new AbortController();
+  running.set(task, own);
+  try {
+    await task(own.signal);
+    if (!own.signal.aborted) problems.delete(task);
+  } catch (error) {
+    if (!own.signal.aborted) problems.set(task, error.message);
+  }
+  at("message").textContent = [...new Set(problems.values())].join(" · ");
+  at("problem").hidden = !problems.size;
+  return !own.signal.aborted && !problems.has(task);
 }
 
 function element(tag, text, className) {
@@ -21,104 +48,151 @@ function element(tag, text, className) {
   return made;
 }
 
-function button(text, label, action) {
-  const made = element("button", text);
+function line(...parts) {
+  const made = document.createElement("li");
+  made.append(...parts);
+  return made;
+}
+
+function button(content, label, action) {
+  const made = document.createElement("button");
   made.type = "button";
+  made.append(content);
   made.setAttribute("aria-label", label);
   made.addEventListener("click", action);
   return made;
 }
 
 function showHistory() {
-  at("history").replaceChildren(...history.map((item, place) => {
-    const line = element("li", `${item.title} `);
-    line.append(button("✕", `Remove ${item.title}`, () => { history.splice(place, 1); changed(); }));
-    return line;
-  }));
+  at("history").replaceChildren(...history.map((item, place) => line(
+    element("bdi", item.title),
+    button("✕", `Remove ${item.title}`, () => remove(place)),
+  )));
+  at("clear").hidden = !history.length;
+}
+
+function remove(place) {
+  history.splice(place, 1);
+  changed();
+  const buttons = at("history").querySelectorAll("button");
+  (buttons[Math.min(place, buttons.length - 1)] ?? at("search")).focus();
 }
 
 function add(item) {
   history.push(item);
   at("search").value = "";
-  at("found").replaceChildren();
-  found = [];
+  showFound([], HINT);
   at("search").focus();
   changed();
 }
 
-async function search() {
+function showFound(items, hint) {
+  found = items;
+  at("hint").textContent = hint;
+  at("found").replaceChildren(...items.map((item) => {
+    const text = item.item_id === undefined ? `“${item.title}” as it is` : item.title;
+    return line(button(element("bdi", text), `Add ${text}`, () => add(item)));
+  }));
+}
+
+async function searchTitles(signal) {
   const query = at("search").value.trim();
-  found = [];
-  if (!query) { at("found").replaceChildren(); return false; }
-  try {
-    const { items } = await ask(`v1/items?most=8&query=${encodeURIComponent(query)}`);
-    if (query !== at("search").value.trim()) return false;
-    found = items;
-    at("found").replaceChildren(...items.map((item) => {
-      const line = document.createElement("li");
-      line.append(button(item.title, `Add ${item.title}`, () => add(item)));
-      return line;
-    }));
-    return true;
-  } catch (error) { at("message").textContent = error.message; return false; }
+  if (!query) { showFound([], HINT); return; }
+  const { items } = await ask(signal, `v1/items?most=8&query=${encodeURIComponent(query)}`);
+  const known = items.some((item) => item.title === query);
+  const count = items.length === 8 ? "The first 8 titles" : `${items.length} title${items.length === 1 ? "" : "s"} found`;
+  showFound(
+    known ? items : [...items, { title: query }],
+    items.length ? `${count}; Enter adds the first.` : "Not in the catalogue; Enter adds the text itself.",
+  );
 }
 
 function card(name, answer, seconds) {
   const made = document.createElement("article");
-  made.append(element("h3", AGGREGATIONS[name]));
   const { encode, search, total } = answer.timing_ms;
-  made.append(element("p", `model ${encode.toFixed(0)} ms, search ${search.toFixed(0)} ms, in all ${total.toFixed(0)} ms`
-    + ` (here ${(1000 * seconds).toFixed(0)} ms)${answer.partial ? ", partial" : ""}`, "hint"));
+  const times = `model ${encode.toFixed(0)} ms, search ${search.toFixed(0)} ms, in all ${total.toFixed(0)} ms`
+    + ` (here ${(1000 * seconds).toFixed(0)} ms)`;
+  const partial = answer.partial ? `; partial, without shards ${answer.missing_shards.join(", ")}` : "";
   const list = document.createElement("ol");
-  list.append(...answer.items.map((item) => {
-    const line = element("li", `${item.title} `);
-    line.append(element("span", item.score === null ? "∞" : item.score.toPrecision(4), "score"));
-    return line;
-  }));
-  made.append(list);
+  list.append(...answer.items.map((item) => line(
+    element("bdi", item.title),
+    element("span", item.score === null ? "∞" : item.score.toPrecision(4), "score"),
+  )));
+  made.append(element("h3", AGGREGATIONS[name]), element("p", times + partial, "hint"), list);
+  if (!answer.items.length) made.append(element("p", "Nothing is left to recommend.", "hint"));
   return made;
 }
 
-async function changed() {
-  showHistory();
-  const round = ++newest;
-  if (!history.length) { at("lists").replaceChildren(); at("message").textContent = ""; return; }
+async function recommend(signal) {
+  at("nothing").hidden = history.length > 0;
+  if (!history.length) { at("lists").replaceChildren(); return; }
   const request = {
     history: history.map((item) => item.item_id ?? { title: item.title }),
-    k: Number(at("k").value) || 10,
+    k: Number(at("k").value),
   };
+  at("lists").setAttribute("aria-busy", "true");
   try {
-    const cards = await Promise.all(Object.keys(AGGREGATIONS).map(async (aggregation) => {
+    at("lists").replaceChildren(...await Promise.all(Object.keys(AGGREGATIONS).map(async (aggregation) => {
       const started = performance.now();
-      const answer = await ask("v1/recommend", { ...request, aggregation });
+      const answer = await ask(signal, "v1/recommend", { ...request, aggregation });
       return card(aggregation, answer, (performance.now() - started) / 1000);
-    }));
-    if (round !== newest) return;
-    at("lists").replaceChildren(...cards);
-    at("message").textContent = "";
+    })));
   } catch (error) {
-    if (round !== newest) return;
-    at("lists").replaceChildren();
-    at("message").textContent = error.message;
+    if (!signal.aborted) at("lists").replaceChildren();
+    throw error;
+  } finally {
+    if (!signal.aborted) at("lists").removeAttribute("aria-busy");
   }
 }
 
-async function showServed() {
-  try {
-    const status = await ask("v1/status");
-    at("served").textContent = `${status.items} items, ${status.rows} sequences in ${status.shards} shards; index`
-      + ` ${status.snapshot}, model ${status.model}`;
-  } catch (error) { at("message").textContent = error.message; }
+function changed() {
+  showHistory();
+  run(recommend);
+}
+
+async function showServed(signal) {
+  const status = await ask(signal, "v1/status");
+  const parts = [["items"], ["rows", "sequences"], ["shards"]];
+  const counts = parts.filter(([name]) => name in status).map(([name, words]) => `${status[name]} ${words ?? name}`);
+  const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
+  at("served").textContent = [...counts, ...names].join(", ");
 }
 
 let waiting;
-at("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(search, 120); });
-at("search").addEventListener("keydown", async (event) => {
-  if (event.key !== "Enter" || !at("search").value.trim()) return;
+at("search").addEventListener("input", () => {
   clearTimeout(waiting);
-  if (await search()) add(found[0] ?? { title: at("search").value.trim() });
+  running.get(searchTitles)?.abort();
+  waiting = setTimeout(() => run(searchTitles), 120);
 });
-at("clear").addEventListener("click", () => { history.length = 0; changed(); });
-at("k").addEventListener("change", changed);
-at("key").addEventListener("change", () => { showServed(); changed(); });
-showServed();
+at("search").addEventListener("keydown", async (event) => {
+  if (event.key !== "Enter" || event.isComposing || !at("search").value.trim()) return;
+  clearTimeout(waiting);
+  if (await run(searchTitles)) add(found[0]);
+});
+// Arrows go through the titles found, and back to the text.
+at("found").parentElement.addEventListener("keydown", (event) => {
+  const stops = [at("search"), ...at("found").querySelectorAll("button")];
+  const next = stops.indexOf(event.target) + { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!stops.includes(event.target) || !stops[next]) return;
+  event.preventDefault();
+  stops[next].focus();
+});
+at("clear").addEventListener("click", () => {
+  history.length = 0;
+  changed();
+  at("search").focus();
+});
+at("k").addEventListener("change", () => {
+  at("k").value = Math.round(Math.min(100, Math.max(1, Number(at("k").value) || 10)));
+  changed();
+});
+at("key-form").addEventListener("submit", (event) => event.preventDefault());
+at("key").addEventListener("change", () => {
+  for (const task of new Set([showServed, ...problems.keys()])) run(task);
+});
+at("again").addEventListener("click", () => {
+  for (const task of [...problems.keys()]) run(task);
+});
+showHistory();
+showFound([], HINT);
+run(showServed);

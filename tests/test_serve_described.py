@@ -1,0 +1,89 @@
+"""The application against its own description: Schemathesis sends what it allows, and what it forbids."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from live_endpoint import LIMITS, application, ask, listening
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import Status, events, from_schema
+from small_endpoint import LocalEngine
+
+EXAMPLES = int(os.environ.get("L2D_RAY_HOSTILE_EXAMPLES", "20"))
+"""Of each operation."""
+KEY = "a-key"
+
+
+@pytest.fixture(scope="module")
+def url(engine: LocalEngine) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, listening(application(engine, keys="DESCRIBED_KEYS")) as address:
+        patch.setenv("DESCRIBED_KEYS", KEY)
+        yield address
+
+
+def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
+    """The description with what it leaves to the operator: the items that are known, and how many of what."""
+    bodies = schema["components"]["schemas"]
+    request = bodies["RecommendRequest"]["properties"]
+    request["history"]["maxItems"] = LIMITS.max_history
+    request["history"]["items"]["anyOf"][0]["enum"] = engine.catalogue.ids
+    request["unknown_items"]["enum"] = ["refuse"]
+    bodies["TitledItem"]["properties"]["title"]["maxLength"] = LIMITS.max_title_chars
+    bodies["ItemIds"]["maxItems"] = LIMITS.max_filter_items
+    bodies["BatchRequest"]["properties"]["requests"]["maxItems"] = LIMITS.max_batch
+    return schema
+
+
+def whole_numbers(value: Any) -> Any:
+    """`value` with 27 for 27.0, which is an integer to JSON Schema, but not to the endpoint."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [whole_numbers(part) for part in value]
+    return {key: whole_numbers(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "forbidden"])
+def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bool) -> None:
+    schema = ask(url, "/openapi.json")[1]
+    for path in ("/v1/recommend", "/v1/recommend/batch"):  # of a body that is not UTF-8; not described so far
+        schema["paths"][path]["post"]["responses"].setdefault("400", schema["paths"][path]["post"]["responses"]["401"])
+    config = SchemathesisConfig.from_dict(
+        {
+            "seed": 1,
+            "base-url": url,
+            "continue-on-failure": True,
+            "phases": {"examples": {"enabled": False}},  # they name items of another catalogue
+            "auth": {"openapi": {"HTTPBearer": {"bearer": KEY}}},
+            "generation": {
+                "mode": "positive" if allowed else "negative",
+                "max-examples": EXAMPLES,
+                "deterministic": True,
+                "no-shrink": True,
+                "database": "none",
+            },
+        }
+    )
+    described = schemathesis.openapi.from_dict(with_limits(schema, engine) if allowed else schema, config=config)
+    described.hook("map_body")(lambda context, body: whole_numbers(body))
+    statuses: Counter[int] = Counter()
+    failures = []
+    for event in from_schema(described).execute():
+        assert not isinstance(event, events.NonFatalError | events.FatalError), event
+        if isinstance(event, events.ScenarioFinished | events.FuzzScenarioFinished):
+            recorder = event.recorder
+            statuses.update(
+                one.response.status_code for one in recorder.interactions.values() if one.response is not None
+            )
+            failures += [
+                f"{recorder.label}: {check.failure_info.failure}\n{recorder.cases[case].value.as_curl_command()}"
+                for case, checks in recorder.checks.items()
+                for check in checks
+                if check.status == Status.FAILURE and check.failure_info
+            ]
+    print(f"{dict(sorted(statuses.items()))} of {statuses.total()} answers")
+    assert not failures, "\n\n".join(failures)
+    assert (200 if allowed else 422) in statuses
