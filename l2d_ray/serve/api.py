@@ -44,7 +44,9 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": meaning}
     for status, meaning in {
+        400: "Body is not text",
         401: "Missing or wrong key",
+        408: "The body did not come in time",
         413: "Body too large",
         422: "Bad request; `errors` names the fields",
         503: "Overloaded or a part is away; see Retry-After",
@@ -55,7 +57,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     """The application."""
-    app = FastAPI(title="l2d_ray", summary="Recommend with a large language model without generating a token.")
+    summary = "Recommend with a large language model without generating a token."
+    app = FastAPI(title="l2d_ray", summary=summary, redirect_slashes=False)
     bearer = HTTPBearer(auto_error=False)
 
     def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
@@ -137,7 +140,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
 
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _handle_errors(app)
-    app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes, body_seconds=settings.deadline_seconds)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -265,14 +268,14 @@ class AsciiJSON(JSONResponse):
 
 
 class Envelope:
-    """Around every request: its id, and the limit of its body."""
+    """Around every request: its id, and the limits of its body."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        """`app` sees at most so many bytes of a body."""
-        self._app, self._max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, max_body_bytes: int, body_seconds: float) -> None:
+        """`app` sees at most so many bytes of a body, which must come in so many seconds."""
+        self._app, self._max_body_bytes, self._body_seconds = app, max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 413 to a larger body, as soon as it is known to be."""
+        """Answer 413 to a larger body, as soon as it is known to be, and 408 to one that does not come."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -281,7 +284,8 @@ class Envelope:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         too_large = f"the body is larger than {self._max_body_bytes} bytes (serve.max_body_bytes)"
-        body = 0
+        body, more = 0, True
+        deadline = asyncio.get_running_loop().time() + self._body_seconds
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -291,9 +295,14 @@ class Envelope:
             await send(message)
 
         async def counted() -> Message:
-            nonlocal body
-            message = await receive()
-            body += len(message.get("body", b""))
+            nonlocal body, more
+            try:
+                async with asyncio.timeout_at(deadline if more else None):  # afterwards: until the client goes
+                    message = await receive()
+            except TimeoutError:
+                late = "the body did not come in time (serve.deadline_seconds)"
+                raise HTTPException(408, late, {"Connection": "close"}) from None
+            body, more = body + len(message.get("body", b"")), message.get("more_body", False)
             if body > self._max_body_bytes:
                 raise HTTPException(413, too_large)
             return message
