@@ -77,11 +77,12 @@ def connect(config: Config) -> None:
 
 
 def quiet() -> None:
-    """Keep Ray Data's plans and tracebacks in its log files; the job says what matters."""
+    """Keep Ray's plans, progress and tracebacks in its log files; the job says what matters."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # The only way, at Ray 2.60, to bound the retries of a task (build_memory).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 

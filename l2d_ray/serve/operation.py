@@ -1,6 +1,5 @@
 """Starting an endpoint, and changing what it serves while it serves."""
 
-import logging
 import signal
 import socket
 import sys
@@ -68,6 +67,10 @@ def endpoint(config: Config) -> Iterator[str]:
             f"serve.host={settings.host!r}: would answer anybody; set serve.keys_file or {KEYS_VARIABLE}, or listen on"
             " 127.0.0.1"
         )
+    if serve.status().proxies:
+        raise InputError(
+            "Ray Serve runs on this Ray already, at an address of its own: use `serve deploy cluster/serve.yaml` there"
+        )
     file = start_of(config)
     app = application(file)
     _check_port(settings.host, settings.port)
@@ -76,7 +79,7 @@ def endpoint(config: Config) -> Iterator[str]:
     try:
         yield f"http://{settings.host}:{settings.port}"
     finally:
-        serve.delete(APPLICATION)  # not the whole of Serve, which others may use
+        serve.shutdown()
         file.delete()
 
 
@@ -112,7 +115,6 @@ def promote(config: Config) -> PromoteResult:
     the release is not complete or does not fit the endpoint, or if there is no endpoint; what is served then stays.
     """
     started = time.monotonic()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     release = Release.plan(config)
     try:
         gateway = serve.get_deployment_handle("Gateway", APPLICATION)
