@@ -1,5 +1,6 @@
 """The endpoint under load: against the model and the search in a bare loop, and against beam search served likewise."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -33,7 +34,7 @@ PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
 class ServeBenchmark:
     """Requests are test histories, L2D-L, 20 items; the model has one encoder of `workers.cpus` threads.
 
-    But for returning users, nothing is cached from one request to the next.
+    But for returning users, no request can use what is cached of another.
     """
 
     bare_per_second: float
@@ -75,27 +76,33 @@ def bench_serve(config: Config) -> ServeBenchmark:
         return [{"history": [ids[item] for item in history], "k": K} for history in of]
 
     bare_per_second, bare_ms = _bare(release, histories)
-    seconds, few = config.bench.seconds, bodies(histories[:30])
-    with endpoint(_with(config, cache_megabytes=0)) as url:
-        load(url, PATH, few, seconds=None)
-        idle_ms = load(url, PATH, few, seconds).p50_ms
+    seconds, random = config.bench.seconds, np.random.default_rng(0)
+    growing = [
+        history[: len(history) - STEPS + step]
+        for step in range(STEPS + 1)
+        for history in histories
+        if len(history) > STEPS
+    ]
+    first = bodies(growing[: len(growing) // (STEPS + 1)])
+
+    def new(count: float) -> list[dict[str, Any]]:
+        """Requests of which nothing is cached: histories of the same items in orders that no request had."""
+        return bodies([random.permutation(histories[n % len(histories)]).tolist() for n in range(math.ceil(count))])
+
+    with endpoint(_with(config, beams=BEAMS)) as url:
+        load(url, PATH, new(20), seconds=None)
+        idle_ms = load(url, PATH, new(50), seconds=None).p50_ms
         before = encoder_counts()
-        saturated = load(url, PATH, bodies(histories), seconds, clients=2 * HELD_BY_ENCODER)
+        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=2 * HELD_BY_ENCODER)
         after = encoder_counts()
         rates = [round(share * saturated.per_second, 2) for share in RATES]
-        open_loop = [load(url, PATH, bodies(histories), seconds, rate=rate) for rate in rates]
-    with endpoint(_with(config, beams=BEAMS)) as url:
-        first, *growing = [
-            [history[: len(history) - STEPS + step] for history in histories if len(history) > STEPS]
-            for step in range(STEPS + 1)
-        ]
-        load(url, PATH, bodies(first), seconds=None, clients=HELD_BY_ENCODER)
+        open_loop = [load(url, PATH, new(2 * rate * seconds), seconds, rate=rate) for rate in rates]
+        load(url, PATH, first, seconds=None, clients=HELD_BY_ENCODER)
         start = encoder_counts()
-        again = bodies([history for step in growing for history in step])
-        returning = load(url, PATH, again, seconds, clients=HELD_BY_ENCODER)
+        returning = load(url, PATH, bodies(growing[len(first) :]), seconds, clients=HELD_BY_ENCODER)
         end = encoder_counts()
-        load(url, BEAM_PATH, few[:1], seconds=None)
-        beam_search = load(url, BEAM_PATH, few, 3 * seconds, clients=2)
+        load(url, BEAM_PATH, new(1), seconds=None)
+        beam_search = load(url, BEAM_PATH, new(100), 3 * seconds, clients=2)
     return ServeBenchmark(
         bare_per_second=round(bare_per_second, 2),
         bare_ms=round(bare_ms, 1),
