@@ -13,6 +13,7 @@ from pathlib import Path
 import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, task
+from locust.exception import StopUser
 
 LOAD = json.loads(Path(os.environ["L2D_RAY_LOAD"]).read_text())
 RATE = LOAD["rate"]
@@ -43,8 +44,8 @@ class Client(FastHttpUser):  # type: ignore[misc]
         """One request, noted under its status."""
         body = next(BODIES, None)
         if body is None:
-            self.environment.runner.quit()
-            return
+            gevent.spawn(self.environment.runner.quit)  # from within it would wait for itself
+            raise StopUser
         with self.client.post(LOAD["path"], json=body, catch_response=True) as response:
             response.request_meta["name"] = str(response.status_code)
 
