@@ -46,7 +46,7 @@ class ServeBenchmark:
     overhead_ms: float
     """The difference."""
     saturated: Load
-    """Twice as many clients as an encoder takes requests."""
+    """As many clients as an encoder takes requests."""
     saturated_over_bare: float
     batch_requests: float
     """Mean, while saturated."""
@@ -93,7 +93,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
         load(url, PATH, new(20), seconds=None)
         idle_ms = load(url, PATH, new(50), seconds=None).p50_ms
         before = encoder_counts()
-        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=2 * HELD_BY_ENCODER)
+        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=HELD_BY_ENCODER)
         after = encoder_counts()
         rates = [round(share * saturated.per_second, 2) for share in RATES]
         open_loop = [load(url, PATH, new(2 * rate * seconds), seconds, rate=rate) for rate in rates]

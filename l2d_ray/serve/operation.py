@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -67,19 +68,22 @@ def endpoint(config: Config) -> Iterator[str]:
             f"serve.host={settings.host!r}: would answer anybody; set serve.keys_file or {KEYS_VARIABLE}, or listen on"
             " 127.0.0.1"
         )
-    if serve.status().proxies:
-        raise InputError(
-            "Ray Serve runs on this Ray already, at an address of its own: use `serve deploy cluster/serve.yaml` there"
-        )
     file = start_of(config)
     app = application(file)
-    _check_port(settings.host, settings.port)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        _check_port(settings.host, settings.port)
+    elif (running.http_config.host, running.http_config.port) != (settings.host, settings.port):
+        raise InputError(
+            f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
+            " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
+        )
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(app, name=APPLICATION, route_prefix="/")
     try:
         yield f"http://{settings.host}:{settings.port}"
     finally:
-        serve.shutdown()
+        serve.delete(APPLICATION)  # not the whole of Serve, which others may use
         file.delete()
 
 
