@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from small_memory import build
 from small_workspace import build_units, config_of, write_dataset
 
+from l2d_ray.baselines.constrained_beam import ConstrainedBeam
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.data.dataset import Dataset
@@ -15,6 +17,8 @@ from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.indexing import plan_index
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.models.backbone import LanguageModel, load_language_model
+from l2d_ray.recommender import NO_ITEM, Filters
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, Query, UnavailableError
 from l2d_ray.workspace import Workspace
@@ -44,6 +48,11 @@ class LocalEngine:
         self.version, self.snapshot, self.model = "v", "1-x", "m"
         self.failure: Exception | None = None
         self.delay = 0.0
+        self.beams: int | None = None
+        self.beam_failure: Exception | None = None
+        self.beam_delay = 0.0
+        self.searches = 0
+        """Times that beam search was asked for."""
 
     def current(self) -> "LocalEngine":
         return self
@@ -55,6 +64,22 @@ class LocalEngine:
             return self.index.recommend_global(state, query.k, [query.exclude], query.allow)[0]
         return self.index.recommend_local(state, query.k, [query.exclude], query.top_m, query.allow)[0]
 
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """Of its own: beam search sets the model to another attention."""
+        return load_language_model(self.config.model)
+
+    def written(self, query: Query) -> ScoredItems:
+        """What constrained beam search gives, one query alone."""
+        if not self.beams:
+            raise UnavailableError("no beams here")
+        titles = self.catalogue.titles
+        encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
+        beam = ConstrainedBeam.over(self.language_model, encoder, len(titles), self.beams, batch_size=1)
+        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
+        (items_K,), (scores_K,) = beam.recommend([query.history], query.k, filters)  # type: ignore[list-item]
+        return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
+
     async def recommend(self, query: Query) -> Answer:
         if self.failure:
             raise self.failure
@@ -63,7 +88,12 @@ class LocalEngine:
         return Answer(self.answer(query), 1000 * (time.perf_counter() - started), 0.0)
 
     async def beam_search(self, query: Query) -> Answer:
-        raise UnavailableError("no beams here")
+        self.searches += 1
+        if self.beam_failure:
+            raise self.beam_failure
+        started = time.perf_counter()
+        await asyncio.sleep(self.beam_delay)
+        return Answer(await asyncio.to_thread(self.written, query), 1000 * (time.perf_counter() - started), 0.0)
 
     def status(self) -> dict[str, Any]:
-        return {"items": len(self.catalogue.ids)}
+        return {"items": len(self.catalogue.ids), "beams": self.beams}

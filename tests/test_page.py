@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from live_endpoint import LIMITS, application, ask, listening
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 from small_endpoint import LocalEngine
 
 from l2d_ray.serve.catalogue import Catalogue
@@ -31,6 +31,13 @@ def url(engine: LocalEngine) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def beams_url(url: str, engine: LocalEngine) -> Iterator[str]:
+    """The same endpoint with constrained beam search beside it; `with_beams` has the engine say so."""
+    with listening(application(engine, LIMITS.model_copy(update={"beams": 4}))) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -50,6 +57,7 @@ def page(
 ) -> Iterator[Page]:
     """The page, freshly opened, in two widths; no test may leave an error in the console or scroll sideways."""
     engine.failure, engine.delay = None, 0.0
+    engine.beams, engine.beam_failure, engine.beam_delay, engine.searches = None, None, 0.0, 0
     context = browser.new_context(viewport={"width": request.param, "height": 740})
     context.set_default_timeout(10_000)
     page = context.new_page()
@@ -58,6 +66,7 @@ def page(
     page.goto(url)
     expect(page.locator("#served")).to_contain_text("30 items")
     yield page
+    page.unroute_all(behavior="ignoreErrors")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert complaints == []
     context.close()
@@ -91,14 +100,19 @@ def focused(page: Page) -> str:
     return str(name)
 
 
+def lines(card: Locator) -> list[tuple[str, str]]:
+    """Titles and scores of one list."""
+    return [
+        (line.locator("bdi").inner_text(), line.locator(".score").inner_text())
+        for line in card.get_by_role("listitem").all()
+    ]
+
+
 def lists(page: Page) -> dict[str, list[tuple[str, str]]]:
-    """Titles and scores under each heading."""
+    """Titles and scores of L2D under each heading."""
     return {
-        card.get_by_role("heading").inner_text()[:5]: [
-            (line.locator("bdi").inner_text(), line.locator(".score").inner_text())
-            for line in card.get_by_role("listitem").all()
-        ]
-        for card in page.get_by_role("article").all()
+        card.get_by_role("heading").inner_text()[:5]: lines(card)
+        for card in page.locator("#lists").get_by_role("article").all()
     }
 
 
@@ -114,7 +128,7 @@ def expected(url: str, items: list[Any], k: int = 10) -> dict[str, list[tuple[st
 
 
 def expect_lists(page: Page, url: str, items: list[Any], k: int = 10) -> None:
-    expect(page.get_by_role("article")).to_have_count(2)
+    expect(page.locator("#lists").get_by_role("article")).to_have_count(2)
     expect(page.locator("#lists[aria-busy]")).to_have_count(0)
     shown = {name: [(title, float(score)) for title, score in lines] for name, lines in lists(page).items()}
     assert shown == expected(url, items, k)
@@ -247,9 +261,132 @@ def test_only_the_newest_answer_is_shown(page: Page, url: str, engine: LocalEngi
     expect_lists(page, url, ["i10", "i11"])
 
 
-def test_everything_is_reachable_on_either_width(page: Page) -> None:
-    take(page, "title 1")
+def with_beams(page: Page, engine: LocalEngine, beams_url: str, delay: float = 0.0) -> Locator:
+    """Open the page where beam search is offered; gives its list."""
+    engine.beams, engine.beam_delay = 4, delay
+    page.goto(beams_url)
+    expect(page.locator("#served")).to_contain_text("30 items")
+    return page.get_by_role("article", name="Constrained beam search, 4 beams")
+
+
+def seconds_of(text: str) -> float:
+    return float(text.partition(" s")[0])
+
+
+def expect_written(written: Locator, beams_url: str, items: list[Any]) -> None:
+    """The list is there, and is that of the interface."""
+    expect(written.get_by_role("status")).to_contain_text("the time of L2D-L; scores are log-probabilities")
+    status, answer = ask(beams_url, "/v1/beam_search", {"history": items, "k": 10})
+    assert status == 200
+    assert len(answer["items"]) == 4
+    expected = [(item["title"], pytest.approx(item["score"], rel=1e-3)) for item in answer["items"]]
+    assert [(title, float(score)) for title, score in lines(written)] == expected
+    assert all(item["score"] < 0 for item in answer["items"])
+
+
+def test_beam_search_writes_beside_l2d_which_does_not_wait_for_it(
+    page: Page, beams_url: str, engine: LocalEngine
+) -> None:
+    written = with_beams(page, engine, beams_url, delay=1.5)
+    expect(written).to_be_hidden()
+    take(page, "title 3")
+    expect_lists(page, beams_url, ["i3"])
+    progress, clock = written.get_by_role("status"), written.get_by_role("timer")
+    expect(progress).to_have_text("writing titles …")
+    expect(written.get_by_role("listitem")).to_have_count(0)
+    expect(clock).to_have_attribute("aria-live", "off")
+    early = seconds_of(clock.inner_text())
+    page.wait_for_timeout(400)
+    assert early < seconds_of(clock.inner_text()) < 1.5
+    expect(progress).to_have_text("writing titles …")  # what ticks is not announced
+    expect_written(written, beams_url, ["i3"])
+    expect(clock).to_be_empty()
+    seconds, times = seconds_of(progress.inner_text()), float(progress.inner_text().split()[2])
+    hint = page.get_by_role("article").first.locator(".hint").inner_text()
+    assert 1.5 <= seconds < 10
+    assert times == pytest.approx(1000 * seconds / float(hint.partition("(here ")[2].removesuffix(" ms)")), rel=0.1)
+    engine.beam_delay = 0.0
+    page.get_by_label("Results").fill("3")
+    page.get_by_label("Results").press("Enter")
+    expect(page.get_by_role("article").get_by_role("listitem")).to_have_count(9)
+
+
+def test_a_newer_history_drops_what_is_being_written(page: Page, beams_url: str, engine: LocalEngine) -> None:
+    dropped: list[str] = []
+    page.on("requestfailed", lambda request: dropped.append(request.url))
+    written = with_beams(page, engine, beams_url, delay=1.5)
+    take(page, "title 10")
+    expect(written.get_by_role("status")).to_have_text("writing titles …")
+    page.wait_for_timeout(300)
+    engine.beam_delay = 0.0
+    take(page, "title 11")
+    expect_lists(page, beams_url, ["i10", "i11"])
+    expect_written(written, beams_url, ["i10", "i11"])
+    page.wait_for_timeout(1500)
+    expect_written(written, beams_url, ["i10", "i11"])
+    expect(written.get_by_role("timer")).to_be_empty()
+    assert [url.rpartition("/")[2] for url in dropped] == ["beam_search"]
+    engine.beam_delay = 1.5
+    page.get_by_role("button", name="Remove Title 10 of the year").click()
+    expect(written.get_by_role("status")).to_have_text("writing titles …")
+    page.get_by_role("button", name="Clear all").click()
+    expect(page.get_by_role("article")).to_have_count(0)
+    page.wait_for_timeout(1500)
+    expect(page.get_by_role("article")).to_have_count(0)
+
+
+def test_beam_search_that_fails_takes_no_list_of_l2d_along(
+    page: Page, beams_url: str, engine: LocalEngine, complaints: list[str]
+) -> None:
+    written = with_beams(page, engine, beams_url)
+    engine.beam_failure = UnavailableError("it is away; come again later")
+    take(page, "title 3")
+    expect(page.get_by_role("alert")).to_contain_text("Constrained beam search: it is away; come again later")
+    expect_lists(page, beams_url, ["i3"])
+    expect(written).to_be_hidden()
+    engine.beam_failure = None
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    page.get_by_role("button", name="Try again").click()
+    expect_written(written, beams_url, ["i3"])
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert asked == ["beam_search"]
+    engine.failure = UnavailableError("the model is away; come again later")
+    take(page, "title 4")
+    expect(page.get_by_role("alert")).to_contain_text("the model is away")
+    expect(page.get_by_role("article")).to_have_count(0)
+    assert all(complaint.startswith("Failed to load resource") for complaint in complaints)
+    complaints.clear()
+
+
+def test_beam_search_is_asked_for_once_it_is_known_to_be_offered(
+    page: Page, beams_url: str, engine: LocalEngine
+) -> None:
+    engine.beams, held = 4, list[Route]()
+    page.route("**/v1/status", lambda route: held.append(route))
+    page.goto(beams_url)
+    take(page, "title 3")
+    expect_lists(page, beams_url, ["i3"])
     expect(page.get_by_role("article")).to_have_count(2)
+    held.pop().continue_()
+    written = page.get_by_role("article", name="Constrained beam search, 4 beams")
+    expect_written(written, beams_url, ["i3"])
+    expect_lists(page, beams_url, ["i3"])
+
+
+def test_beam_search_is_not_asked_for_where_it_is_not_offered(page: Page, url: str, engine: LocalEngine) -> None:
+    take(page, "title 3")
+    expect_lists(page, url, ["i3"])
+    page.wait_for_timeout(300)
+    expect(page.get_by_role("article")).to_have_count(2)
+    assert engine.searches == 0
+    assert ask(url, "/v1/beam_search", {"history": ["i3"]})[0] == 404
+
+
+def test_everything_is_reachable_on_either_width(page: Page, beams_url: str, engine: LocalEngine) -> None:
+    with_beams(page, engine, beams_url)
+    take(page, "title 1")
+    expect(page.get_by_role("article")).to_have_count(3)
     search(page).fill("title")
     expect(found(page)).to_have_count(9)
     width = page.viewport_size["width"] if page.viewport_size else 0

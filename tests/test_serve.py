@@ -1,5 +1,6 @@
 """The endpoint as a user starts it: on a real Ray Serve, asked over HTTP, with replicas killed under load."""
 
+import asyncio
 import importlib
 import json
 import re
@@ -27,11 +28,15 @@ from small_endpoint import LocalEngine, write_endpoint
 from small_workspace import command, config_of, environment, kill_worker, result_of, wait_for
 from tiny_models import save_tiny
 
+from l2d_ray.baselines.constrained_beam import _AlongTrie
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
+from l2d_ray.serve.deployments import BeamSearcher, start_of
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.operation import serve_until_stopped
 
 pytestmark = pytest.mark.ray
+BEAMS = 4
 SETTINGS = {"workers.max": 1, "serve.shard_replicas": 2, "serve.shard_megabytes": 0.001, "serve.partial": True}
 
 
@@ -47,7 +52,8 @@ def url(engine: LocalEngine, log: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = command("serve", Path(engine.config.workspace), **SETTINGS, **{"serve.port": port})
+    own = {"serve.port": port, "serve.beams": BEAMS, "serve.beam_seconds": 10}
+    job = command("serve", Path(engine.config.workspace), **SETTINGS, **own)
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
     wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None, seconds=180)
@@ -105,6 +111,53 @@ def test_titles_batches_and_refusals_reach_the_client(url: str, engine: LocalEng
     assert (status, answer["errors"][0]["field"]) == (422, "body.history")
 
 
+def check_written(engine: LocalEngine, answer: dict[str, Any], history: list[int | str]) -> None:
+    """The items are those of beam search in one process."""
+    engine.beams, exclude = BEAMS, np.array(sorted({item for item in history if isinstance(item, int)}), np.int64)
+    expected = engine.written(Query(history, 10, "local", 20, exclude))
+    assert len(expected) == BEAMS
+    assert [item["item_id"] for item in answer["items"]] == [f"i{item}" for item in expected.items_I]
+    np.testing.assert_allclose([item["score"] for item in answer["items"]], expected.scores_I, rtol=1e-3)
+
+
+def test_beam_search_answers_beside_it(url: str, engine: LocalEngine) -> None:
+    bodies = [{"history": [f"i{n}", {"title": "A film of tomorrow"}, "i3"], "k": 10} for n in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda body: ask(url, "/v1/beam_search", body), bodies))
+    for number, (status, answer) in enumerate(answers):
+        assert status == 200, answer
+        check_written(engine, answer, [number, "A film of tomorrow", 3])
+    assert ask(url, "/v1/status")[1]["beams"] == BEAMS
+
+
+def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, step = [], _AlongTrie.__call__
+
+    def slow(self: _AlongTrie, *arguments: Any) -> Any:
+        steps.append(self)
+        time.sleep(0.05)
+        return step(self, *arguments)
+
+    async def scenario() -> ScoredItems:
+        release = start_of(engine.config)
+        searcher = BeamSearcher(release, BEAMS)
+        version, queries = release.first.version, [Query([n], 10, "local", 20, np.array([n])) for n in range(3)]
+        searches = [asyncio.create_task(searcher.recommend(version, query)) for query in queries]
+        while not steps:
+            await asyncio.sleep(0.01)
+        for search in searches[:2]:
+            search.cancel()
+        return await searches[2]
+
+    monkeypatch.setattr(_AlongTrie, "__call__", slow)
+    found = asyncio.run(scenario())
+    monkeypatch.undo()
+    assert len(set(steps)) == 2  # the first, and the last; the second had not begun
+    assert steps.count(steps[0]) <= 2 < steps.count(steps[-1])
+    engine.beams = BEAMS
+    assert found.items_I.tolist() == engine.written(Query([2], 10, "local", 20, np.array([2]))).items_I.tolist()
+
+
 def test_killed_replicas_are_replaced_and_no_answer_is_wrong(url: str, engine: LocalEngine) -> None:
     def outcome() -> str:
         status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
@@ -149,14 +202,16 @@ def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
     history: list[int | str] = [1, 2, 3]
     older_version = ask(url, "/v1/status")[1]["version"]
     answers: list[tuple[int, dict[str, Any]]] = []
+    beam_answers: list[tuple[int, dict[str, Any]]] = []
     stop = threading.Event()
 
-    def load() -> None:
+    def load(path: str, answers: list[tuple[int, dict[str, Any]]]) -> None:
         while not stop.is_set():
-            answers.append(ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10}))
+            answers.append(ask(url, path, {"history": ["i1", "i2", "i3"], "k": 10}))
 
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(load) for _ in range(4)]
+    with ThreadPoolExecutor(5) as pool:
+        clients = [pool.submit(load, "/v1/recommend", answers) for _ in range(4)]
+        clients.append(pool.submit(load, "/v1/beam_search", beam_answers))
         try:
             there = result_of(promote(tmp_path, log, **{"serve.deadline_seconds": 1}))
             again = result_of(promote(tmp_path, log))
@@ -174,6 +229,12 @@ def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
     for status, answer in answers:
         assert status == 200, answer
         check(of_version[answer["version"]], answer, history, "local", 10)
+    for status, answer in beam_answers:
+        assert status == 200, answer
+    by_version = {answer["version"]: answer for _, answer in beam_answers}
+    assert by_version.keys() == of_version.keys()
+    for version, answer in by_version.items():
+        check_written(of_version[version], answer, history)
     changes = [after for before, after in pairwise(answer["version"] for _, answer in answers) if before != after]
     assert there["version"] in changes
     assert changes[-1] == older_version

@@ -23,6 +23,7 @@ LIMITS = ServeConfig(
 @pytest.fixture(autouse=True)
 def calm(engine: LocalEngine) -> None:
     engine.failure, engine.delay = None, 0.0
+    engine.beams, engine.beam_failure, engine.beam_delay = None, None, 0.0
 
 
 def client(engine: LocalEngine, settings: ServeConfig = LIMITS, keys: Keys = Keys("NO_SUCH_VARIABLE")) -> TestClient:  # noqa: B008
@@ -228,6 +229,81 @@ def test_the_page_and_the_documentation(engine: LocalEngine) -> None:
     example = schema["components"]["schemas"]["RecommendRequest"]["examples"][0]
     assert example["history"]
     assert http.get("/docs").status_code == 200
+
+
+class TestBeamSearch:
+    BEAMS = LIMITS.model_copy(update={"beams": 30})
+    """As many as items: all are found."""
+
+    @pytest.fixture(autouse=True)
+    def offered(self, engine: LocalEngine, calm: None) -> None:
+        engine.beams = self.BEAMS.beams
+
+    def search(self, engine: LocalEngine, **request: Any) -> Any:
+        return client(engine, self.BEAMS).post("/v1/beam_search", json={"history": HISTORY, **request})
+
+    def written(self, engine: LocalEngine, history: list[int | str], exclude: list[int]) -> list[tuple[str, float]]:
+        found = engine.written(Query(history, 30, "local", 20, np.array(exclude, np.int64)))
+        return [(f"i{item}", score) for item, score in zip(found.items_I, found.scores_I, strict=True)]
+
+    def test_it_is_there_only_where_it_is_offered(self, engine: LocalEngine) -> None:
+        offered, refused = client(engine, self.BEAMS), client(engine)
+        assert refused.post("/v1/beam_search", json={"history": HISTORY}).status_code == 404
+        assert "/v1/beam_search" not in refused.get("/openapi.json").json()["paths"]
+        assert "/v1/beam_search" in offered.get("/openapi.json").json()["paths"]
+        assert offered.get("/v1/status").json()["beams"] == 30
+
+    def test_the_answer_is_that_of_the_definition(self, engine: LocalEngine) -> None:
+        answer = self.search(engine, k=30).json()
+        assert pairs_of(answer) == self.written(engine, [3, 7, 11], exclude=[3, 7, 11])
+        assert len(answer["items"]) == 27
+        assert all(item["score"] < 0 for item in answer["items"])
+        assert pairs_of(self.search(engine, k=5, aggregation="global", top_m=1).json()) == pairs_of(answer)[:5]
+        assert (answer["snapshot"], answer["model"], answer["partial"]) == ("1-x", "m", False)
+        assert answer["timing_ms"]["total"] >= answer["timing_ms"]["encode"] > 0
+        few = client(engine, self.BEAMS)
+        engine.beams = 4
+        assert len(few.post("/v1/beam_search", json={"history": HISTORY, "k": 30}).json()["items"]) == 4
+
+    def test_filters(self, engine: LocalEngine) -> None:
+        everything = self.search(engine, exclude_seen=False, k=30).json()
+        assert pairs_of(everything) == self.written(engine, [3, 7, 11], exclude=[])
+        assert {item["item_id"] for item in everything["items"]} == {f"i{n}" for n in range(30)}
+        some = self.search(engine, allow=["i1", "i2", "i3", "no such"], deny=["i2", "neither"]).json()["items"]
+        assert [item["item_id"] for item in some] == ["i1"]
+        assert self.search(engine, allow=[]).json()["items"] == []
+        assert self.search(engine, deny=[f"i{n}" for n in range(30)]).json()["items"] == []
+
+    def test_titles_and_unknown_items_are_those_of_a_recommendation(self, engine: LocalEngine) -> None:
+        answer = self.search(engine, history=["i3", {"title": "A film of tomorrow"}], k=30).json()
+        assert pairs_of(answer) == self.written(engine, [3, "A film of tomorrow"], exclude=[3])
+        refused = self.search(engine, history=["i3", "nope"])
+        assert refused.status_code == 422
+        assert "body.history: unknown items: nope" in refused.json()["detail"]
+        skipped = self.search(engine, history=["i3", "nope"], unknown_items="skip", k=30).json()
+        assert skipped["skipped"] == ["nope"]
+        assert pairs_of(skipped) == self.written(engine, [3], exclude=[3])
+        assert self.search(engine, history=["i3"] * 21).status_code == 422
+        assert self.search(engine, k=0).status_code == 422
+
+    def test_failures_and_the_deadline_of_its_own(self, engine: LocalEngine) -> None:
+        engine.beam_delay = 0.2
+        settings = self.BEAMS.model_copy(update={"deadline_seconds": 0.1, "beam_seconds": 30})
+        assert client(engine, settings).post("/v1/beam_search", json={"history": HISTORY}).status_code == 200
+        engine.beam_delay = 5
+        settings = self.BEAMS.model_copy(update={"beam_seconds": 0.05})
+        assert client(engine, settings).post("/v1/beam_search", json={"history": HISTORY}).status_code == 504
+        engine.beam_failure = OverloadedError("too many")
+        overloaded = self.search(engine)
+        assert (overloaded.status_code, overloaded.headers["Retry-After"]) == (503, "1")
+
+    def test_a_key_is_needed(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOME_KEYS", "first")
+        http = client(engine, self.BEAMS, Keys("SOME_KEYS"))
+        for key, status in (("first", 200), ("second", 401)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert http.post("/v1/beam_search", json={"history": HISTORY}, headers=headers).status_code == status
+        assert http.post("/v1/beam_search", json={"history": HISTORY}).status_code == 401
 
 
 def test_other_origins_are_not_answered_unless_named(engine: LocalEngine) -> None:

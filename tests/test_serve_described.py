@@ -19,7 +19,9 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def url(engine: LocalEngine) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, listening(application(engine, keys="DESCRIBED_KEYS")) as address:
+    engine.beams = 2
+    app = application(engine, LIMITS.model_copy(update={"beams": 2}), keys="DESCRIBED_KEYS")
+    with pytest.MonkeyPatch.context() as patch, listening(app) as address:
         patch.setenv("DESCRIBED_KEYS", KEY)
         yield address
 
@@ -49,6 +51,7 @@ def whole_numbers(value: Any) -> Any:
 @pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "forbidden"])
 def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bool) -> None:
     schema = ask(url, "/openapi.json")[1]
+    assert "/v1/beam_search" in schema["paths"]
     config = SchemathesisConfig.from_dict(
         {
             "seed": 1,

@@ -3,7 +3,7 @@
 Source: D3 (arXiv 2406.14900): no length normalisation, so that an item's score is the log-probability of its title.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,10 @@ from l2d_ray.recommender import EXCLUDE_SEEN, Filters, as_arrays
 
 UNREACHABLE = -1e8
 """`generate` starts the beams it does not need yet at -1e9; what stays there was never found."""
+
+
+class StoppedError(Exception):
+    """Nobody waits for the titles any more."""
 
 
 @dataclass
@@ -88,14 +92,21 @@ class ConstrainedBeam:
         )
 
     def recommend(
-        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
+        self,
+        histories: Sequence[NDArray[np.int32]],
+        k: int,
+        filters: Filters = EXCLUDE_SEEN,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`; scores are log-probabilities. Items that are filtered out take no beam."""
+        """As in `Recommender`; scores are log-probabilities. Items that are filtered out take no beam.
+
+        Raises StoppedError as soon as `stopped()`, which it asks before each token.
+        """
         dead = [self._dead_nodes(out, filters.allow) for out in filters.excluded(histories)]
         beams = self.search.continuations(
             [self.encoder.phrase(history, room=self.search.max_tokens) for history in histories],
             lambda batch, width: _AlongTrie(
-                self.trie, [dead[n] for n in batch], self.search.beams, width, self.search.end_tokens[0]
+                self.trie, [dead[n] for n in batch], self.search.beams, width, self.search.end_tokens[0], stopped
             ),
         )
         lists = []
@@ -123,11 +134,16 @@ class ConstrainedBeam:
 class _AlongTrie(LogitsProcessor):  # type: ignore[misc]
     """Lets each beam go on only as some title does; where one ends, the end token is free."""
 
-    def __init__(self, trie: TitleTrie, dead: list[set[int]], beams: int, width: int, end: int) -> None:
+    def __init__(
+        self, trie: TitleTrie, dead: list[set[int]], beams: int, width: int, end: int, stopped: Callable[[], bool]
+    ) -> None:
         self._trie, self._dead, self._beams, self._width, self._end = trie, dead, beams, width, end
+        self._stopped = stopped
         self._nodes: dict[bytes, int | None] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._stopped():
+            raise StoppedError
         written = input_ids[:, self._width :].cpu().numpy()
         rows, tokens, ends = [], [], []
         for row, own in enumerate(written):

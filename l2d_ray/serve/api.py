@@ -106,7 +106,10 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
 
         @app.post("/v1/beam_search", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
         async def beam_search(request: RecommendRequest) -> RecommendResponse:
-            """What constrained beam search writes after the same history, to compare with; it takes seconds."""
+            """What constrained beam search writes after the same history, to compare with; it takes seconds.
+
+            It finds about as many items as it has beams. `aggregation` and `top_m` mean nothing to it.
+            """
             served = engine.current()
             async with asyncio.timeout(settings.beam_seconds):
                 return await respond(served.beam_search, served, request)

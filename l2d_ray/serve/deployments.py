@@ -7,10 +7,11 @@ Every question carries the version of its release (`releases.py`), so that no an
 
 import asyncio
 import math
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
@@ -88,7 +89,7 @@ def application(file: ReleaseFile) -> Application:
     if settings.beams:
         beams = _deployment(
             BeamSearcher, max_ongoing_requests=1, max_queued_requests=settings.max_waiting, ray_actor_options=model
-        ).bind(file)
+        ).bind(file, settings.beams)
     return _deployment(
         serve.ingress()(Gateway),
         num_replicas=settings.gateways,
@@ -196,29 +197,53 @@ class Encoder(Part):
         self._bytes.set(cache_bytes)
 
 
+@dataclass(frozen=True)
+class _BeamSearch:
+    """One query, until nobody waits for it."""
+
+    beam: ConstrainedBeam
+    query: Query
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> ScoredItems:
+        query = self.query
+        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
+        (items_K,), (scores_K,) = self.beam.recommend(
+            [query.history],  # type: ignore[list-item]
+            query.k,
+            filters,
+            self.abandoned.is_set,
+        )
+        return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
+
+
 class BeamSearcher(Part):
     """Histories to items by constrained beam search, one at a time: to compare with."""
 
-    def __init__(self, file: ReleaseFile) -> None:
+    def __init__(self, file: ReleaseFile, beams: int) -> None:
         """Load the model with its head. Raises InputError if that has none."""
         torch.set_num_threads(file.first.config.workers.cpus)
+        self._beams = beams
+        self._run = TokenBatcher[_BeamSearch, ScoredItems](lambda alone: [alone[0].run()], lambda _: 1, 1)
         self.held = Held(file, self._load)
 
     async def recommend(self, version: str, query: Query) -> ScoredItems:
-        """The K most probable titles' items. Raises VersionError if this replica does not hold that release."""
-        searcher: ConstrainedBeam = await self.held.get(version)
-        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
-        items_UK, scores_UK = await asyncio.to_thread(searcher.recommend, [query.history], query.k, filters)  # type: ignore[list-item]
-        found = items_UK[0] != NO_ITEM
-        return ScoredItems(items_UK[0][found], scores_UK[0][found])
+        """The K most probable titles' items. Raises VersionError if this replica does not hold that release.
+
+        A search whose caller is cancelled ends with its next token: the next one need not wait for it.
+        """
+        search = _BeamSearch(await self.held.get(version), query)
+        try:
+            return await self._run(search)
+        finally:
+            search.abandoned.set()
 
     def _load(self, release: Release, held: Sequence[ConstrainedBeam]) -> ConstrainedBeam:
         config, titles = release.config, release.dataset().items()["title"].to_pylist()
         gpu = config.workers.gpus > 0
         model = load_language_model(config.model, resolve_dtype(config.model, gpu), "cuda" if gpu else "cpu")
         encoder = HistoryEncoder(config, titles, model.backbone)
-        assert config.serve.beams
-        return ConstrainedBeam.over(model, encoder, len(titles), config.serve.beams, batch_size=1)
+        return ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1)
 
 
 class MemoryShard(Part):

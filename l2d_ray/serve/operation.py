@@ -17,7 +17,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, ServeConfig
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import KEYS_VARIABLE
 from l2d_ray.serve.deployments import application, keys_of, start_of
@@ -141,7 +141,7 @@ def promote(config: Config) -> PromoteResult:
     if old.version != release.version:
         file.write([release, old])
         _tell(gateway, [release.version, old.version])
-        time.sleep(file.first.config.serve.deadline_seconds + 1)  # nothing is left that began with the old one
+        time.sleep(_longest(file.first.config.serve) + 1)  # nothing is left that began with the old one
     file.write([release])
     for part in parts:
         _tell(part, [release.version])
@@ -152,6 +152,11 @@ def promote(config: Config) -> PromoteResult:
         load_seconds=round(loaded - started, 3),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _longest(settings: ServeConfig) -> float:
+    """Seconds of a request."""
+    return max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0)
 
 
 def _tell(part: DeploymentHandle, versions: Sequence[str]) -> None:

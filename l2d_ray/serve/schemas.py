@@ -57,10 +57,12 @@ class RecommendRequest(Body):
 class Recommendation(BaseModel):
     """One item."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     item_id: str
     title: str
     score: float | None
-    """1 / distance; null where the distance is zero."""
+    """1 / distance; null where the distance is zero. Of beam search: the log-probability of the title."""
 
 
 class Timing(BaseModel):

@@ -1,9 +1,12 @@
 // The page: a history on the left, what each aggregation recommends after it on the right.
 const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all sequences" };
 const HINT = "Enter adds the first title found, or the text itself if there is none.";
+const NOTHING = "Nothing is left to recommend.";
 const at = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for what the catalogue does not know
 let found = []; // the same, of the last search
+let beams = null; // of constrained beam search, where the server offers it
+let l2d = null; // {request, seconds} of the L2D-L that is shown
 
 async function ask(signal, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -22,7 +25,7 @@ async function ask(signal, path, body) {
   return answer;
 }
 
-// The tasks are searchTitles, recommend and showServed. A new run of one drops what its last run still waits for.
+// The tasks are searchTitles, recommend, write and showServed. A new run of one drops what its last run still waits for.
 const running = new Map(); // task -> the AbortController of its last run
 const problems = new Map(); // task -> what went wrong in its last run
 
@@ -36,9 +39,13 @@ async function run(task) {
   } catch (error) {
     if (!own.signal.aborted) problems.set(task, error.message);
   }
+  tell();
+  return !own.signal.aborted && !problems.has(task);
+}
+
+function tell() {
   at("message").textContent = [...new Set(problems.values())].join(" · ");
   at("problem").hidden = !problems.size;
-  return !own.signal.aborted && !problems.has(task);
 }
 
 function element(tag, text, className) {
@@ -107,6 +114,13 @@ async function searchTitles(signal) {
   );
 }
 
+function lines(answer) {
+  return answer.items.map((item) => line(
+    element("bdi", item.title),
+    element("span", item.score === null ? "∞" : item.score.toPrecision(4), "score"),
+  ));
+}
+
 function card(name, answer, seconds) {
   const made = document.createElement("article");
   const { encode, search, total } = answer.timing_ms;
@@ -114,34 +128,67 @@ function card(name, answer, seconds) {
     + ` (here ${(1000 * seconds).toFixed(0)} ms)`;
   const partial = answer.partial ? `; partial, without shards ${answer.missing_shards.join(", ")}` : "";
   const list = document.createElement("ol");
-  list.append(...answer.items.map((item) => line(
-    element("bdi", item.title),
-    element("span", item.score === null ? "∞" : item.score.toPrecision(4), "score"),
-  )));
+  list.append(...lines(answer));
   made.append(element("h3", AGGREGATIONS[name]), element("p", times + partial, "hint"), list);
-  if (!answer.items.length) made.append(element("p", "Nothing is left to recommend.", "hint"));
+  if (!answer.items.length) made.append(element("p", NOTHING, "hint"));
   return made;
 }
 
 async function recommend(signal) {
+  running.get(write)?.abort();
+  l2d = null;
   at("nothing").hidden = history.length > 0;
-  if (!history.length) { at("lists").replaceChildren(); return; }
+  if (!history.length) { show(); return; }
   const request = {
     history: history.map((item) => item.item_id ?? { title: item.title }),
     k: Number(at("k").value),
   };
   at("lists").setAttribute("aria-busy", "true");
   try {
-    at("lists").replaceChildren(...await Promise.all(Object.keys(AGGREGATIONS).map(async (aggregation) => {
+    const answers = await Promise.all(Object.keys(AGGREGATIONS).map(async (aggregation) => {
       const started = performance.now();
       const answer = await ask(signal, "v1/recommend", { ...request, aggregation });
-      return card(aggregation, answer, (performance.now() - started) / 1000);
-    })));
+      return { aggregation, answer, seconds: (performance.now() - started) / 1000 };
+    }));
+    show({ request, seconds: answers[0].seconds }, answers);
   } catch (error) {
-    if (!signal.aborted) at("lists").replaceChildren();
+    if (!signal.aborted) show();
     throw error;
+  }
+}
+
+function show(shown = null, answers = []) {
+  at("lists").replaceChildren(...answers.map(({ aggregation, answer, seconds }) => card(aggregation, answer, seconds)));
+  at("lists").removeAttribute("aria-busy");
+  l2d = shown;
+  run(write);
+}
+
+// Constrained beam search starts when L2D is done, so that neither waits for the other or has its time.
+async function write(signal) {
+  problems.delete(write);
+  tell();
+  at("beams").hidden = !(beams && l2d);
+  at("written").replaceChildren();
+  if (at("beams").hidden) return;
+  const started = performance.now();
+  const seconds = () => (performance.now() - started) / 1000;
+  const tick = () => { at("clock").textContent = `${seconds().toFixed(1)} s`; };
+  const ticking = setInterval(tick, 100);
+  at("progress").textContent = "writing titles …";
+  tick();
+  try {
+    const answer = await ask(signal, "v1/beam_search", l2d.request);
+    const times = seconds() / l2d.seconds;
+    at("written").replaceChildren(...lines(answer));
+    at("progress").textContent = `${seconds().toFixed(1)} s, ${times.toFixed(times < 10 ? 1 : 0)} × the time of L2D-L`
+      + `; scores are log-probabilities${answer.items.length ? "" : `. ${NOTHING}`}`;
+    at("clock").textContent = "";
+  } catch (error) {
+    if (!signal.aborted) at("beams").hidden = true;
+    throw new Error(`Constrained beam search: ${error.message}`);
   } finally {
-    if (!signal.aborted) at("lists").removeAttribute("aria-busy");
+    clearInterval(ticking);
   }
 }
 
@@ -156,6 +203,11 @@ async function showServed(signal) {
   const counts = parts.filter(([name]) => name in status).map(([name, words]) => `${status[name]} ${words ?? name}`);
   const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
   at("served").textContent = [...counts, ...names].join(", ");
+  if (beams === (status.beams ?? null)) return;
+  beams = status.beams ?? null;
+  at("beams-title").textContent = `Constrained beam search, ${beams} beams`;
+  document.body.classList.toggle("with-beams", beams !== null);
+  run(write);
 }
 
 let waiting;
