@@ -1,5 +1,6 @@
 """Starting an endpoint, and changing what it serves while it serves."""
 
+import os
 import signal
 import socket
 import sys
@@ -46,10 +47,14 @@ def serve_until_stopped(config: Config) -> ServeResult:
     with endpoint(config) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        started, ray_address = time.monotonic(), ray.get_runtime_context().gcs_address
+        started = time.monotonic()
+        this_ray = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        if "RAY_AUTH_MODE" in os.environ:  # a Ray of this machine alone asks for the token of the user's home
+            this_ray["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"]
         print(
-            f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:"
-            f" RAY_ADDRESS={ray_address} python jobs/promote.py …",
+            f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:",
+            *(f"{name}={value}" for name, value in this_ray.items()),
+            "python jobs/promote.py …",
             file=sys.stderr,
         )
         stop.wait()
