@@ -115,6 +115,11 @@ class Part:
         """As of `Held`."""
         return await self.held.refresh()
 
+    async def versions(self) -> list[str]:
+        """What it holds, after it looked again as far as it can."""
+        await self.held.refresh_quietly()
+        return self.held.versions()
+
     async def check_health(self) -> None:
         """Ray Serve calls it every few seconds. Raise if the replica is to be replaced."""
         self._refreshing = asyncio.ensure_future(self.held.refresh_quietly())
