@@ -43,6 +43,7 @@ def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> 
             raise
         hint = "" if isinstance(cause, InputError) else "; mend that and run the same command again"
         _fail(2 if isinstance(cause, InputError) else 1, f"{cause}{hint}")
+    ray.shutdown()  # it may yet print what befell its workers, and the result is the last line
     print(json.dumps(dataclasses.asdict(result)))
     sys.exit(0)
 
