@@ -37,7 +37,7 @@ RATE = 20
 SECONDS = float(os.environ.get("L2D_RAY_FAULT_SECONDS", "25"))
 """Of load while replicas die."""
 FROZEN = 0.5
-"""Seconds before a kill, so that requests are in hand."""
+"""Seconds before a kill, so that what is killed, or a gateway that waits for encoders, has requests in hand."""
 KILLED = ("MemoryShard-0", "Encoder", "Gateway")
 HISTORIES = [np.random.default_rng(seed).integers(0, 30, 1 + seed).tolist() for seed in range(8)]
 QUESTIONS = [(history, aggregation) for history in HISTORIES for aggregation in ("local", "global")]
@@ -106,13 +106,14 @@ def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, righ
     with load(endpoint.url, BODIES, RATE) as replies:
         time.sleep(SECONDS / 4)
         for part in KILLED:
-            replicas = workers(f"ServeReplica:l2d_ray:{part}")
-            for replica in replicas:
-                replica.suspend()  # so that it dies with requests in hand
+            victim = workers(f"ServeReplica:l2d_ray:{part}")[0]
+            frozen = workers("ServeReplica:l2d_ray:Encoder" if part == "Gateway" else f"ServeReplica:l2d_ray:{part}")
+            for replica in frozen:
+                replica.suspend()
             time.sleep(FROZEN)
             kills.append(time.monotonic())
-            replicas[0].kill()
-            for replica in replicas[1:]:
+            victim.kill()
+            for replica in frozen:
                 replica.resume()
             time.sleep(SECONDS / 4)
         stopped = time.monotonic()
