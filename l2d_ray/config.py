@@ -287,7 +287,8 @@ class ServeConfig(Section):
     YAML's http_options say it."""
     port: int = Field(8000, ge=1, le=65_535)
     gateways: int = Field(1, ge=1)
-    """Replicas of what speaks HTTP."""
+    """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, requests wait for its
+    successor, however long it takes."""
     encoders: int = Field(1, ge=1)
     """Replicas of the model, each with workers.cpus and workers.gpus."""
     cache_megabytes: float = Field(1024, ge=0)
@@ -327,6 +328,15 @@ class ServeConfig(Section):
     """The deadline of that."""
     cors_origins: list[str] = []
     """Web origins that may ask from a browser, besides the page itself."""
+
+    @model_validator(mode="after")
+    def _a_batch_may_wait(self) -> Self:
+        if self.max_waiting < self.max_batch:
+            raise ValueError(
+                f"serve.max_waiting={self.max_waiting} is below serve.max_batch={self.max_batch}: a full batch would be"
+                " refused always"
+            )
+        return self
 
 
 class BenchConfig(Section):

@@ -85,15 +85,21 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def kill_worker(name: str) -> None:
-    """Kill -9 the youngest process below this one with `name` in its command line; elder ones are on their way."""
+def workers(name: str) -> list[psutil.Process]:
+    """The processes below this one with `name` in their command line, the eldest first."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if name in " ".join(process.cmdline()):
                 found[process.create_time()] = process
+    return [found[born] for born in sorted(found)]
+
+
+def kill_worker(name: str) -> None:
+    """Kill -9 the youngest; elder ones are on their way."""
+    found = workers(name)
     assert found, f"no {name} runs"
-    found[max(found)].kill()
+    found[-1].kill()
 
 
 def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:

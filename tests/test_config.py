@@ -146,6 +146,10 @@ def test_max_workers_are_not_below_min() -> None:
     assert message("workers.min=3", "workers.max=2") == "the command line: workers.max=2 is below workers.min=3"
 
 
+def test_a_batch_may_wait() -> None:
+    assert "serve.max_waiting=9 is below serve.max_batch=10" in message("serve.max_waiting=9", "serve.max_batch=10")
+
+
 @pytest.mark.parametrize("argv", [["--config"], ["workspace=x", "--config"]])
 def test_config_needs_a_file(argv: list[str]) -> None:
     assert message(*argv) == "--config needs a file"

@@ -1,19 +1,15 @@
-"""The endpoint as a user starts it: on a real Ray Serve, asked over HTTP, with replicas killed under load."""
+"""The endpoint as a user starts it: on a real Ray Serve, asked over HTTP."""
 
 import asyncio
 import importlib
 import json
-import re
-import signal
 import socket
 import subprocess
-import threading
+import sys
 import time
-import urllib.error
-import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,9 @@ from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
+from running_endpoint import Running, ask, request, running
 from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import command, config_of, environment, kill_worker, result_of, wait_for
-from tiny_models import save_tiny
+from small_workspace import config_of, kill_worker, workers
 
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
@@ -37,43 +33,34 @@ from l2d_ray.serve.operation import serve_until_stopped
 
 pytestmark = pytest.mark.ray
 BEAMS = 4
-SETTINGS = {"workers.max": 1, "serve.shard_replicas": 2, "serve.shard_megabytes": 0.001, "serve.partial": True}
+SETTINGS = {
+    "workers.max": 1,
+    "serve.shard_replicas": 2,
+    "serve.shard_megabytes": 0.001,
+    "serve.partial": True,
+    "serve.max_waiting": 64,
+    "serve.beams": BEAMS,
+}
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the endpoint writes to stderr."""
-    return tmp_path_factory.mktemp("log") / "stderr"
+def endpoint(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(Path(engine.config.workspace), tmp_path_factory.mktemp("log") / "stderr", **SETTINGS) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="module")
-def url(engine: LocalEngine, log: Path) -> Iterator[str]:
-    """A running endpoint. It must stop at SIGINT, with its result line."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    own = {"serve.port": port, "serve.beams": BEAMS, "serve.beam_seconds": 10}
-    job = command("serve", Path(engine.config.workspace), **SETTINGS, **own)
-    with log.open("w") as stderr:
-        process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
-    wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None, seconds=180)
-    assert process.poll() is None, log.read_text()
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=90)
-    assert process.returncode == 0
-    assert json.loads(stdout.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}"
+def url(endpoint: Running) -> str:
+    return endpoint.url
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-    """The status and the answer."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return response.status, json.loads(response.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+def counts(endpoint: Running) -> dict[str, int]:
+    """What the encoders have done."""
+    program = "import json, ray; ray.init(log_to_driver=False); from l2d_ray.serve.operation import encoder_counts"
+    job = [sys.executable, "-c", f"{program}; print(json.dumps(encoder_counts()))"]
+    run = subprocess.run(job, env=endpoint.environment(), stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
+    return found
 
 
 def check(engine: LocalEngine, answer: dict[str, Any], history: list[int | str], aggregation: str, k: int) -> None:
@@ -158,12 +145,10 @@ def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatc
     assert found.items_I.tolist() == engine.written(Query([2], 10, "local", 20, np.array([2]))).items_I.tolist()
 
 
-def test_killed_replicas_are_replaced_and_no_answer_is_wrong(url: str, engine: LocalEngine) -> None:
+def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEngine) -> None:
     def outcome() -> str:
         status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
-        if status != 200:
-            assert status in (503, 504), answer
-            return "unavailable"
+        assert status == 200, answer
         if answer["partial"]:
             assert answer["missing_shards"] == [1]
             assert {int(item["item_id"][1:]) for item in answer["items"]} <= set(engine.index.shards[0].items_I)
@@ -171,87 +156,70 @@ def test_killed_replicas_are_replaced_and_no_answer_is_wrong(url: str, engine: L
         check(engine, answer, [1, 2, 3], "local", 10)
         return "whole"
 
-    def until_whole() -> set[str]:
-        outcomes, deadline = [outcome()], time.monotonic() + 90
-        while outcomes[-5:] != ["whole"] * 5:
-            assert time.monotonic() < deadline, outcomes
-            outcomes.append(outcome())
-        return set(outcomes)
-
-    kill_worker("ServeReplica:l2d_ray:MemoryShard-0")
-    assert until_whole() == {"whole"}  # its second replica answered
-    for _ in range(2):
-        kill_worker("ServeReplica:l2d_ray:MemoryShard-1")
-    assert until_whole() == {"whole", "partial"}
-    kill_worker("ServeReplica:l2d_ray:Encoder")
-    assert "partial" not in until_whole()
+    for replica in workers("ServeReplica:l2d_ray:MemoryShard-1"):
+        replica.kill()
+    outcomes, deadline = [outcome()], time.monotonic() + 90
+    while outcomes[-5:] != ["whole"] * 5:
+        assert time.monotonic() < deadline, outcomes
+        outcomes.append(outcome())
+    assert "partial" in outcomes
 
 
-def promote(folder: Path, log: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    (address,) = re.findall(r"RAY_ADDRESS=(\S+)", log.read_text())
-    job = command("promote", folder, **SETTINGS, **settings)
-    return subprocess.run(job, env=environment() | {"RAY_ADDRESS": address}, capture_output=True, text=True)
+@pytest.mark.parametrize("part", ["Encoder", "Gateway"])
+def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) -> None:
+    body = {"history": ["i1", "i2", "i3"], "k": 10}
+    kill_worker(f"ServeReplica:l2d_ray:{part}")
+    replies, deadline = [request(url, "/v1/recommend", body)], time.monotonic() + 90
+    while [reply.status for reply in replies[-5:]] != [200] * 5:
+        assert time.monotonic() < deadline, replies
+        replies.append(request(url, "/v1/recommend", body))
+    for reply in replies:
+        if reply.status == 200:
+            check(engine, reply.body, [1, 2, 3], "local", 10)
+        else:
+            assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
 
 
-def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
-    url: str, engine: LocalEngine, log: Path, tmp_path: Path
-) -> None:
-    """Another model, dataset and index, with other shards: of one history the two recommend different items."""
-    save_tiny(tmp_path / "model", seed=1)
-    newer = LocalEngine(write_endpoint(tmp_path, seed=1, **{"memory.num_shards": 3}))
-    history: list[int | str] = [1, 2, 3]
-    older_version = ask(url, "/v1/status")[1]["version"]
-    answers: list[tuple[int, dict[str, Any]]] = []
-    beam_answers: list[tuple[int, dict[str, Any]]] = []
-    stop = threading.Event()
+def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEngine) -> None:
+    history = ["i1", "i2", "i3"]
+    batch = {"requests": [{"history": history, "k": 10}] * 64}
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: request(url, "/v1/recommend/batch", batch), range(24)))
+    assert {reply.status for reply in replies} == {200, 503}
+    for reply in replies:
+        if reply.status == 200:
+            for answer in reply.body["responses"]:
+                check(engine, answer, [1, 2, 3], "local", 10)
+        else:
+            assert reply.headers["retry-after"] == "1"
+            assert reply.body["detail"] == "too many requests wait for the model; come again later"
+    reply = request(url, "/v1/recommend", {"history": history, "k": 10})
+    assert (reply.status, reply.seconds < 5) == (200, True)
 
-    def load(path: str, answers: list[tuple[int, dict[str, Any]]]) -> None:
-        while not stop.is_set():
-            answers.append(ask(url, path, {"history": ["i1", "i2", "i3"], "k": 10}))
 
-    with ThreadPoolExecutor(5) as pool:
-        clients = [pool.submit(load, "/v1/recommend", answers) for _ in range(4)]
-        clients.append(pool.submit(load, "/v1/beam_search", beam_answers))
-        try:
-            there = result_of(promote(tmp_path, log, **{"serve.deadline_seconds": 1}))
-            again = result_of(promote(tmp_path, log))
-            back = result_of(promote(Path(engine.config.workspace), log))
-            refused = promote(tmp_path, log, **{"index.space": "none"})
-        finally:
-            stop.set()
-    for client in clients:
-        client.result()
-    assert (there["previous"], back["version"]) == (older_version, older_version)
-    assert again["version"] == again["previous"] == there["version"] == back["previous"] != older_version
-    assert refused.returncode == 2
-    assert "run jobs/build_index.py with the same settings" in refused.stderr
-    of_version = {older_version: engine, there["version"]: newer}
-    for status, answer in answers:
-        assert status == 200, answer
-        check(of_version[answer["version"]], answer, history, "local", 10)
-    for status, answer in beam_answers:
-        assert status == 200, answer
-    by_version = {answer["version"]: answer for _, answer in beam_answers}
-    assert by_version.keys() == of_version.keys()
-    for version, answer in by_version.items():
-        check_written(of_version[version], answer, history)
-    changes = [after for before, after in pairwise(answer["version"] for _, answer in answers) if before != after]
-    assert there["version"] in changes
-    assert changes[-1] == older_version
-    assert ask(url, "/v1/status")[1]["version"] == older_version
+def test_what_nobody_waits_for_is_not_run(endpoint: Running, engine: LocalEngine) -> None:
+    """A client leaves at once; of its long histories, which run one by one, the model has not seen all by then."""
+    titles = [{"title": f"{number} " * 120} for number in range(64)]
+    batch = {"requests": [{"history": [one, *titles[:9]]} for one in titles]}
+    before = counts(endpoint)
+    assert request(endpoint.url, "/v1/recommend/batch", batch, timeout=0.2).status == 0
+    reply = request(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
+    assert (reply.status, reply.seconds < 5) == (200, True)
+    check(engine, reply.body, [1, 2, 3], "local", 10)
+    assert counts(endpoint)["requests"] - before["requests"] < 64
 
 
 def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
-    url: str, engine: LocalEngine, log: Path, tmp_path: Path
+    endpoint: Running, engine: LocalEngine, tmp_path: Path
 ) -> None:
-    before = ask(url, "/v1/status")[1]["version"]
+    before = endpoint.version()
     write_endpoint(tmp_path, seed=2)
     (file, *_) = tmp_path.glob("index/**/rows.faiss")
     file.write_bytes(file.read_bytes()[:-1])
-    refused = promote(tmp_path, log)
+    refused = endpoint.promote(tmp_path)
     assert refused.returncode == 2
     assert file.name in refused.stderr
-    status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
+    status, answer = ask(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (status, answer["version"]) == (200, before)
     check(engine, answer, [1, 2, 3], "local", 10)
 

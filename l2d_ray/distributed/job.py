@@ -43,6 +43,7 @@ def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> 
             raise
         hint = "" if isinstance(cause, InputError) else "; mend that and run the same command again"
         _fail(2 if isinstance(cause, InputError) else 1, f"{cause}{hint}")
+    ray.shutdown()  # it may yet print what befell its workers, and the result is the last line
     print(json.dumps(dataclasses.asdict(result)))
     sys.exit(0)
 
@@ -64,6 +65,8 @@ def connect(config: Config) -> None:
     if submitted or "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
+    # Of Ray Serve's proxies, which have no other setting for it; a process reads it when it starts.
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "l2d_ray.serve.proxy:middlewares"
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine

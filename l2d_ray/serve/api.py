@@ -231,33 +231,34 @@ def _handle_errors(app: FastAPI) -> None:
             {"field": ".".join(str(part) for part in one["loc"])[:200], "message": one["msg"]}
             for one in error.errors()[:20]
         ]
-        return _problem(request, 422, f"{errors[0]['field']}: {errors[0]['message']}", errors)
+        return problem(request, 422, f"{errors[0]['field']}: {errors[0]['message']}", errors)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        return _problem(request, error.status_code, str(error.detail), headers=error.headers)
+        return problem(request, error.status_code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(TimeoutError)
     async def late(request: Request, error: TimeoutError) -> JSONResponse:
-        return _problem(request, 504, "the deadline passed")
+        return problem(request, 504, "the deadline passed")
 
     @app.exception_handler(OverloadedError)
     @app.exception_handler(UnavailableError)
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
-        return _problem(request, 503, str(error), headers={"Retry-After": "1"})
+        return problem(request, 503, str(error), headers={"Retry-After": "1"})
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return _problem(request, 500, "internal error")
+        return problem(request, 500, "internal error")
 
 
-def _problem(
+def problem(
     request: Request,
     status: int,
     detail: str,
     errors: Sequence[dict[str, str]] = (),
     headers: Any = None,
 ) -> JSONResponse:
+    """An error as every client gets it. The request has its id, from `Envelope`."""
     body = {"detail": detail, "request_id": request.scope["state"]["request_id"], "errors": list(errors)}
     return AsciiJSON(body, status, headers)
 
@@ -312,6 +313,6 @@ class Envelope:
 
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._max_body_bytes:
-            await _problem(Request(scope), 413, too_large)(scope, receive, numbered)
+            await problem(Request(scope), 413, too_large)(scope, receive, numbered)
         else:
             await self._app(scope, counted, numbered)

@@ -116,6 +116,11 @@ class Part:
         """As of `Held`."""
         return await self.held.refresh()
 
+    async def versions(self) -> list[str]:
+        """What it holds, after it looked again as far as it can."""
+        await self.held.refresh_quietly()
+        return self.held.versions()
+
     async def check_health(self) -> None:
         """Ray Serve calls it every few seconds. Raise if the replica is to be replaced."""
         self._refreshing = asyncio.ensure_future(self.held.refresh_quietly())
@@ -164,7 +169,10 @@ class Encoder(Part):
     async def check_health(self) -> None:
         """Raise also if a batch hangs."""
         await super().check_health()
-        if any(model.batcher.running_seconds() > WEDGED_SECONDS for model in self.held.parts()):
+        models = self.held.parts()  # one may serve several releases
+        self._waiting.set(max(model.batcher.waiting() for model in models))
+        self._bytes.set(max(model.encoder.cache.bytes for model in models))
+        if any(model.batcher.running_seconds() > WEDGED_SECONDS for model in models):
             raise RuntimeError(f"the model has been running one batch for more than {WEDGED_SECONDS} s")
 
     def _load(self, release: Release, held: Sequence[_Model]) -> _Model:
@@ -178,23 +186,21 @@ class Encoder(Part):
         encoder = HistoryEncoder(config, titles, cache_bytes=self._cache_bytes)
 
         def run(histories: list[PhrasedHistory]) -> list[NDArray[np.float32]]:
-            self._waiting.set(batcher.waiting())
             hits = encoder.cache.hits
             result = encoder.run(histories)
-            self._note(len(histories), result.tokens, encoder.cache.hits - hits, encoder.cache.bytes)
+            self._note(len(histories), result.tokens, encoder.cache.hits - hits)
             return list(result.states.numpy())
 
         batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
         return _Model(manifest.identity, manifest.dataset, encoder, batcher)
 
-    def _note(self, requests: int, tokens: int, hits: int, cache_bytes: int) -> None:
+    def _note(self, requests: int, tokens: int, hits: int) -> None:
         self._counts.update(batches=1, requests=requests, tokens=tokens, hits=hits)
         self._requests.observe(requests)
         self._tokens.observe(tokens)
         for counter, count in ((self._hits, hits), (self._misses, requests - hits)):
             if count:
                 counter.inc(count)
-        self._bytes.set(cache_bytes)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from l2d_ray.config import Config, ServeConfig
+from l2d_ray.config import Config
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import KEYS_VARIABLE
 from l2d_ray.serve.deployments import application, keys_of, start_of
@@ -134,22 +134,21 @@ def promote(config: Config) -> PromoteResult:
             f"no endpoint runs on this Ray ({type(error).__name__}); set RAY_ADDRESS to what jobs/serve.py prints"
         ) from None
     parts = [serve.get_deployment_handle(name, APPLICATION) for name in names]
-    old = file.read()[0]
+    old, *others = file.read()
+    if any(other.version not in (old.version, release.version) for other in others):  # of one that was killed
+        _leave(gateway, file, old)
     file.write([old, release])
     try:
-        for part in parts:
-            _tell(part, [old.version, release.version])
+        _hold(parts * 2, [old.version, release.version])  # again for replicas that were starting
     except RayError:
         file.write([old])
         raise
     loaded = time.monotonic()
     if old.version != release.version:
         file.write([release, old])
-        _tell(gateway, [release.version, old.version])
-        time.sleep(_longest(file.first.config.serve) + 1)  # nothing is left that began with the old one
+        _leave(gateway, file, release)
     file.write([release])
-    for part in parts:
-        _tell(part, [release.version])
+    _hold(parts, [release.version])
     return PromoteResult(
         version=release.version,
         previous=old.version,
@@ -159,24 +158,32 @@ def promote(config: Config) -> PromoteResult:
     )
 
 
-def _longest(settings: ServeConfig) -> float:
-    """Seconds of a request."""
-    return max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0)
+def _leave(gateway: DeploymentHandle, file: ReleaseFile, served: Release) -> None:
+    """Have every gateway turn to what is served now, and wait until no request is left that began with another."""
+    _tell(gateway, "versions", lambda held: held[0] == served.version)
+    settings = file.first.config.serve
+    time.sleep(1 + max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0))
 
 
-def _tell(part: DeploymentHandle, versions: Sequence[str]) -> None:
-    """Have every replica of a deployment hold these versions, and the gateways serve the first.
+def _hold(parts: Sequence[DeploymentHandle], versions: list[str]) -> None:
+    """Have every replica hold these and nothing else, the first one served."""
+    for part in parts:
+        _tell(part, "refresh", lambda held: held == list(dict.fromkeys(versions)))
+
+
+def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]) -> None:
+    """Have every replica of a deployment look what is to be held, until what it then holds is right.
 
     One that dies meanwhile is replaced, and its successor reads for itself.
     """
     for attempt in range(ATTEMPTS):
         try:
-            held = part.broadcast("refresh").results(timeout_s=LOAD_SECONDS)
+            held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
         except RayError as error:
             if isinstance(error, InputError) or attempt == ATTEMPTS - 1:
                 raise
         else:
-            if all(own == list(dict.fromkeys(versions)) for own in held):
+            if all(map(done, held)):
                 return
         time.sleep(1)
     raise InputError("another promotion is under way; run the same command again when it is done")

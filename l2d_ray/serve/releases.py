@@ -2,7 +2,7 @@
 
 A release is a configuration and the index that it names. The replicas of an endpoint agree by one file of the
 workspace: the first release in it is served, the others are to be held beside it. A new one is served in three steps
-(`promotion.py`): named beside the old one, so that every replica loads it; named first, so that the gateways turn to
+(`operation.py`): named beside the old one, so that every replica loads it; named first, so that the gateways turn to
 it; alone, once no request is left that began before. Where there is no file, the release of the start is served.
 """
 
@@ -131,7 +131,7 @@ class Held(Generic[T]):
         self._lock = asyncio.Lock()
         self.served = ""
         """The version that is served."""
-        self._follow()
+        self._start()
 
     async def get(self, version: str) -> T:
         """The part of a release, loaded if the file names it. Raises VersionError if it does not."""
@@ -140,6 +140,10 @@ class Held(Generic[T]):
         if version not in self._parts:
             raise VersionError
         return self._parts[version]
+
+    def versions(self) -> list[str]:
+        """All that are held, the served one first."""
+        return [self.served, *(self._parts.keys() - {self.served})]
 
     def parts(self) -> list[T]:
         """All that is held."""
@@ -152,11 +156,11 @@ class Held(Generic[T]):
     async def refresh(self) -> list[str]:
         """Load what the file names, forget what it does not. The versions held, the served one first.
 
-        Requests go on meanwhile. Raises InputError or OSError if it cannot; what is held then stays.
+        Requests go on meanwhile. Raises InputError or OSError if it cannot; of what it names it then holds what it can.
         """
         async with self._lock:
             await asyncio.to_thread(self._follow)
-        return [self.served, *(self._parts.keys() - {self.served})]
+        return self.versions()
 
     async def refresh_quietly(self) -> None:
         """`refresh` now and then, for a replica that was starting when the others were told."""
@@ -167,14 +171,31 @@ class Held(Generic[T]):
         except (InputError, OSError) as error:
             logger.warning("what is to be served cannot be read: %s", error)
 
+    def _start(self) -> None:
+        """Load what is served, without which it cannot start, and the others if they are good."""
+        for _ in range(2):  # again for what was named while the first was loading
+            try:
+                self._follow()
+            except (InputError, OSError) as error:
+                if not self._parts:
+                    raise
+                logger.warning("started without what is to be held besides: %s", error)
+
     def _follow(self) -> None:
-        releases = self._file.read()
+        releases, failure = self._file.read(), None
         parts: dict[str, T] = {}
         for release in releases:
             held = self._parts.get(release.version)
             known = [*self._parts.values(), *parts.values()]
-            parts[release.version] = self._load(release, known) if held is None else held
+            try:
+                parts[release.version] = self._load(release, known) if held is None else held
+            except (InputError, OSError) as error:
+                if not parts:  # the one that is served
+                    raise
+                failure = error
         # In this order: whoever asks meanwhile finds the part of `served`.
         self._parts |= parts
         self.served = releases[0].version
         self._parts = parts
+        if failure:
+            raise failure

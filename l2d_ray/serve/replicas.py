@@ -72,7 +72,7 @@ class Replicas:
             parts["BeamSearcher"] = self.beams
         deadline = time.monotonic() + START_SECONDS
         while True:
-            held = await asyncio.gather(*(part.refresh.remote() for part in parts.values()))
+            held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
             others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
             if not others:
                 return

@@ -1,0 +1,100 @@
+"""What a replica holds of each release that the file names, and that it notices a model that hangs."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from l2d_ray.errors import InputError
+from l2d_ray.serve import deployments
+from l2d_ray.serve.batching import TokenBatcher
+from l2d_ray.serve.deployments import Encoder
+from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
+
+FIRST, SECOND, DAMAGED = (
+    Release(settings={"index": {"prior": None}, "recommend": {}}, index=name, manifest=name)
+    for name in ("first", "second", "damaged")
+)
+
+
+def load(release: Release, held: Sequence[str]) -> str:
+    if release.index == "damaged":
+        raise InputError("damaged")
+    return release.index
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> ReleaseFile:
+    return ReleaseFile(str(tmp_path), "serving/me.json", FIRST)
+
+
+def test_it_follows_the_file(file: ReleaseFile) -> None:
+    async def scenario() -> None:
+        held = Held(file, load)
+        assert (held.versions(), held.current()) == ([FIRST.version], "first")
+        file.write([FIRST, SECOND])
+        assert await held.get(SECOND.version) == "second"  # asked for before it was told
+        file.write([SECOND, FIRST])
+        assert await held.refresh() == [SECOND.version, FIRST.version]
+        assert (held.current(), await held.get(FIRST.version)) == ("second", "first")
+        file.write([SECOND])
+        assert await held.refresh() == [SECOND.version]
+        with pytest.raises(VersionError):
+            await held.get(FIRST.version)
+
+    asyncio.run(scenario())
+
+
+def test_a_damaged_release_beside_the_served_one_is_told_but_stops_nothing(file: ReleaseFile) -> None:
+    """A promotion of it may have been killed, and replicas that die afterwards must be replaced."""
+
+    async def scenario() -> None:
+        file.write([FIRST, DAMAGED])
+        held = Held(file, load)
+        assert held.versions() == [FIRST.version]
+        with pytest.raises(InputError, match="damaged"):
+            await held.refresh()
+        file.write([SECOND, DAMAGED, FIRST])
+        await held.refresh_quietly()
+        assert held.versions() == [SECOND.version, FIRST.version]
+
+    asyncio.run(scenario())
+    file.write([DAMAGED, FIRST])
+    with pytest.raises(InputError, match="damaged"):
+        Held(file, load)
+
+
+def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: ReleaseFile) -> None:
+    def load_slowly(release: Release, held: Sequence[str]) -> str:
+        file.write([FIRST, SECOND])
+        return release.index
+
+    assert Held(file, load_slowly).versions() == [FIRST.version, SECOND.version]
+
+
+def test_an_encoder_whose_model_hangs_is_unhealthy(file: ReleaseFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "WEDGED_SECONDS", 0.1)
+    gate = threading.Event()
+
+    def run(items: list[int]) -> list[int]:
+        gate.wait(10)
+        return items
+
+    async def scenario() -> None:
+        batcher = TokenBatcher(run, abs, 10)
+        encoder = Encoder.__new__(Encoder)
+        encoder.held = Held(file, lambda *_: SimpleNamespace(batcher=batcher))
+        waiting = asyncio.create_task(batcher(1))
+        await asyncio.sleep(0)
+        await encoder.check_health()
+        await asyncio.sleep(0.2)
+        with pytest.raises(RuntimeError, match="one batch for more than"):
+            await encoder.check_health()
+        gate.set()
+        await waiting
+        await encoder.check_health()
+
+    asyncio.run(scenario())
