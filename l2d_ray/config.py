@@ -306,8 +306,8 @@ class ServeConfig(Section):
     shard_seconds: float = Field(3, gt=0)
     """A shard that does not answer for so long counts as away."""
     max_waiting: int = Field(200, ge=1)
-    """Requests that may wait in a gateway while the encoders have their hands full; the next ones are answered with 503
-    and Retry-After."""
+    """Requests that may wait in an encoder, and as many in a gateway for a place there. The next ones, and those that
+    could not be done within the deadline for what waits already, are answered with 503 and Retry-After."""
     max_history: int = Field(1000, ge=1)
     """Items of a history."""
     max_title_chars: int = Field(500, ge=1)

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
-from l2d_ray.serve.batching import TokenBatcher
+from l2d_ray.serve.batching import LateError, TokenBatcher
 
 
 class Machine:
@@ -79,5 +80,34 @@ def test_who_left_is_not_run() -> None:
         machine.gate.set()
         assert (await first, await last) == (2, 6)
         assert 2 not in [item for items in machine.batches for item in items]
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        batch = TokenBatcher(lambda items: time.sleep(sum(items) / 100) or machine.run(items), size=abs, budget=10)
+        assert await batch(10) == 20  # so it is known that ten take a tenth of a second
+        assert await batch(10, within=0.01) == 20  # nothing is before it
+        tasks = await start(batch, 10, 9, 8)
+        with pytest.raises(LateError):
+            await batch(1, within=0.15)
+        assert await batch(1, within=5) == 2
+        assert await asyncio.gather(*tasks) == [20, 18, 16]
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_waits_for_makes_nobody_late() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        batch = TokenBatcher(lambda items: time.sleep(sum(items) / 100) or machine.run(items), size=abs, budget=10)
+        await batch(10)
+        gone = await start(batch, *[10] * 9)
+        for task in gone[1:]:
+            task.cancel()
+        await asyncio.sleep(0)
+        assert await batch(5, within=0.25) == 10
 
     asyncio.run(scenario())

@@ -1,6 +1,7 @@
 """The endpoint under a steady load, with two replicas of everything: what dies, and what is changed, meanwhile.
 
-`L2D_RAY_FAULT_SECONDS=60 pytest -s tests/test_serve_faults.py -k killed_under_load` prints what clients saw.
+`L2D_RAY_FAULT_SECONDS=60 L2D_RAY_FAULT_RATE=20 pytest -s tests/test_serve_faults.py -k killed_under_load` prints what
+clients saw.
 """
 
 import json
@@ -32,7 +33,7 @@ SETTINGS = {
     "serve.shard_replicas": 2,
     "serve.shard_megabytes": 0.001,
 }
-RATE = 20
+RATE = float(os.environ.get("L2D_RAY_FAULT_RATE", "8"))
 """Requests a second."""
 SECONDS = float(os.environ.get("L2D_RAY_FAULT_SECONDS", "25"))
 """Of load while replicas die."""

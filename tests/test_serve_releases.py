@@ -77,6 +77,7 @@ def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: Rel
 
 def test_an_encoder_whose_model_hangs_is_unhealthy(file: ReleaseFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployments, "WEDGED_SECONDS", 0.1)
+    monkeypatch.setattr(Encoder, "_observe", lambda *_: None)  # metrics need Ray
     gate = threading.Event()
 
     def run(items: list[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """Requests that arrive one by one, run side by side."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,28 +10,44 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+MEMORY = 0.8
+"""Of what is known of the speed, as much stays with each batch."""
+
+
+class LateError(Exception):
+    """So much waits already that an item could not be done in time."""
 
 
 class TokenBatcher(Generic[T, R]):
     """Runs all that waits at once, up to a budget, in a thread; what arrives meanwhile is the next batch.
 
     First come, first served. A lone request starts at once, and under load batches fill by themselves: there is no time
-    to wait for company. (Ray Serve's `serve.batch` closes a batch after a fixed wait even while the one before it is
-    running, sends what does not fit to the end of the queue and refuses an item above the budget.)
+    to wait for company. What cannot be done in time is refused at once: to run it would only make others late, too,
+    until nothing is in time any more. (Ray Serve's `serve.batch` closes a batch after a fixed wait even while the one
+    before it is running, sends what does not fit to the end of the queue and refuses an item above the budget.)
     """
 
     def __init__(self, run: Callable[[list[T]], list[R]], size: Callable[[T], int], budget: int) -> None:
         """`run` is called in one thread, with items whose sizes add up to `budget` at most, or with a single item."""
         self._run, self._size, self._budget = run, size, budget
-        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._waiting: deque[tuple[T, int, asyncio.Future[R]]] = deque()
         self._thread = ThreadPoolExecutor(1)
         self._working: asyncio.Task[None] | None = None
         self._started: float | None = None
+        self._size_running = 0
+        self._done_size = self._done_seconds = 0.0
 
-    async def __call__(self, item: T) -> R:
-        """The result of one item. An item whose caller is cancelled before its batch starts is not run."""
+    async def __call__(self, item: T, within: float = math.inf) -> R:
+        """The result of one item. An item whose caller is cancelled before its batch starts is not run.
+
+        Raises LateError if it is not to be expected within so many seconds, for what runs and waits before it.
+        """
+        size = self._size(item)
+        before = self._size_running + sum(size for _, size, future in self._waiting if not future.done())
+        if before and self._seconds_for(before + size) > within:
+            raise LateError
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, result))
+        self._waiting.append((item, size, result))
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
         return await result
@@ -44,10 +61,14 @@ class TokenBatcher(Generic[T, R]):
         started = self._started
         return 0.0 if started is None else time.monotonic() - started
 
+    def _seconds_for(self, size: int) -> float:
+        """What that takes at the speed of the last batches."""
+        return size * self._done_seconds / self._done_size if self._done_size else 0.0
+
     async def _work(self) -> None:
         while batch := self._next():
-            items, futures = [item for item, _ in batch], [future for _, future in batch]
-            self._started = time.monotonic()
+            items, futures = [item for item, _, _ in batch], [future for _, _, future in batch]
+            self._started, self._size_running = time.monotonic(), sum(size for _, size, _ in batch)
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
             except Exception as error:
@@ -56,20 +77,22 @@ class TokenBatcher(Generic[T, R]):
                         future.set_exception(error)
                 continue
             finally:
-                self._started = None
+                self._done_seconds = MEMORY * self._done_seconds + time.monotonic() - self._started
+                self._done_size = MEMORY * self._done_size + self._size_running
+                self._started, self._size_running = None, 0
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)
 
-    def _next(self) -> list[tuple[T, asyncio.Future[R]]]:
-        batch: list[tuple[T, asyncio.Future[R]]] = []
+    def _next(self) -> list[tuple[T, int, asyncio.Future[R]]]:
+        batch: list[tuple[T, int, asyncio.Future[R]]] = []
         total = 0
         while self._waiting:
-            item, future = self._waiting[0]
+            item, size, future = self._waiting[0]
             if not future.done():
-                total += self._size(item)
+                total += size
                 if batch and total > self._budget:
                     break
-                batch.append((item, future))
+                batch.append((item, size, future))
             self._waiting.popleft()
         return batch

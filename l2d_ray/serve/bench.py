@@ -1,10 +1,15 @@
 """The endpoint under load: against the model and the search in a bare loop, and against beam search served likewise."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import faiss
 import numpy as np
@@ -16,7 +21,6 @@ from l2d_ray.errors import InputError
 from l2d_ray.evaluation import samples_of
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
-from l2d_ray.serve.deployments import HELD_BY_ENCODER
 from l2d_ray.serve.load import Load, load
 from l2d_ray.serve.operation import encoder_counts, endpoint
 from l2d_ray.serve.releases import Release
@@ -26,7 +30,7 @@ RATES = (0.25, 0.5, 0.75, 0.9, 1.1)
 """Of the saturation."""
 STEPS = 10
 """Items by which a returning user's history grows."""
-K, BEAMS = 20, 20
+K, BEAMS, CLIENTS, IDLE = 20, 20, 24, 30
 PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
 
 
@@ -44,9 +48,9 @@ class ServeBenchmark:
     idle_ms: float
     """One request to the idle endpoint, seen by the client. Median."""
     overhead_ms: float
-    """The difference."""
+    """The difference, of the same histories, which take turns. Median."""
     saturated: Load
-    """As many clients as an encoder takes requests."""
+    """So many clients that each has its answer in time, and the model always has a full batch."""
     saturated_over_bare: float
     batch_requests: float
     """Mean, while saturated."""
@@ -75,7 +79,8 @@ def bench_serve(config: Config) -> ServeBenchmark:
     def bodies(of: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         return [{"history": [ids[item] for item in history], "k": K} for history in of]
 
-    bare_per_second, bare_ms = _bare(release, histories)
+    bare = _Bare(release)
+    bare_per_second = bare.per_second(histories, config.bench.repeats)
     seconds, random = config.bench.seconds, np.random.default_rng(0)
     growing = [
         history[: len(history) - STEPS + step]
@@ -85,29 +90,36 @@ def bench_serve(config: Config) -> ServeBenchmark:
     ]
     first = bodies(growing[: len(growing) // (STEPS + 1)])
 
+    def shuffled(count: float) -> list[list[int]]:
+        """Histories of which nothing is cached: the same items in orders that no request had."""
+        return [random.permutation(histories[n % len(histories)]).tolist() for n in range(math.ceil(count))]
+
     def new(count: float) -> list[dict[str, Any]]:
-        """Requests of which nothing is cached: histories of the same items in orders that no request had."""
-        return bodies([random.permutation(histories[n % len(histories)]).tolist() for n in range(math.ceil(count))])
+        return bodies(shuffled(count))
 
     with endpoint(_with(config, beams=BEAMS)) as url:
-        load(url, PATH, new(20), seconds=None)
-        idle_ms = load(url, PATH, new(50), seconds=None).p50_ms
+        load(url, PATH, new(IDLE), seconds=None)
+        client = HTTPConnection(urlsplit(url).netloc)
+        pairs = [
+            (1000 * timed(partial(bare.recommend, own))[0], 1000 * timed(partial(_post, client, *bodies([own])))[0])
+            for own in shuffled(IDLE)
+        ]
         before = encoder_counts()
-        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=HELD_BY_ENCODER)
+        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=CLIENTS)
         after = encoder_counts()
         rates = [round(share * saturated.per_second, 2) for share in RATES]
         open_loop = [load(url, PATH, new(2 * rate * seconds), seconds, rate=rate) for rate in rates]
-        load(url, PATH, first, seconds=None, clients=HELD_BY_ENCODER)
+        load(url, PATH, first, seconds=None, clients=CLIENTS)
         start = encoder_counts()
-        returning = load(url, PATH, bodies(growing[len(first) :]), seconds, clients=HELD_BY_ENCODER)
+        returning = load(url, PATH, bodies(growing[len(first) :]), seconds, clients=CLIENTS)
         end = encoder_counts()
         load(url, BEAM_PATH, new(1), seconds=None)
         beam_search = load(url, BEAM_PATH, new(100), 3 * seconds, clients=2)
     return ServeBenchmark(
         bare_per_second=round(bare_per_second, 2),
-        bare_ms=round(bare_ms, 1),
-        idle_ms=idle_ms,
-        overhead_ms=round(idle_ms - bare_ms, 1),
+        bare_ms=round(median(alone for alone, _ in pairs), 1),
+        idle_ms=round(median(asked for _, asked in pairs), 1),
+        overhead_ms=round(median(asked - alone for alone, asked in pairs), 1),
         saturated=saturated,
         saturated_over_bare=round(saturated.per_second / bare_per_second, 3),
         batch_requests=round((after["requests"] - before["requests"]) / (after["batches"] - before["batches"]), 1),
@@ -131,23 +143,33 @@ def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
     return release, histories
 
 
-def _bare(release: Release, histories: Sequence[list[int]]) -> tuple[float, float]:
-    """Histories a second in batches, and milliseconds of one, all in this process."""
-    config, reader = release.config, release.open()
-    encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
-    index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior)
+class _Bare:
+    """The model and the index in this process."""
 
-    def alone(history: list[int]) -> float:
-        def run() -> None:
-            states_UD = encoder.encode([history]).states_UD
-            index.recommend_local(states_UD, K, [np.unique(history)], config.recommend.top_m)
+    def __init__(self, release: Release) -> None:
+        config, reader = release.config, release.open()
+        self._encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
+        self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior)
+        self._top_m = config.recommend.top_m
 
-        return 1000 * timed(run)[0]
+    def per_second(self, histories: Sequence[list[int]], repeats: int) -> float:
+        """Histories encoded, in batches."""
+        batches = [histories[at : at + CLIENTS] for at in range(0, len(histories), CLIENTS)]
+        self._encoder.encode(batches[0])
+        seconds = [timed(lambda: [self._encoder.encode(batch) for batch in batches])[0] for _ in range(repeats)]
+        return len(histories) / median(seconds)
 
-    batches = [histories[at : at + HELD_BY_ENCODER] for at in range(0, len(histories), HELD_BY_ENCODER)]
-    encoder.encode(batches[0])
-    seconds = [timed(lambda: [encoder.encode(batch) for batch in batches])[0] for _ in range(config.bench.repeats)]
-    return len(histories) / median(seconds), median(alone(history) for history in histories[:30])
+    def recommend(self, history: list[int]) -> None:
+        """One history."""
+        states_UD = self._encoder.encode([history]).states_UD
+        self._index.recommend_local(states_UD, K, [np.unique(history)], self._top_m)
+
+
+def _post(client: HTTPConnection, body: dict[str, Any]) -> None:
+    client.request("POST", PATH, json.dumps(body), {"Content-Type": "application/json"})
+    response = client.getresponse()
+    response.read()
+    assert response.status == HTTPStatus.OK
 
 
 def _with(config: Config, **serve: Any) -> Config:

@@ -41,8 +41,6 @@ from l2d_ray.serve.releases import Held, Release, ReleaseFile
 from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt
 from l2d_ray.serve.security import Keys
 
-HELD_BY_ENCODER = 64
-"""Requests that an encoder takes in, so that its batches fill; what is beyond waits in the gateways."""
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
 
@@ -70,7 +68,7 @@ def application(file: ReleaseFile) -> Application:
     encoder = _deployment(
         Encoder,
         num_replicas=settings.encoders,
-        max_ongoing_requests=HELD_BY_ENCODER,
+        max_ongoing_requests=settings.max_waiting,
         max_queued_requests=settings.max_waiting,
         ray_actor_options=model,
         request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
@@ -92,6 +90,7 @@ def application(file: ReleaseFile) -> Application:
         ).bind(file, settings.beams)
     return _deployment(
         serve.ingress()(Gateway),
+        logs_requests=True,
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.1},
@@ -103,8 +102,11 @@ def keys_of(settings: ServeConfig) -> Keys:
     return Keys(KEYS_VARIABLE, settings.keys_file)
 
 
-def _deployment(kind: type, **options: Any) -> Any:
-    return serve.deployment(health_check_period_s=5, graceful_shutdown_timeout_s=20, **options)(kind)
+def _deployment(kind: type, logs_requests: bool = False, **options: Any) -> Any:
+    logging_config = {"encoding": "JSON", "enable_access_log": logs_requests}
+    return serve.deployment(
+        health_check_period_s=5, graceful_shutdown_timeout_s=20, logging_config=logging_config, **options
+    )(kind)
 
 
 class Part:
@@ -156,10 +158,14 @@ class Encoder(Part):
         self._cache_bytes = round(file.first.config.serve.cache_megabytes * 1e6)
         self.held = Held(file, self._load)
 
-    async def encode(self, version: str, history: list[int | str]) -> NDArray[np.float32]:
-        """The state [D] of one history. Raises VersionError if this replica does not hold that release."""
+    async def encode(self, version: str, history: list[int | str], within: float) -> NDArray[np.float32]:
+        """The state [D] of one history.
+
+        Raises VersionError if this replica does not hold that release, LateError if it cannot be done within so many
+        seconds.
+        """
         model = await self.held.get(version)
-        state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrased(history))
+        state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrased(history), within)
         return state_D
 
     def counts(self) -> dict[str, int]:
@@ -170,8 +176,7 @@ class Encoder(Part):
         """Raise also if a batch hangs."""
         await super().check_health()
         models = self.held.parts()  # one may serve several releases
-        self._waiting.set(max(model.batcher.waiting() for model in models))
-        self._bytes.set(max(model.encoder.cache.bytes for model in models))
+        self._observe(models)
         if any(model.batcher.running_seconds() > WEDGED_SECONDS for model in models):
             raise RuntimeError(f"the model has been running one batch for more than {WEDGED_SECONDS} s")
 
@@ -193,6 +198,10 @@ class Encoder(Part):
 
         batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
         return _Model(manifest.identity, manifest.dataset, encoder, batcher)
+
+    def _observe(self, models: Sequence[_Model]) -> None:
+        self._waiting.set(max(model.batcher.waiting() for model in models))
+        self._bytes.set(max(model.encoder.cache.bytes for model in models))
 
     def _note(self, requests: int, tokens: int, hits: int) -> None:
         self._counts.update(batches=1, requests=requests, tokens=tokens, hits=hits)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+from http import HTTPStatus
 from itertools import cycle
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class Client(FastHttpUser):  # type: ignore[misc]
             raise StopUser
         with self.client.post(LOAD["path"], json=body, catch_response=True) as response:
             response.request_meta["name"] = str(response.status_code)
+        if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE and not RATE:
+            gevent.sleep(1)  # Retry-After
 
     def on_stop(self) -> None:
         """Wait for what is under way: the slowest answers count, too."""

@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError
@@ -83,13 +84,30 @@ def endpoint(config: Config) -> Iterator[str]:
             f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
             " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
         )
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(app, name=APPLICATION, route_prefix="/")
+    logging_config = LoggingConfig(encoding="JSON")
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=logging_config)
+    ready = threading.Event()
+    threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
+    try:
+        serve.run(app, name=APPLICATION, route_prefix="/", logging_config=logging_config)
+    finally:
+        ready.set()
     try:
         yield f"http://{settings.host}:{settings.port}"
     finally:
         serve.delete(APPLICATION)  # not the whole of Serve, which others may use
         file.delete()
+
+
+def _say_what_is_missing(ready: threading.Event) -> None:
+    """Ray Serve waits for as long as it takes; whoever started it should know what for."""
+    said = ""
+    while not ready.wait(10):
+        found = serve.status().applications.get(APPLICATION)
+        missing = "; ".join(part.message for part in found.deployments.values() if part.message) if found else ""
+        if missing != said:
+            print(f"not ready: {missing}", file=sys.stderr)
+            said = missing
 
 
 def encoder_counts() -> dict[str, int]:

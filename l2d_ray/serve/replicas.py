@@ -22,6 +22,7 @@ from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.core.samples import window_starts
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import Hops, global_hops, local_hops
+from l2d_ray.serve.batching import LateError
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
 from l2d_ray.serve.releases import Release, VersionError
@@ -39,6 +40,8 @@ AWAY = (
 )
 ATTEMPTS = 3
 """How often a replica is asked that dies meanwhile: it may be another one each time."""
+ENCODING = 0.8
+"""Share of a request's deadline in which the model must be done."""
 START_SECONDS = 120
 """A new gateway waits for so long for the other parts to hold its release."""
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
@@ -86,8 +89,9 @@ class Replicas:
         _set_request_context(_internal_request_id=uuid.uuid4().hex)
         encoder = self.encoder.options(session_id=session)
         try:
-            state_D: NDArray[np.float32] = await _ask(encoder.encode, version, history)
-        except BackPressureError:
+            within = ENCODING * self.settings.deadline_seconds
+            state_D: NDArray[np.float32] = await _ask(encoder.encode, version, history, within)
+        except (BackPressureError, LateError):
             raise OverloadedError("too many requests wait for the model; come again later") from None
         except AWAY:
             raise UnavailableError("the model is away; come again later") from None
