@@ -126,20 +126,22 @@ class ShardedIndex:
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
     ) -> list[ScoredItems]:
         """`global_hops` over all shards."""
-        return self._run(global_hops(len(self.shards), self.space(states_UD), k, exclude, allow))
+        return run(global_hops(len(self.shards), self.space(states_UD), k, exclude, allow), self.shards)
 
     def recommend_local(
         self, states_UD: FloatArray, k: int, exclude: Sequence[IntArray], top_m: int, allow: IntArray | None = None
     ) -> list[ScoredItems]:
         """`local_hops` over all shards."""
-        return self._run(local_hops(len(self.shards), self.space(states_UD), k, exclude, top_m, allow))
+        return run(local_hops(len(self.shards), self.space(states_UD), k, exclude, top_m, allow), self.shards)
 
-    def _run(self, hops: Hops) -> list[ScoredItems]:
-        hop = next(hops)
-        while True:
-            answers = [getattr(s, hop.method)(*own) for s, own in zip(self.shards, hop.arguments, strict=True)]
-            try:
-                hop = hops.send(answers)
-            except StopIteration as done:
-                found: list[ScoredItems] = done.value
-                return found
+
+def run(hops: Hops, shards: Sequence[IndexShard]) -> list[ScoredItems]:
+    """The result, of shards in this process, one after the other."""
+    hop = next(hops)
+    while True:
+        answers = [getattr(shard, hop.method)(*own) for shard, own in zip(shards, hop.arguments, strict=True)]
+        try:
+            hop = hops.send(answers)
+        except StopIteration as done:
+            found: list[ScoredItems] = done.value
+            return found

@@ -27,10 +27,11 @@ from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.baselines.constrained_beam import ConstrainedBeam
 from l2d_ray.config import Config, ServeConfig
-from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.sharding import run
 from l2d_ray.models.backbone import load_language_model, resolve_dtype
 from l2d_ray.recommender import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
@@ -38,7 +39,7 @@ from l2d_ray.serve.api import KEYS_VARIABLE, create_app
 from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import Query, Served
 from l2d_ray.serve.releases import Held, Release, ReleaseFile
-from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt
+from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt, hops_of
 from l2d_ray.serve.security import Keys
 
 WEDGED_SECONDS = 60
@@ -280,12 +281,26 @@ class MemoryShard(Part):
 
         Raises VersionError if this replica does not hold that release.
         """
-        return await asyncio.to_thread(_answers, await self.held.get(version), method, arguments)
+        shards: Sequence[IndexShard] = await self.held.get(version)
 
+        def answers() -> list[Any]:
+            faiss.omp_set_num_threads(1)  # of this thread: replicas share the cores
+            return [getattr(shard, method)(*own) for shard, own in zip(shards, arguments, strict=True)]
 
-def _answers(shards: Sequence[IndexShard], method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-    faiss.omp_set_num_threads(1)  # of this thread: replicas share the cores
-    return [getattr(shard, method)(*own) for shard, own in zip(shards, arguments, strict=True)]
+        return await asyncio.to_thread(answers)
+
+    async def recommend(self, version: str, query: Query, queries_UD: Float64) -> list[ScoredItems]:
+        """All hops of a query, a matrix of one row, over these shards alone.
+
+        Raises VersionError if this replica does not hold that release.
+        """
+        shards: Sequence[IndexShard] = await self.held.get(version)
+
+        def found() -> list[ScoredItems]:
+            faiss.omp_set_num_threads(1)
+            return run(hops_of(query, len(shards), queries_UD), shards)
+
+        return await asyncio.to_thread(found)
 
 
 class Gateway(Part):

@@ -116,13 +116,8 @@ class Replicas:
         parts, away = dealt(shards, len(self.shards)), set[int]()
         while True:
             present = {number: len(own) for number, own in enumerate(parts) if len(own) and number not in away}
-            count, exclude = sum(present.values()), [query.exclude]
-            if query.aggregation == "global":
-                hops = global_hops(count, queries_UD, query.k, exclude, query.allow)
-            else:
-                hops = local_hops(count, queries_UD, query.k, exclude, query.top_m, query.allow)
             try:
-                (items,) = await self._run(version, hops, present)
+                (items,) = await self._ask_parts(version, query, queries_UD, present)
             except _PartsAwayError as error:
                 away |= error.numbers
                 missing = [shard for number in sorted(away) for shard in parts[number]]
@@ -131,13 +126,24 @@ class Replicas:
             else:
                 return items, [shard for number in sorted(away) for shard in parts[number]]
 
-    async def _run(self, version: str, hops: Hops, present: dict[int, int]) -> list[ScoredItems]:
+    async def _ask_parts(
+        self, version: str, query: Query, queries_UD: Float64, present: dict[int, int]
+    ) -> list[ScoredItems]:
         """`present`: the parts to ask, and how many shards each has."""
+        found: list[ScoredItems]
+        if len(present) == 1:  # all hops are within it
+            (number,) = present
+            try:
+                found = await self._ask_part(number, "recommend", version, query, queries_UD)
+            except AWAY:
+                raise _PartsAwayError({number}) from None
+            return found
+        hops = hops_of(query, sum(present.values()), queries_UD)
         hop = next(hops)
         while True:
             arguments = iter(hop.arguments)
             asked = [
-                self._ask_part(version, number, hop.method, list(islice(arguments, count)))
+                self._ask_part(number, "ask", version, hop.method, list(islice(arguments, count)))
                 for number, count in present.items()
             ]
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -150,13 +156,13 @@ class Replicas:
             try:
                 hop = hops.send([one for answer in answers for one in answer])  # type: ignore[union-attr]
             except StopIteration as done:
-                found: list[ScoredItems] = done.value
+                found = done.value
                 return found
 
-    async def _ask_part(self, version: str, number: int, method: str, arguments: list[tuple[Any, ...]]) -> Any:
+    async def _ask_part(self, number: int, method: str, *arguments: Any) -> Any:
         started = time.perf_counter()
         async with asyncio.timeout(self.settings.shard_seconds):
-            answer = await _ask(self.shards[number].ask, version, method, arguments)
+            answer = await _ask(getattr(self.shards[number], method), *arguments)
         self._shards.observe(_since(started), tags={"shard": str(number)})
         return answer
 
@@ -228,6 +234,13 @@ class ServedRelease:
             "top_m": self.top_m,
             "beams": self._replicas.settings.beams,
         }
+
+
+def hops_of(query: Query, shards: int, queries_UD: Float64) -> Hops:
+    """What so many shards are asked for one query, a matrix of one row."""
+    if query.aggregation == "global":
+        return global_hops(shards, queries_UD, query.k, [query.exclude], query.allow)
+    return local_hops(shards, queries_UD, query.k, [query.exclude], query.top_m, query.allow)
 
 
 def dealt(shards: int, parts: int) -> list[range]:
