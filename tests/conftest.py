@@ -1,7 +1,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,16 @@ import pytest
 if TYPE_CHECKING:
     from small_endpoint import LocalEngine
 
+    from l2d_ray.models.backbone import Backbone
+
 
 def pytest_configure() -> None:
-    """Give this session's Ray its own token, before any module imports Ray, which reads it then."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    """Give this session's Ray its own token, before any module imports Ray, which reads it then.
+
+    And its workers as much of the processor as the tests beside them: Ray starts them at niceness 15.
+    """
+    token = secrets.token_hex(32)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +54,14 @@ def folder(dataset: Path, tmp_path: Path) -> Path:
     """A workspace of one's own."""
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]":
+    """A tiny backbone of a family; each is made once."""
+    from tiny_models import load_tiny
+
+    return cache(lambda family: load_tiny(tmp_path_factory.mktemp(family), family))
 
 
 @pytest.fixture(scope="module")

@@ -33,19 +33,6 @@ TITLES = [
 CHUNK_SIZES = [7, 64, 1000]
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
-    """A tiny backbone of a family; each is made once."""
-    loaded: dict[str, Backbone] = {}
-
-    def backbone(family: str) -> Backbone:
-        if family not in loaded:
-            loaded[family] = load_tiny(tmp_path_factory.mktemp(family), family)
-        return loaded[family]
-
-    return backbone
-
-
 def phrased(backbone: Backbone, stride: int) -> Prompts:
     """Every sample of some users: one with a long history, two with the same, some with one or two items."""
     encoder = PromptEncoder(PromptConfig(max_item_tokens=9), backbone.tokenizer, TITLES)

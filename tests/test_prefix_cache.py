@@ -27,19 +27,6 @@ BYTES_PER_TOKEN = 2 * 2 * 32 * 2
 """In the entries made by `entry`: two layers, keys and values, float16."""
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Backbone]:
-    """A tiny backbone of a family; each is made once."""
-    loaded: dict[str, Backbone] = {}
-
-    def backbone(family: str) -> Backbone:
-        if family not in loaded:
-            loaded[family] = load_tiny(tmp_path_factory.mktemp(family), family)
-        return loaded[family]
-
-    return backbone
-
-
 def phrase(history: Sequence[int], suffix: NDArray[np.int32] = SUFFIX) -> tuple[NDArray[np.int32], IntArray]:
     """The prompt of a history, and where its items end."""
     pieces = [ITEMS[item] for item in history]

@@ -192,7 +192,7 @@ def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEn
                 check(engine, answer, [1, 2, 3], "local", 10)
         elif reply.status == 503:
             assert reply.headers["retry-after"] == "1"
-            assert reply.body["detail"] == "too many requests wait for the model; come again later"
+            assert reply.body["detail"].endswith("; come again later")
     reply = request(url, "/v1/recommend", {"history": history, "k": 10})
     assert (reply.status, reply.seconds < 5) == (200, True)
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "serve.encoders": 2,
     "serve.shard_replicas": 2,
     "serve.shard_megabytes": 0.001,
+    "serve.shard_seconds": 9,
 }
 RATE = float(os.environ.get("L2D_RAY_FAULT_RATE", "8"))
 """Requests a second."""
@@ -88,6 +89,7 @@ def answers(engine: LocalEngine) -> list[ScoredItems]:
 
 def check(replies: Sequence[Reply], right: Right) -> Counter[int]:
     """Every reply is the right one of the version that it names, or a documented refusal; how many of each status."""
+    print(Counter(reply.body["detail"] for reply in replies if reply.status != 200))
     for reply in replies:
         if reply.status == 200:
             items = right[reply.body["version"]][reply.question]
