@@ -7,10 +7,12 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -109,6 +111,14 @@ class Running:
     def promote(self, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
         job = self.promotion(folder, **settings)
         return subprocess.run(job, env=self.environment(), capture_output=True, text=True, check=False)
+
+    def counts(self) -> dict[str, int]:
+        """What the encoders have done, in all."""
+        program = "import json, ray; ray.init(log_to_driver=False); from l2d_ray.serve.operation import encoder_counts"
+        job = [sys.executable, "-c", f"{program}; print(json.dumps(encoder_counts()))"]
+        run = subprocess.run(job, env=self.environment(), stdout=subprocess.PIPE, text=True, check=True)
+        found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
+        return found
 
     def version(self) -> str:
         """What it serves."""

@@ -2,12 +2,8 @@
 
 import asyncio
 import importlib
-import json
 import socket
-import subprocess
-import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,15 +48,6 @@ def endpoint(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def url(endpoint: Running) -> str:
     return endpoint.url
-
-
-def counts(endpoint: Running) -> dict[str, int]:
-    """What the encoders have done."""
-    program = "import json, ray; ray.init(log_to_driver=False); from l2d_ray.serve.operation import encoder_counts"
-    job = [sys.executable, "-c", f"{program}; print(json.dumps(encoder_counts()))"]
-    run = subprocess.run(job, env=endpoint.environment(), stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
-    return found
 
 
 def check(engine: LocalEngine, answer: dict[str, Any], history: list[int | str], aggregation: str, k: int) -> None:
@@ -201,12 +188,12 @@ def test_what_nobody_waits_for_is_not_run(endpoint: Running, engine: LocalEngine
     """A client leaves at once; of its long histories, which run one by one, the model has not seen all by then."""
     titles = [{"title": f"{number} " * 120} for number in range(64)]
     batch = {"requests": [{"history": [one, *titles[:9]]} for one in titles]}
-    before = counts(endpoint)
+    before = endpoint.counts()
     assert request(endpoint.url, "/v1/recommend/batch", batch, timeout=0.2).status == 0
     reply = request(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (reply.status, reply.seconds < 5) == (200, True)
     check(engine, reply.body, [1, 2, 3], "local", 10)
-    assert counts(endpoint)["requests"] - before["requests"] < 64
+    assert endpoint.counts()["requests"] - before["requests"] < 64
 
 
 def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running_endpoint import Reply, Running, load, running
+from running_endpoint import Reply, Running, ask, load, running
 from small_endpoint import LocalEngine, write_endpoint
 from small_workspace import kill_worker, result_of, wait_for, workers
 from tiny_models import save_tiny
@@ -102,6 +102,17 @@ def check(replies: Sequence[Reply], right: Right) -> Counter[int]:
             assert set(reply.body) == {"detail", "request_id", "errors"}, reply
             assert reply.status == 504 or reply.headers["retry-after"] == "1"
     return Counter(reply.status for reply in replies)
+
+
+def test_users_who_return_find_the_encoder_that_has_their_history(endpoint: Running) -> None:
+    before, users, visits = endpoint.counts(), range(10), range(3, 9)
+    for items in visits:
+        for user in users:
+            history = [f"i{(user + step) % 30}" for step in range(items)]
+            assert ask(endpoint.url, "/v1/recommend", {"history": history})[0] == 200
+    after = endpoint.counts()
+    assert after["requests"] - before["requests"] == len(users) * len(visits)
+    assert after["hits"] - before["hits"] == len(users) * (len(visits) - 1)
 
 
 def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, right: Right) -> None:

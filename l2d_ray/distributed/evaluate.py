@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from l2d_ray.config import Config
@@ -90,7 +91,8 @@ def evaluate(config: Config) -> EvaluateResult:
     }
 
     valid = samples_of(dataset, Split.VALID, config.evaluate.samples)
-    choices, tried = _choose(config, names, indexes, valid)
+    targets = training_pairs(dataset)[1]
+    choices, tried = _choose(config, names, indexes, valid, targets)
     contenders = [contender(name, config, choices) for name in names]
     silent = [one for one in contenders if not one.generates]
     of_shares = [
@@ -103,7 +105,7 @@ def evaluate(config: Config) -> EvaluateResult:
     if len(silent) < len(contenders):
         runs.append(Run("test, beside those that write", contenders, test[: config.evaluate.generation_samples]))
     ranks = _ranks(config, runs)
-    rows, *beside = _rows(runs, ranks, training_pairs(dataset)[1])
+    rows, *beside = _rows(runs, ranks, targets)
     same_users = beside[0] if beside else []
     table_rows = {row["recommender"]: row for row in [*same_users, *rows]}
     results = [table_rows[name] for name in names]
@@ -141,7 +143,11 @@ def evaluate(config: Config) -> EvaluateResult:
 
 
 def _choose(
-    config: Config, names: Sequence[str], indexes: dict[str, str], valid: list[dict[str, Any]]
+    config: Config,
+    names: Sequence[str],
+    indexes: dict[str, str],
+    valid: list[dict[str, Any]],
+    targets: NDArray[np.integer],
 ) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
     """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and a row for everything
     that was tried, with its `top_m` and `prior`."""
@@ -163,7 +169,7 @@ def _choose(
     }
     everything = [one for own in tried.values() for one in own]
     runs = [Run("validation", everything, valid)]
-    (rows,) = _rows(runs, _ranks(config, runs), np.empty(0, np.int32))
+    (rows,) = _rows(runs, _ranks(config, runs), targets)
     found = {one: row["recall@20"] for one, row in zip(everything, rows, strict=True)}
 
     def best(space: str, kind: str) -> Contender:
