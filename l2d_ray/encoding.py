@@ -6,11 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, HistoryConfig
 from l2d_ray.core.decoding import FloatArray
 from l2d_ray.core.packing import IntArray, Prompts
 from l2d_ray.core.samples import window_starts
-from l2d_ray.models.backbone import Backbone, identify, load_backbone, resolve_dtype
+from l2d_ray.models.backbone import (
+    Backbone,
+    LanguageModel,
+    identify,
+    load_backbone,
+    load_language_model,
+    resolve_dtype,
+)
 from l2d_ray.models.hidden_states import HiddenStates, extractor
 from l2d_ray.models.prefix_cache import PrefixCache
 from l2d_ray.prompts import PromptEncoder, template_digest
@@ -35,6 +42,18 @@ def identify_memory(config: Config) -> MemoryIdentity:
         stride=config.history.stride,
         num_shards=config.memory.num_shards,
     )
+
+
+def language_model(config: Config) -> LanguageModel:
+    """The model of `config` with its head, on a GPU if `workers.gpus` says so. Raises InputError as its loader does."""
+    gpu = config.workers.gpus > 0
+    return load_language_model(config.model, resolve_dtype(config.model, gpu), "cuda" if gpu else "cpu")
+
+
+def last_window(history: History, window: HistoryConfig) -> History:
+    """The items that a query reads of a history, as the window of a sample that comes next."""
+    (start,) = window_starts(np.array([len(history)]), window.max_items, window.stride)
+    return history[start:]
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,7 @@ class HistoryEncoder:
         dtype = resolve_dtype(config.model, gpu)
         self.backbone = backbone or load_backbone(config.model, dtype, "cuda" if gpu else "cpu")
         self.prompts = PromptEncoder(config.prompt, self.backbone.tokenizer, titles)
-        self._history = config.history
+        self._window = config.history
         self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
         self.cache = PrefixCache(cache_bytes)
         self.extract = extractor(self.backbone, self.tokens_per_chunk, self.cache if cache_bytes else None)
@@ -86,8 +105,7 @@ class HistoryEncoder:
 
     def phrased(self, history: History, room: int = 0) -> PhrasedHistory:
         """`phrase`, with what `run` needs to know of it."""
-        (start,) = window_starts(np.array([len(history)]), self._history.max_items, self._history.stride)
-        pieces = self.prompts.pieces(history[start:])
+        pieces = self.prompts.pieces(last_window(history, self._window))
         while True:
             prompt = self.prompts.join(pieces)
             if prompt.size + room <= self.backbone.context_length or not pieces:

@@ -24,10 +24,9 @@ from l2d_ray.core.metrics import IntArray, bootstrap_interval, ndcg, recall, tar
 from l2d_ray.core.samples import in_fraction, sample_ids
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.models.backbone import load_language_model, resolve_dtype
 from l2d_ray.recommender import Filters, L2DRecommender, Recommender
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
@@ -141,9 +140,7 @@ class Stand:
 
     @cached_property
     def _language_model(self) -> Any:
-        gpu = self._config.workers.gpus > 0
-        dtype = resolve_dtype(self._config.model, gpu)
-        return load_language_model(self._config.model, dtype, "cuda" if gpu else "cpu")
+        return language_model(self._config)
 
     @cached_property
     def _encoder(self) -> HistoryEncoder:

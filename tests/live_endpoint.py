@@ -1,8 +1,6 @@
 """The application over a real socket: uvicorn in a thread of this process, or in one of its own."""
 
 import contextlib
-import http.client
-import json
 import socket
 import subprocess
 import sys
@@ -61,20 +59,6 @@ def listening(app: Any) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         listener.close()
-
-
-def ask(url: str, path: str, body: Any = None, timeout: float = 60) -> tuple[int, Any]:
-    """Status and JSON of a good request, on a connection of its own; a POST if it has a body."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout)
-    try:
-        if body is None:
-            connection.request("GET", path)
-        else:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
 
 
 if __name__ == "__main__":  # FOLDER: serve a new small workspace there; a line of stdout is the address

@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from live_endpoint import LIMITS, application, ask, listening
+from live_endpoint import LIMITS, application, listening
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from running_endpoint import ask
 from small_endpoint import LocalEngine
 
 from l2d_ray.serve.catalogue import Catalogue

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from live_endpoint import LIMITS, application, ask, listening
+from live_endpoint import LIMITS, application, listening
+from running_endpoint import ask
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from small_endpoint import LocalEngine

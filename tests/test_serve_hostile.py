@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 from hostile_requests import KINDS, fault, hostile, send
-from live_endpoint import LIMITS, ask, started
+from live_endpoint import LIMITS, started
+from running_endpoint import ask
 
 REQUESTS = 15 * int(os.environ.get("L2D_RAY_HOSTILE_EXAMPLES", "20"))
 """Raw requests of one round."""

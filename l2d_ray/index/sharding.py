@@ -135,13 +135,17 @@ class ShardedIndex:
         return run(local_hops(len(self.shards), self.space(states_UD), k, exclude, top_m, allow), self.shards)
 
 
+def answers(shards: Sequence[IndexShard], hop: Hop) -> list[Any]:
+    """Of shards in this process, one after the other."""
+    return [getattr(shard, hop.method)(*own) for shard, own in zip(shards, hop.arguments, strict=True)]
+
+
 def run(hops: Hops, shards: Sequence[IndexShard]) -> list[ScoredItems]:
-    """The result, of shards in this process, one after the other."""
+    """The result of all hops, by `answers`."""
     hop = next(hops)
     while True:
-        answers = [getattr(shard, hop.method)(*own) for shard, own in zip(shards, hop.arguments, strict=True)]
         try:
-            hop = hops.send(answers)
+            hop = hops.send(answers(shards, hop))
         except StopIteration as done:
             found: list[ScoredItems] = done.value
             return found

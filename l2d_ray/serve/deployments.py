@@ -10,9 +10,9 @@ import math
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -28,11 +28,10 @@ from ray.serve.handle import DeploymentHandle
 from l2d_ray.baselines.constrained_beam import ConstrainedBeam
 from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
-from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory
+from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.errors import InputError
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.index.sharding import run
-from l2d_ray.models.backbone import load_language_model, resolve_dtype
+from l2d_ray.index.sharding import Hop, answers, run
 from l2d_ray.recommender import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
 from l2d_ray.serve.api import KEYS_VARIABLE, create_app
@@ -42,6 +41,7 @@ from l2d_ray.serve.releases import Held, Release, ReleaseFile
 from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt, hops_of
 from l2d_ray.serve.security import Keys
 
+T = TypeVar("T")
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
 
@@ -256,8 +256,7 @@ class BeamSearcher(Part):
 
     def _load(self, release: Release, held: Sequence[ConstrainedBeam]) -> ConstrainedBeam:
         config, titles = release.config, release.dataset().items()["title"].to_pylist()
-        gpu = config.workers.gpus > 0
-        model = load_language_model(config.model, resolve_dtype(config.model, gpu), "cuda" if gpu else "cpu")
+        model = language_model(config)
         encoder = HistoryEncoder(config, titles, model.backbone)
         return ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1)
 
@@ -276,18 +275,9 @@ class MemoryShard(Part):
 
         self.held = Held(file, load)
 
-    async def ask(self, version: str, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """What `IndexShard.method` gives for the arguments of each shard.
-
-        Raises VersionError if this replica does not hold that release.
-        """
-        shards: Sequence[IndexShard] = await self.held.get(version)
-
-        def answers() -> list[Any]:
-            faiss.omp_set_num_threads(1)  # of this thread: replicas share the cores
-            return [getattr(shard, method)(*own) for shard, own in zip(shards, arguments, strict=True)]
-
-        return await asyncio.to_thread(answers)
+    async def ask(self, version: str, hop: Hop) -> list[Any]:
+        """What these shards answer. Raises VersionError if this replica does not hold that release."""
+        return await asyncio.to_thread(_single, answers, await self.held.get(version), hop)
 
     async def recommend(self, version: str, query: Query, queries_UD: Float64) -> list[ScoredItems]:
         """All hops of a query, a matrix of one row, over these shards alone.
@@ -295,12 +285,13 @@ class MemoryShard(Part):
         Raises VersionError if this replica does not hold that release.
         """
         shards: Sequence[IndexShard] = await self.held.get(version)
+        return await asyncio.to_thread(_single, run, hops_of(query, len(shards), queries_UD), shards)
 
-        def found() -> list[ScoredItems]:
-            faiss.omp_set_num_threads(1)
-            return run(hops_of(query, len(shards), queries_UD), shards)
 
-        return await asyncio.to_thread(found)
+def _single(work: Callable[..., T], *arguments: Any) -> T:
+    """`work` with one thread of FAISS's: replicas share the cores."""
+    faiss.omp_set_num_threads(1)
+    return work(*arguments)
 
 
 class Gateway(Part):

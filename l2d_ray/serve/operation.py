@@ -84,12 +84,12 @@ def endpoint(config: Config) -> Iterator[str]:
             f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
             " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
         )
-    logging_config = LoggingConfig(encoding="JSON")
-    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=logging_config)
+    http_options = {"host": settings.host, "port": settings.port}
+    serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     ready = threading.Event()
     threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
     try:
-        serve.run(app, name=APPLICATION, route_prefix="/", logging_config=logging_config)
+        serve.run(app, name=APPLICATION, route_prefix="/")
     finally:
         ready.set()
     try:

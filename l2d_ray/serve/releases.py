@@ -18,6 +18,7 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
+from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
 from l2d_ray.indexing import plan_index
 from l2d_ray.records import Record, check_query
@@ -44,17 +45,13 @@ class Release(Record):
     @classmethod
     def plan(cls, config: Config) -> "Release":
         """The release of a configuration. Raises InputError if there is no index of its model and dataset."""
-        workspace = Workspace.open(config.workspace)
-        path = plan_index(config).manifest
+        config = config.absolute()
+        workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
             raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")
-        config = config.model_copy(update={"workspace": workspace.uri})
-        release = cls(
-            settings=config.model_dump(mode="json"),
-            index=path,
-            manifest=IndexReader.open(workspace, path).manifest.digest(),
-        )
-        check_query(release.open().manifest.identity, identify_memory(config))
+        manifest = IndexReader.open(workspace, path).manifest
+        check_query(manifest.identity, identify_memory(config))
+        release = cls(settings=config.model_dump(mode="json"), index=path, manifest=manifest.digest())
         release.dataset()
         return release
 
@@ -80,7 +77,7 @@ class Release(Record):
     def dataset(self) -> Dataset:
         """Its dataset. Raises InputError if that is another than the one that its index is of."""
         dataset = Dataset.open(Workspace.open(self.config.workspace))
-        if dataset.digest != self.open().manifest.dataset:
+        if dataset.digest != IndexManifest.read(dataset.workspace, self.index).dataset:
             raise InputError(
                 f"{dataset.workspace.path('dataset')}: is another dataset than the one that the index is of; run"
                 " jobs/build_memory.py and jobs/build_index.py again"

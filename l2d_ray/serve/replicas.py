@@ -19,9 +19,9 @@ from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
-from l2d_ray.core.samples import window_starts
+from l2d_ray.encoding import last_window
 from l2d_ray.errors import InputError
-from l2d_ray.index.sharding import Hops, global_hops, local_hops
+from l2d_ray.index.sharding import Hop, Hops, global_hops, local_hops
 from l2d_ray.serve.batching import LateError
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
@@ -88,25 +88,15 @@ class Replicas:
         # Requests of a batch share the id that their HTTP request has, by which this router tells requests apart.
         _set_request_context(_internal_request_id=uuid.uuid4().hex)
         encoder = self.encoder.options(session_id=session)
-        try:
-            within = ENCODING * self.settings.deadline_seconds
-            state_D: NDArray[np.float32] = await _ask(encoder.encode, version, history, within)
-        except (BackPressureError, LateError):
-            raise OverloadedError("too many requests wait for the model; come again later") from None
-        except AWAY:
-            raise UnavailableError("the model is away; come again later") from None
+        within = ENCODING * self.settings.deadline_seconds
+        state_D: NDArray[np.float32] = await _ask_for("the model", encoder.encode, version, history, within)
         return state_D
 
     async def search_beams(self, version: str, query: Query) -> ScoredItems:
         """The items that constrained beam search finds."""
         if self.beams is None:
             raise UnavailableError("beam search is not offered here (serve.beams)")
-        try:
-            items: ScoredItems = await _ask(self.beams.recommend, version, query)
-        except BackPressureError:
-            raise OverloadedError("too many requests wait for beam search; come again later") from None
-        except AWAY:
-            raise UnavailableError("beam search is away; come again later") from None
+        items: ScoredItems = await _ask_for("beam search", self.beams.recommend, version, query)
         return items
 
     async def search(
@@ -115,16 +105,16 @@ class Replicas:
         """The items of one query, a matrix of one row, and those of so many shards that were missing."""
         parts, away = dealt(shards, len(self.shards)), set[int]()
         while True:
+            missing = [shard for number in sorted(away) for shard in parts[number]]
+            if missing and (not self.settings.partial or len(missing) == shards):
+                raise UnavailableError(f"shards {missing} of the index are away; come again later")
             present = {number: len(own) for number, own in enumerate(parts) if len(own) and number not in away}
             try:
                 (items,) = await self._ask_parts(version, query, queries_UD, present)
             except _PartsAwayError as error:
                 away |= error.numbers
-                missing = [shard for number in sorted(away) for shard in parts[number]]
-                if not self.settings.partial or len(missing) == shards:
-                    raise UnavailableError(f"shards {missing} of the index are away; come again later") from None
             else:
-                return items, [shard for number in sorted(away) for shard in parts[number]]
+                return items, missing
 
     async def _ask_parts(
         self, version: str, query: Query, queries_UD: Float64, present: dict[int, int]
@@ -143,7 +133,7 @@ class Replicas:
         while True:
             arguments = iter(hop.arguments)
             asked = [
-                self._ask_part(number, "ask", version, hop.method, list(islice(arguments, count)))
+                self._ask_part(number, "ask", version, Hop(hop.method, list(islice(arguments, count))))
                 for number, count in present.items()
             ]
             answers = await asyncio.gather(*asked, return_exceptions=True)
@@ -202,9 +192,9 @@ class ServedRelease:
         """As in `Served`."""
         with self._replicas.counted(self.version) as outcomes:
             started = time.perf_counter()
-            (start,) = window_starts(np.array([len(query.history)]), self._window.max_items, self._window.stride)
             # A user who returns has a window that begins as before: its first item stands for him.
-            state_D = await self._replicas.encode(self.version, query.history, session=str(query.history[start]))
+            session = str(last_window(query.history, self._window)[0])
+            state_D = await self._replicas.encode(self.version, query.history, session)
             encode_ms = _since(started)
             items, missing = await self._replicas.search(
                 self.version, len(self._manifest.shards), query, self._space(state_D[None])
@@ -247,6 +237,16 @@ def dealt(shards: int, parts: int) -> list[range]:
     """The shards of each part; a part may have none."""
     bounds = np.linspace(0, shards, parts + 1).astype(int).tolist()
     return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+async def _ask_for(what: str, method: Any, *arguments: Any) -> Any:
+    """`_ask`, or an error in a client's words."""
+    try:
+        return await _ask(method, *arguments)
+    except (BackPressureError, LateError):
+        raise OverloadedError(f"too many requests wait for {what}; come again later") from None
+    except AWAY:
+        raise UnavailableError(f"{what} is away; come again later") from None
 
 
 async def _ask(method: Any, *arguments: Any) -> Any:
