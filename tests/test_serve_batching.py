@@ -99,6 +99,19 @@ def test_what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() ->
     asyncio.run(scenario())
 
 
+def test_what_a_batch_costs_is_not_taken_for_slowness() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        batch = TokenBatcher(lambda items: time.sleep(0.02) or machine.run(items), size=abs, budget=1000)
+        for size in range(1, 10):
+            await batch(size)
+        tasks = await start(batch, 1, *[400] * 8)  # at 9 for 0.02 s it would be 7 s
+        assert await batch(400, within=1) == 800
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
 def test_what_nobody_waits_for_makes_nobody_late() -> None:
     async def scenario() -> None:
         machine = Machine()

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
 R = TypeVar("R")
-MEMORY = 0.8
-"""Of what is known of the speed, as much stays with each batch."""
+REMEMBERED = 64
+"""Batches that the speed is known from."""
 
 
 class LateError(Exception):
@@ -35,7 +37,7 @@ class TokenBatcher(Generic[T, R]):
         self._working: asyncio.Task[None] | None = None
         self._started: float | None = None
         self._size_running = 0
-        self._done_size = self._done_seconds = 0.0
+        self._done: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
@@ -62,8 +64,19 @@ class TokenBatcher(Generic[T, R]):
         return 0.0 if started is None else time.monotonic() - started
 
     def _seconds_for(self, size: int) -> float:
-        """What that takes at the speed of the last batches."""
-        return size * self._done_seconds / self._done_size if self._done_size else 0.0
+        """What that takes at the speed of the last batches; 0 before the first.
+
+        A line through them (least squares): what a batch costs, however small, and what its size adds, neither below 0.
+        """
+        if not self._done:
+            return 0.0
+        size_N, seconds_N = np.array(self._done).T
+        through_zero = size_N @ seconds_N / max(size_N @ size_N, 1.0)
+        variance = size_N.var()
+        rate = np.mean((size_N - size_N.mean()) * seconds_N) / variance if variance else through_zero
+        rate = float(np.clip(rate, 0.0, through_zero))
+        per_batch = float(seconds_N.mean()) - rate * float(size_N.mean())
+        return math.ceil(size / self._budget) * max(per_batch, 0.0) + size * rate
 
     async def _work(self) -> None:
         while batch := self._next():
@@ -77,8 +90,7 @@ class TokenBatcher(Generic[T, R]):
                         future.set_exception(error)
                 continue
             finally:
-                self._done_seconds = MEMORY * self._done_seconds + time.monotonic() - self._started
-                self._done_size = MEMORY * self._done_size + self._size_running
+                self._done.append((self._size_running, time.monotonic() - self._started))
                 self._started, self._size_running = None, 0
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
