@@ -119,8 +119,9 @@ class ModelConfig(Section):
     """Folder or hub id of a PEFT adapter, merged into the model."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first so many layers."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively). int8
+    is for CPUs with VNNI, once a model is tuned: 8-bit weights, inputs of 16 bits, twice as fast as float32."""
 
 
 class FinetuneConfig(Section):

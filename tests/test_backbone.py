@@ -101,10 +101,21 @@ def test_an_adapter_of_the_whole_model_serves_the_cut_one(llama: str, adapter: s
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gpu", "resolved"), [("auto", False, "float32"), ("auto", True, "bfloat16"), ("float16", True, "float16")]
+    ("dtype", "gpu", "resolved"),
+    [
+        ("auto", False, "float32"),
+        ("auto", True, "bfloat16"),
+        ("float16", True, "float16"),
+        ("int8", False, "int8"),
+    ],
 )
 def test_auto_is_what_the_device_does_best(dtype: Any, gpu: bool, resolved: str) -> None:
     assert resolve_dtype(ModelConfig(dtype=dtype), gpu) == resolved
+
+
+def test_int8_is_for_cpus() -> None:
+    with pytest.raises(InputError, match="for CPUs only"):
+        resolve_dtype(ModelConfig(dtype="int8"), gpu=True)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from test_int8_linear import needs_int8
 from tiny_models import load_tiny, save_tiny
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_mask
@@ -90,10 +92,21 @@ def test_in_half_precision_packed_equals_one_by_one_as_far_as_it_goes(
     folder = save_tiny(tmp_path_factory.mktemp(dtype))
     backbone = load_backbone(ModelConfig(name=folder), dtype)
     prompts = Prompts.join([phrased(backbone, 10)[n] for n in range(0, 40, 5)])
-    tolerance = TOLERANCE[next(backbone.model.parameters()).dtype]
+    tolerance = TOLERANCE[dtype]
     expected = alone(load("llama"), prompts)
     assert relative_error(packed_states(backbone, prompts, 64).states, expected) < tolerance
     assert relative_error(alone(backbone, prompts), expected) < tolerance
+
+
+@needs_int8
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_on_integers_packed_equals_one_by_one(tmp_path: Path, load: Callable[[str], Backbone], family: str) -> None:
+    backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path, family)), "int8")
+    prompts = phrased(backbone, 10)
+    result, expected = extractor(backbone, 64)(prompts), alone(backbone, prompts)
+    assert result.tokens == plan_forest(prompts).tokens.size
+    assert relative_error(result.states, expected) < 1e-3
+    assert 1e-3 < relative_error(expected, alone(load(family), prompts)) < 1e-1  # weights of 8 bits, only 32 inputs
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])

@@ -112,8 +112,8 @@ def check(config: Config) -> None:
             f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
             f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
         )
-    if resolve_dtype(config.model, gpu) == "float16" and not gpu:
-        raise InputError("model.dtype='float16': a CPU does not train in it; use float32")
+    if config.model.dtype in ("float16", "int8") and not gpu:
+        raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
     if finetuning.method == "lora":
         check_target_modules(config.model, finetuning)
 

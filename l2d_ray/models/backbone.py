@@ -16,9 +16,16 @@ from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
 from l2d_ray.models.fused_layers import fuse_layers
+from l2d_ray.models.int8_linear import quantize
 
 _SEQ_TO_SEQ = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
+"""What stands between matrix products, by `model.dtype`; but for int8 the products, too."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Backbone:
     """Tokens in the longest prompt it can read."""
     attention: str
     """The attention that transformers itself chose for it: sdpa, or eager where the model needs more."""
+    dtype: str
+    """As `model.dtype` names it, never auto."""
     device: torch.device
 
 
@@ -50,7 +59,9 @@ class BackboneIdentity:
 
 
 def resolve_dtype(config: ModelConfig, gpu: bool) -> str:
-    """`model.dtype` with `auto` decided: bfloat16 on a GPU, float32 on a CPU."""
+    """`model.dtype` with `auto` decided: bfloat16 on a GPU, float32 on a CPU. Raises InputError for int8 on a GPU."""
+    if gpu and config.dtype == "int8":
+        raise InputError("model.dtype='int8': for CPUs only, but workers.gpus is above 0; leave it out")
     if config.dtype != "auto":
         return config.dtype
     return "bfloat16" if gpu else "float32"
@@ -108,6 +119,8 @@ def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageM
     model = load_causal_model(config, dtype, head)
     architecture, checkpoint = model.config, find_model(config)
     base = model.base_model.to(device).eval().requires_grad_(False)
+    if dtype == "int8":
+        quantize(model if head else base)
     fuse_layers(base)
     backbone = Backbone(
         model=base,
@@ -115,6 +128,7 @@ def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageM
         dimension=architecture.hidden_size,
         context_length=context_length(architecture),
         attention=base.config._attn_implementation,
+        dtype=dtype,
         device=torch.device(device),
     )
     return LanguageModel(backbone, model.eval())

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from l2d_ray.core.packing import IntArray, Prompts, plan_forest, skip_known, split_chunks
 from l2d_ray.models import tree_attention
-from l2d_ray.models.backbone import Backbone
+from l2d_ray.models.backbone import DTYPES, Backbone
 from l2d_ray.models.prefix_cache import PrefixCache
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2, "int8": 1e-2}
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +53,7 @@ def extractor(backbone: Backbone, tokens_per_chunk: int, cache: PrefixCache | No
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError, RuntimeError) as problem:
         error = float("inf")
         logger.warning("packing failed a trial: %s", problem)
-    if error < TOLERANCE[_dtype(backbone)]:
+    if error < TOLERANCE[backbone.dtype]:
         return lambda prompts, boundaries=None: packed_states(backbone, prompts, tokens_per_chunk, cache, boundaries)
     logger.warning("%s cannot run packed (error %.1e): padded batches instead", type(backbone.model).__name__, error)
     return lambda prompts, boundaries=None: padded_states(backbone, prompts, batch_size=16)
@@ -80,7 +80,7 @@ def packed_states(
     state = tree_attention.ForestState(backbone.device, map(torch.cat, zip(*filter(None, known), strict=True)))
     states = torch.empty(len(prompts), backbone.dimension)
     for chunk in split_chunks(forest, tokens_per_chunk):
-        state.enter(chunk, _dtype(backbone))
+        state.enter(chunk, DTYPES[backbone.dtype])
         hidden = backbone.model(
             input_ids=torch.from_numpy(chunk.tokens)[None].to(backbone.device),
             position_ids=torch.from_numpy(chunk.positions)[None].to(backbone.device),
@@ -120,7 +120,3 @@ def padded_states(backbone: Backbone, prompts: Prompts, batch_size: int) -> Hidd
 def relative_error(states: Tensor, expected: Tensor) -> float:
     """The largest distance of a state [N, D] from the expected one, relative to the latter's length."""
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())
-
-
-def _dtype(backbone: Backbone) -> torch.dtype:
-    return next(backbone.model.parameters()).dtype

@@ -1,0 +1,97 @@
+"""Products of integers, as good as those of rounded weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import save_tiny
+from torch import Tensor, nn
+
+from l2d_ray.config import ModelConfig
+from l2d_ray.errors import InputError
+from l2d_ray.models.backbone import load_backbone, load_language_model
+from l2d_ray.models.hidden_states import relative_error
+from l2d_ray.models.int8_linear import Int8Linear, is_exact
+
+needs_int8 = pytest.mark.skipif(not is_exact(), reason="this processor's 8-bit products overflow")
+
+
+def layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """Random weights whose outputs are of very different sizes; the first is always 0."""
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    with torch.no_grad():
+        linear.weight *= torch.logspace(-4, 4, outputs)[:, None]
+        linear.weight[0] = 0
+    return linear
+
+
+def rounded(linear: nn.Linear) -> nn.Linear:
+    """The same with its weights rounded to 127 steps an output, in float64."""
+    weight = linear.weight.double()
+    step = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    result = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, dtype=torch.float64)
+    result.load_state_dict(linear.state_dict() | {"weight": (weight / step).round() * step})
+    return result
+
+
+def rows(count: int, inputs: int) -> Tensor:
+    """Tokens of very different sizes, each with one input a thousand times the others; the first is all 0."""
+    x = torch.randn(count, inputs, generator=torch.Generator().manual_seed(1)) * torch.logspace(-3, 3, count)[:, None]
+    x[:, 3] *= 1000
+    x[0] = 0
+    return x
+
+
+@needs_int8
+@pytest.mark.parametrize(("inputs", "outputs", "count"), [(576, 1536, 20), (33, 7, 2), (8, 1, 1), (1536, 576, 300)])
+@torch.inference_mode()
+def test_only_the_weights_are_rounded(inputs: int, outputs: int, count: int) -> None:
+    for bias in (False, True):
+        linear, x = layer(inputs, outputs, bias), rows(count, inputs)
+        result, expected = Int8Linear(linear)(x[None]), rounded(linear)(x.double())
+        assert (result.shape, result.dtype) == ((1, count, outputs), torch.float32)
+        # An input is off by a part in 2 * 127 * 254 of its row's largest at most.
+        largest = x.abs().amax(1, keepdim=True) * rounded(linear).weight.abs().sum(1)
+        assert ((result[0] - expected).abs() <= largest / 60_000 + 1e-6 * expected.abs()).all()
+
+
+@needs_int8
+@torch.inference_mode()
+def test_a_token_does_not_depend_on_the_others() -> None:
+    x, linear = rows(300, 64), Int8Linear(layer(64, 48))
+    assert torch.equal(linear(x), torch.cat([linear(row[None]) for row in x]))
+
+
+@needs_int8
+def test_a_model_is_exchanged_with_its_head(tmp_path: Path) -> None:
+    config = ModelConfig(name=save_tiny(tmp_path, "qwen2"))  # it has biases
+    tokens = torch.arange(10, 40)[None]
+    whole, own = load_language_model(config, "int8").model, load_language_model(config).model
+    assert not [module for module in whole.modules() if isinstance(module, nn.Linear)]
+    with torch.inference_mode():
+        assert 1e-5 < relative_error(whole(tokens).logits[0], own(tokens).logits[0]) < 5e-2
+
+
+@needs_int8
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="GPT2Model has no linear layers"):
+        load_backbone(ModelConfig(name=save_tiny(tmp_path, "gpt2")), "int8")
+
+
+def test_a_processor_that_would_be_wrong_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys; from l2d_ray.models.backbone import load_backbone; from l2d_ray.config import ModelConfig;"
+        "load_backbone(ModelConfig(name=sys.argv[1]), 'int8')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, save_tiny(tmp_path)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},  # as if it had no VNNI
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "InputError: model.dtype='int8': this processor's 8-bit products overflow" in run.stderr
