@@ -194,6 +194,7 @@ def test_failures_are_told_without_secrets(engine: LocalEngine, failure: Excepti
         assert (response.status_code, response.json()["detail"]) == (status, detail)
         assert "secret" not in response.text
         assert response.headers.get("Retry-After") == ("1" if status == 503 else None)
+        assert response.headers["X-Request-ID"] == response.json()["request_id"]
 
 
 def test_the_deadline(engine: LocalEngine) -> None:

@@ -1,4 +1,4 @@
-"""What a replica holds of each release that the file names, and that it notices a model that hangs."""
+"""What a replica holds of each release that the file names, what is asked of others, and a model that hangs."""
 
 import asyncio
 import threading
@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from l2d_ray.config import ServeConfig
 from l2d_ray.errors import InputError
 from l2d_ray.serve import deployments
-from l2d_ray.serve.batching import TokenBatcher
+from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.deployments import Encoder
+from l2d_ray.serve.engine import OverloadedError
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
+from l2d_ray.serve.replicas import Replicas
 
 FIRST, SECOND, DAMAGED = (
     Release(settings={"index": {"prior": None}, "recommend": {}}, index=name, manifest=name)
@@ -73,6 +76,32 @@ def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: Rel
         return release.index
 
     assert Held(file, load_slowly).versions() == [FIRST.version, SECOND.version]
+
+
+@pytest.mark.parametrize("encoders", [1, 2])
+def test_an_encoder_without_time_is_followed_by_another(encoders: int) -> None:
+    asked: list[str] = []
+
+    class Handle:
+        """Of encoders whose first session has no time."""
+
+        def options(self, session_id: str) -> SimpleNamespace:
+            async def remote(version: str, history: list[int], within: float) -> str:
+                asked.append(session_id)
+                if len(asked) == 1:
+                    raise LateError
+                return "state"
+
+            return SimpleNamespace(encode=SimpleNamespace(remote=remote))
+
+    replicas = Replicas.__new__(Replicas)
+    replicas.encoder, replicas.settings = Handle(), ServeConfig(encoders=encoders)  # type: ignore[assignment]
+    if encoders == 1:
+        with pytest.raises(OverloadedError, match="wait for the model"):
+            asyncio.run(replicas.encode("v", [1], "7"))
+    else:
+        assert asyncio.run(replicas.encode("v", [1], "7")) == "state"
+        assert len(set(asked)) == 2
 
 
 def test_an_encoder_whose_model_hangs_is_unhealthy(file: ReleaseFile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     ) -> ItemsResponse:
         """Items by words of their titles."""
         catalogue = engine.current().catalogue
-        found = await asyncio.to_thread(catalogue.search, query, most)
+        async with asyncio.timeout(settings.deadline_seconds):
+            found = await asyncio.to_thread(catalogue.search, query, most)
         return ItemsResponse(items=[Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found])
 
     @app.get("/v1/status", responses=PROBLEMS, dependencies=[Depends(known)], tags=["operation"])
@@ -259,8 +260,10 @@ def problem(
     headers: Any = None,
 ) -> JSONResponse:
     """An error as every client gets it. The request has its id, from `Envelope`."""
-    body = {"detail": detail, "request_id": request.scope["state"]["request_id"], "errors": list(errors)}
-    return AsciiJSON(body, status, headers)
+    request_id = request.scope["state"]["request_id"]
+    body = {"detail": detail, "request_id": request_id, "errors": list(errors)}
+    # Starlette answers an unexpected error outside of Envelope.
+    return AsciiJSON(body, status, {"X-Request-ID": request_id, **(headers or {})})
 
 
 class AsciiJSON(JSONResponse):

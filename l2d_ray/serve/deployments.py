@@ -30,6 +30,7 @@ from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.errors import InputError
+from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import Hop, answers, run
 from l2d_ray.recommender import NO_ITEM, Filters
@@ -133,10 +134,20 @@ class Part:
 class _Model:
     """A model, and what waits for it."""
 
-    identity: MemoryIdentity
-    dataset: str
+    origin: tuple[MemoryIdentity, str]
     encoder: HistoryEncoder
     batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
+
+
+def _origin(manifest: IndexManifest) -> tuple[MemoryIdentity, str]:
+    """What a model is loaded from; releases may differ in their index only."""
+    return manifest.identity, manifest.dataset
+
+
+def _check_not_hanging(batcher: TokenBatcher[Any, Any], seconds: float) -> None:
+    """Raise if one batch has been running for longer."""
+    if batcher.running_seconds() > seconds:
+        raise RuntimeError(f"the model has been running one batch for more than {seconds:g} s")
 
 
 class Encoder(Part):
@@ -178,15 +189,15 @@ class Encoder(Part):
         await super().check_health()
         models = self.held.parts()  # one may serve several releases
         self._observe(models)
-        if any(model.batcher.running_seconds() > WEDGED_SECONDS for model in models):
-            raise RuntimeError(f"the model has been running one batch for more than {WEDGED_SECONDS} s")
+        for model in models:
+            _check_not_hanging(model.batcher, WEDGED_SECONDS)
 
     def _load(self, release: Release, held: Sequence[_Model]) -> _Model:
         """The model of a release; the same one, if only the index is another."""
         manifest, config = release.open().manifest, release.config
         check_query(manifest.identity, identify_memory(config))
         for model in held:
-            if (model.identity, model.dataset) == (manifest.identity, manifest.dataset):
+            if model.origin == _origin(manifest):
                 return model
         titles = release.dataset().items()["title"].to_pylist()
         encoder = HistoryEncoder(config, titles, cache_bytes=self._cache_bytes)
@@ -198,7 +209,7 @@ class Encoder(Part):
             return list(result.states.numpy())
 
         batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
-        return _Model(manifest.identity, manifest.dataset, encoder, batcher)
+        return _Model(_origin(manifest), encoder, batcher)
 
     def _observe(self, models: Sequence[_Model]) -> None:
         self._waiting.set(max(model.batcher.waiting() for model in models))
@@ -211,6 +222,14 @@ class Encoder(Part):
         for counter, count in ((self._hits, hits), (self._misses, requests - hits)):
             if count:
                 counter.inc(count)
+
+
+@dataclass(frozen=True)
+class _Beams:
+    """A model that writes."""
+
+    origin: tuple[MemoryIdentity, str]
+    beam: ConstrainedBeam
 
 
 @dataclass(frozen=True)
@@ -240,6 +259,7 @@ class BeamSearcher(Part):
         """Load the model with its head. Raises InputError if that has none."""
         torch.set_num_threads(file.first.config.workers.cpus)
         self._beams = beams
+        self._longest = file.first.config.serve.beam_seconds + WEDGED_SECONDS
         self._run = TokenBatcher[_BeamSearch, ScoredItems](lambda alone: [alone[0].run()], lambda _: 1, 1)
         self.held = Held(file, self._load)
 
@@ -248,17 +268,27 @@ class BeamSearcher(Part):
 
         A search whose caller is cancelled ends with its next token: the next one need not wait for it.
         """
-        search = _BeamSearch(await self.held.get(version), query)
+        search = _BeamSearch((await self.held.get(version)).beam, query)
         try:
             return await self._run(search)
         finally:
             search.abandoned.set()
 
-    def _load(self, release: Release, held: Sequence[ConstrainedBeam]) -> ConstrainedBeam:
-        config, titles = release.config, release.dataset().items()["title"].to_pylist()
+    async def check_health(self) -> None:
+        """Raise also if a search hangs."""
+        await super().check_health()
+        _check_not_hanging(self._run, self._longest)
+
+    def _load(self, release: Release, held: Sequence[_Beams]) -> _Beams:
+        """The model of a release; the same one, if only the index is another."""
+        origin, config = _origin(release.open().manifest), release.config
+        for beams in held:
+            if beams.origin == origin:
+                return beams
+        titles = release.dataset().items()["title"].to_pylist()
         model = language_model(config)
         encoder = HistoryEncoder(config, titles, model.backbone)
-        return ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1)
+        return _Beams(origin, ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1))
 
 
 class MemoryShard(Part):

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -84,13 +84,16 @@ class Replicas:
             await asyncio.sleep(1)
 
     async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
-        """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has room."""
-        # Requests of a batch share the id that their HTTP request has, by which this router tells requests apart.
-        _set_request_context(_internal_request_id=uuid.uuid4().hex)
-        encoder = self.encoder.options(session_id=session)
+        """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has time."""
         within = ENCODING * self.settings.deadline_seconds
-        state_D: NDArray[np.float32] = await _ask_for("the model", encoder.encode, version, history, within)
-        return state_D
+        for attempt in range(self.settings.encoders):
+            # Requests of a batch share the id that their HTTP request has, by which this router tells requests apart.
+            _set_request_context(_internal_request_id=uuid.uuid4().hex)
+            encoder = self.encoder.options(session_id=f"{session} {attempt}")
+            with suppress(LateError):
+                state_D: NDArray[np.float32] = await _ask_for("the model", encoder.encode, version, history, within)
+                return state_D
+        raise _overloaded("the model")
 
     async def search_beams(self, version: str, query: Query) -> ScoredItems:
         """The items that constrained beam search finds."""
@@ -206,9 +209,13 @@ class ServedRelease:
 
     async def beam_search(self, query: Query) -> Answer:
         """As in `Served`."""
-        started = time.perf_counter()
-        items = await self._replicas.search_beams(self.version, query)
-        return Answer(items, _since(started), 0.0)
+        with self._replicas.counted(self.version) as outcomes:
+            started = time.perf_counter()
+            items = await self._replicas.search_beams(self.version, query)
+            beams_ms = _since(started)
+            outcomes.append("ok")
+        self._replicas.timed(beams=beams_ms)
+        return Answer(items, beams_ms, 0.0)
 
     def status(self) -> dict[str, Any]:
         """As in `Served`."""
@@ -240,13 +247,17 @@ def dealt(shards: int, parts: int) -> list[range]:
 
 
 async def _ask_for(what: str, method: Any, *arguments: Any) -> Any:
-    """`_ask`, or an error in a client's words."""
+    """`_ask`, or an error in a client's words, other than LateError."""
     try:
         return await _ask(method, *arguments)
-    except (BackPressureError, LateError):
-        raise OverloadedError(f"too many requests wait for {what}; come again later") from None
+    except BackPressureError:
+        raise _overloaded(what) from None
     except AWAY:
         raise UnavailableError(f"{what} is away; come again later") from None
+
+
+def _overloaded(what: str) -> OverloadedError:
+    return OverloadedError(f"too many requests wait for {what}; come again later")
 
 
 async def _ask(method: Any, *arguments: Any) -> Any:
