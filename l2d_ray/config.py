@@ -327,6 +327,8 @@ class ServeConfig(Section):
     model of its own, and seconds a request. None: do not."""
     beam_seconds: float = Field(120, gt=0)
     """The deadline of that."""
+    log_histories: bool = False
+    """Write the history of each answered request, and what was recommended, to the gateways' logs."""
     cors_origins: list[str] = []
     """Web origins that may ask from a browser, besides the page itself."""
 

@@ -1,6 +1,7 @@
 """The HTTP interface over a real model and index, without Ray."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,21 @@ def test_request_ids_come_back(engine: LocalEngine) -> None:
     assert http.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["X-Request-ID"] == "abc-1"
     made = http.post("/v1/recommend", json={}, headers={"X-Request-ID": "no good\tid"})
     assert made.headers["X-Request-ID"] == made.json()["request_id"] != "no good\tid"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_logs_carry_histories_only_if_asked_to(
+    engine: LocalEngine, asked: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    http = client(engine, LIMITS.model_copy(update={"log_histories": asked}))
+    history = [*HISTORY, {"title": "A film of tomorrow"}]
+    with caplog.at_level(logging.DEBUG, "ray.serve"):
+        answer = http.post("/v1/recommend", json={"history": history, "k": 3}).json()
+    written = [record for record in caplog.records if "tomorrow" in str(vars(record))]
+    assert len(written) == asked
+    for record in written:
+        assert vars(record)["history"] == history
+        assert vars(record)["items"] == [item["item_id"] for item in answer["items"]]
 
 
 def test_titles_are_found_by_their_words(engine: LocalEngine) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import math
 import re
 import time
@@ -39,6 +40,7 @@ from l2d_ray.serve.schemas import (
 from l2d_ray.serve.security import Keys
 
 KEYS_VARIABLE = "L2D_RAY_KEYS"
+logger = logging.getLogger("ray.serve")  # what it gets becomes JSON lines, once Ray Serve runs this
 STATIC = Path(__file__).parent / "static"
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -78,7 +80,12 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         started = time.perf_counter()
         query, skipped = _query(request, where, served, settings)
         answer = await ask(query)
-        return _response(answer, served, skipped, time.perf_counter() - started)
+        response = _response(answer, served, skipped, time.perf_counter() - started)
+        if settings.log_histories:
+            items = [item.item_id for item in response.items]
+            history = request.model_dump()["history"]
+            logger.info("recommended", extra={"history": history, "items": items, "version": served.version})
+        return response
 
     @app.post("/v1/recommend", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
     async def recommend(request: RecommendRequest) -> RecommendResponse:
