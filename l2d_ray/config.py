@@ -121,7 +121,8 @@ class ModelConfig(Section):
     """Keep only the first so many layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively). int8
-    is for CPUs with VNNI, once a model is tuned: 8-bit weights, inputs of 16 bits, twice as fast as float32."""
+    is for CPUs with VNNI, where it is twice as fast (README, results): 8-bit weights, inputs of 16 bits. A memory and
+    what queries it need the same dtype; fine-tuning does not know int8."""
 
 
 class FinetuneConfig(Section):
@@ -328,7 +329,7 @@ class ServeConfig(Section):
     beam_seconds: float = Field(120, gt=0)
     """The deadline of that."""
     log_histories: bool = False
-    """Write the history of each answered request, and what was recommended, to the gateways' logs."""
+    """Write each answered request and its response to the gateways' logs: to Ray Serve's JSON files, and to stderr."""
     cors_origins: list[str] = []
     """Web origins that may ask from a browser, besides the page itself."""
 

@@ -8,17 +8,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from small_workspace import build_units
+from test_int8_linear import needs_int8
 from tiny_models import save_tiny, tiny_tokenizer
 
 from l2d_ray.config import Config, PromptConfig
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
-from l2d_ray.encoding import identify_memory
+from l2d_ray.encoding import HistoryEncoder, identify_memory
+from l2d_ray.errors import InputError
 from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import load_backbone
 from l2d_ray.models.hidden_states import padded_states, relative_error
+from l2d_ray.records import check_query
 from l2d_ray.schema import HISTORIES, ITEMS, Split, hidden_states
 from l2d_ray.workspace import Workspace
 
@@ -227,6 +230,25 @@ def test_an_empty_prompt_is_quarantined(tmp_path: Path, model: str) -> None:
     build_units(config)
     assert set(quarantined(config).values()) == {"empty prompt"}
     assert len(quarantined(config)) == 2
+
+
+@needs_int8
+def test_a_memory_of_int8_is_for_queries_of_int8(tmp_path: Path, model: str) -> None:
+    users = random_users(4)
+    dataset = write(tmp_path, users)
+    plain = config_of(tmp_path, model, units=1)
+    config = plain.model_copy(update={"model": plain.model.model_copy(update={"dtype": "int8"})})
+    identity = identify_memory(config)
+    build_units(config)
+    expected, rows = expected_samples(users), rows_of(config)
+    states = torch.tensor(np.stack([rows[sample]["state"] for sample in expected]), dtype=torch.float32)
+    encoder = HistoryEncoder(config, dataset.items()["title"].to_pylist())
+    queries = encoder.encode([row["item_indices"][:position] for row, position in expected.values()])
+    assert relative_error(states, torch.from_numpy(queries.states_UD)) < 2e-3
+    assert relative_error(states, torch.from_numpy(states_alone(config, list(expected.values())))) > 2e-3
+    check_query(identity, identify_memory(config))
+    with pytest.raises(InputError, match=r"another dtype \(int8, now float32\)"):
+        check_query(identity, identify_memory(plain))
 
 
 def test_states_that_overflow_are_quarantined(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_workspace import config_of
-from tiny_models import load_tiny
+from test_int8_linear import needs_int8
+from tiny_models import load_tiny, save_tiny
 from torch import Tensor
 
+from l2d_ray.config import ModelConfig
 from l2d_ray.core.packing import IntArray, Prompts, plan_forest
 from l2d_ray.encoding import HistoryEncoder
-from l2d_ray.models.backbone import Backbone
+from l2d_ray.models.backbone import Backbone, load_backbone
 from l2d_ray.models.hidden_states import HiddenStates, packed_states, padded_states, relative_error
 from l2d_ray.models.prefix_cache import PrefixCache
 
@@ -195,9 +197,10 @@ def test_a_prompt_without_items_is_neither_found_nor_kept() -> None:
     assert cache.bytes == 0
 
 
-def test_the_encoder_runs_what_is_new_of_a_history(load: Callable[[str], Backbone], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), pytest.param("int8", 1e-3, marks=needs_int8)])
+def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, tolerance: float) -> None:
     titles = [f"Title {n} of the year" for n in range(12)]
-    backbone = load("llama")
+    backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path / "model")), dtype)
     encoder = HistoryEncoder(config_of(tmp_path), titles, backbone, cache_bytes=MUCH)
     plain = HistoryEncoder(config_of(tmp_path), titles, backbone)
     history, other = [*range(9), "a title of their own"], encoder.phrased([11])
@@ -207,7 +210,7 @@ def test_the_encoder_runs_what_is_new_of_a_history(load: Callable[[str], Backbon
         phrased = encoder.phrased(history[:length])
         assert (phrased.tokens == plain.phrase(history[:length])).all()
         result, expected = encoder.run([phrased, other]), plain.run([phrased, other])
-        assert relative_error(result.states, expected.states) < 1e-5
+        assert relative_error(result.states, expected.states) < tolerance
         if length > 1:
             assert result.tokens == phrased.tokens.size - known + suffix < expected.tokens
         known = phrased.boundaries[-1]

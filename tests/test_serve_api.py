@@ -196,6 +196,7 @@ def test_failures_are_told_without_secrets(engine: LocalEngine, failure: Excepti
         assert "secret" not in response.text
         assert response.headers.get("Retry-After") == ("1" if status == 503 else None)
         assert response.headers["X-Request-ID"] == response.json()["request_id"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_the_deadline(engine: LocalEngine) -> None:
@@ -217,14 +218,17 @@ def test_logs_carry_histories_only_if_asked_to(
     engine: LocalEngine, asked: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     http = client(engine, LIMITS.model_copy(update={"log_histories": asked}))
-    history = [*HISTORY, {"title": "A film of tomorrow"}]
+    good, bad = {"history": [*HISTORY, {"title": "A film of tomorrow"}], "k": 3}, {"history": ["nope"]}
     with caplog.at_level(logging.DEBUG, "ray.serve"):
-        answer = http.post("/v1/recommend", json={"history": history, "k": 3}).json()
-    written = [record for record in caplog.records if "tomorrow" in str(vars(record))]
-    assert len(written) == asked
+        answer = http.post("/v1/recommend", json=good).json()
+        assert http.post("/v1/recommend/batch", json={"requests": [good, bad]}).status_code == 422
+        assert http.post("/v1/recommend/batch", json={"requests": [good, good]}).status_code == 200
+    written = [vars(record) for record in caplog.records if "tomorrow" in str(vars(record))]
+    assert len(written) == 3 * asked
     for record in written:
-        assert vars(record)["history"] == history
-        assert vars(record)["items"] == [item["item_id"] for item in answer["items"]]
+        assert record["msg"] == "recommend"
+        assert record["request"]["history"] == good["history"]
+        assert record["response"]["items"] == answer["items"]
 
 
 def test_titles_are_found_by_their_words(engine: LocalEngine) -> None:

@@ -99,14 +99,53 @@ def test_what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() ->
     asyncio.run(scenario())
 
 
-def test_what_a_batch_costs_is_not_taken_for_slowness() -> None:
+@pytest.mark.parametrize("stalled", [None, 1, 9])
+def test_what_a_batch_costs_is_not_taken_for_slowness(stalled: int | None) -> None:
     async def scenario() -> None:
         machine = Machine()
-        batch = TokenBatcher(lambda items: time.sleep(0.02) or machine.run(items), size=abs, budget=1000)
-        for size in range(1, 10):
+        stall = {stalled: 0.3}
+
+        def run(items: list[int]) -> list[int]:
+            time.sleep(0.02 + stall.pop(items[0], 0))
+            return machine.run(items)
+
+        batch = TokenBatcher(run, size=abs, budget=1000)
+        for size in [*range(1, 10)] * 3:
             await batch(size)
         tasks = await start(batch, 1, *[400] * 8)  # at 9 for 0.02 s it would be 7 s
         assert await batch(400, within=1) == 800
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_runs_is_not_shared() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        batch = TokenBatcher(lambda items: time.sleep(0.2) or machine.run(items), size=abs, budget=1000)
+        for size in (1, 5, 9):
+            await batch(size)
+        tasks = await start(batch, 1)
+        with pytest.raises(LateError):
+            await batch(1, within=0.3)
+        assert await batch(1, within=0.6) == 2
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_that_has_become_slower_is_noticed() -> None:
+    async def scenario() -> None:
+        machine, seconds = Machine(), 0.001
+        batch = TokenBatcher(lambda items: time.sleep(seconds * sum(items)) or machine.run(items), size=abs, budget=10)
+        for size in (1, 5, 9, 10) * 5:
+            await batch(size)
+        seconds = 0.01
+        for _ in range(3):
+            await batch(10)
+        tasks = await start(batch, 10, 10)
+        with pytest.raises(LateError):
+            await batch(10, within=0.1)
         await asyncio.gather(*tasks)
 
     asyncio.run(scenario())

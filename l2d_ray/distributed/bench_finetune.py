@@ -12,7 +12,7 @@ from torch import Tensor
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.finetune import finetune
+from l2d_ray.distributed.finetune import check, finetune
 from l2d_ray.distributed.phrasing import sample_phraser
 from l2d_ray.finetuning import SampleTable
 from l2d_ray.models import tree_attention
@@ -50,6 +50,7 @@ class FinetuneBenchmark:
 def bench_finetune(config: Config) -> FinetuneBenchmark:
     """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
     workers. Leaves nothing in the workspace."""
+    check(config)
     dataset = Dataset.open(Workspace.open(config.workspace))
     settings = config.finetune.model_copy(update={"dropout": 0.0})
     gpu = config.workers.gpus > 0

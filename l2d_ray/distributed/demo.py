@@ -23,7 +23,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
-from l2d_ray.distributed.finetune import finetune
+from l2d_ray.distributed.finetune import check, finetune
 from l2d_ray.distributed.job import quiet
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.encoding import HistoryEncoder
@@ -60,6 +60,7 @@ class DemoResult:
 def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     """Run every stage there is; `overrides` is the command line that made `config`, passed on to the submitted job."""
     workspace = Workspace.open(config.workspace)
+    check(config)
     # Not ray.init, whose job agent listens on a fixed port, which another Ray on this machine may have.
     head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, "dashboard_agent_listen_port": 0}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})

@@ -104,7 +104,8 @@ def load_language_model(config: ModelConfig, dtype: str = "float32", device: str
 
 
 def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any:
-    """transformers' AutoModelForCausalLM on the CPU, adapter merged in, its layers as transformers wrote them.
+    """transformers' AutoModelForCausalLM on the CPU, adapter merged in, its layers as transformers wrote them (for int8
+    in float32).
 
     Raises InputError if there is none, if it does not fit, or if `head` is asked for and its weights are missing.
     """

@@ -12,19 +12,21 @@ from l2d_ray.errors import InputError
 
 LARGEST = 127
 """Integers are from -127 to 127."""
+NEARLY_ALL = 0.9
 
 
 class Int8Linear(nn.Module):
     """`x W^T + b` for a linear layer of M inputs and N outputs, to within the rounding of W to 8 bits."""
 
-    weight_MN: Tensor
+    weight: Tensor
+    """[N, M] int8."""
     scale_N: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         """The weights of a float32 layer."""
         super().__init__()
         scale_N = _scale(linear.weight)
-        self.register_buffer("weight_MN", (linear.weight / scale_N).round().to(torch.int8).t())
+        self.register_buffer("weight", (linear.weight / scale_N).round().to(torch.int8))
         self.register_buffer("scale_N", scale_N[:, 0])
         self.bias = linear.bias
 
@@ -38,10 +40,10 @@ class Int8Linear(nn.Module):
         result = self._times(coarse).add_(self._times(fine), alpha=1 / (2 * LARGEST)).mul_(scale).mul_(self.scale_N)
         if self.bias is not None:
             result.add_(self.bias)
-        return result.view(*x.shape[:-1], -1)
+        return result.view(*x.shape[:-1], self.scale_N.numel())
 
     def _times(self, integers: Tensor) -> Tensor:
-        return torch._int_mm(integers.to(torch.int8), self.weight_MN).to(torch.float32)
+        return torch._int_mm(integers.to(torch.int8), self.weight.t()).to(torch.float32)
 
 
 def is_exact() -> bool:
@@ -53,7 +55,7 @@ def is_exact() -> bool:
 def quantize(model: nn.Module) -> None:
     """Exchange every nn.Linear within a float32 model for an Int8Linear.
 
-    Raises InputError if there is none, or if this processor's integer products are not exact.
+    Raises InputError if that is not nearly all of its weights, or if this processor's integer products are not exact.
     """
     if not is_exact():
         raise InputError("model.dtype='int8': this processor's 8-bit products overflow (it has no VNNI); use float32")
@@ -61,13 +63,21 @@ def quantize(model: nn.Module) -> None:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Linear)
+        if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward
     ]
-    if not linears:
-        raise InputError(f"model.dtype='int8': {type(model).__name__} has no linear layers; use float32")
+    layers = [module for module in model.modules() if not isinstance(module, nn.Embedding)]
+    total = sum(weight.numel() for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
+    share = sum(linear.weight.numel() for _, _, linear in linears) / max(total, 1)
+    if share < NEARLY_ALL:
+        raise InputError(
+            f"model.dtype='int8': only {share:.0%} of the weights of {type(model).__name__} are those of linear layers;"
+            " use float32"
+        )
     with torch.inference_mode():
-        for parent, name, child in linears:
-            setattr(parent, name, Int8Linear(child))
+        while linears:  # so that each is free at once
+            parent, name, linear = linears.pop()
+            setattr(parent, name, Int8Linear(linear))
+            del linear
 
 
 def _scale(rows: Tensor) -> Tensor:

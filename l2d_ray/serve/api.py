@@ -80,19 +80,21 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         started = time.perf_counter()
         query, skipped = _query(request, where, served, settings)
         answer = await ask(query)
-        response = _response(answer, served, skipped, time.perf_counter() - started)
+        return _response(answer, served, skipped, time.perf_counter() - started)
+
+    def log(method: str, requests: Sequence[RecommendRequest], responses: Sequence[RecommendResponse]) -> None:
         if settings.log_histories:
-            items = [item.item_id for item in response.items]
-            history = request.model_dump()["history"]
-            logger.info("recommended", extra={"history": history, "items": items, "version": served.version})
-        return response
+            for request, response in zip(requests, responses, strict=True):
+                logger.info(method, extra={"request": request.model_dump(), "response": response.model_dump()})
 
     @app.post("/v1/recommend", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """What to recommend after one history."""
         served = engine.current()
         async with asyncio.timeout(settings.deadline_seconds):
-            return await respond(served.recommend, served, request)
+            response = await respond(served.recommend, served, request)
+        log("recommend", [request], [response])
+        return response
 
     @app.post("/v1/recommend/batch", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
     async def recommend_batch(batch: BatchRequest) -> BatchResponse:
@@ -107,7 +109,9 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
                 ]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return BatchResponse(responses=[task.result() for task in tasks])
+        responses = [task.result() for task in tasks]
+        log("recommend", batch.requests, responses)
+        return BatchResponse(responses=responses)
 
     if settings.beams:
 
@@ -119,7 +123,9 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
             """
             served = engine.current()
             async with asyncio.timeout(settings.beam_seconds):
-                return await respond(served.beam_search, served, request)
+                response = await respond(served.beam_search, served, request)
+            log("beam_search", [request], [response])
+            return response
 
     @app.get("/v1/items", responses=PROBLEMS, dependencies=[Depends(known)], tags=["catalogue"])
     async def items(
@@ -270,7 +276,7 @@ def problem(
     request_id = request.scope["state"]["request_id"]
     body = {"detail": detail, "request_id": request_id, "errors": list(errors)}
     # Starlette answers an unexpected error outside of Envelope.
-    return AsciiJSON(body, status, {"X-Request-ID": request_id, **(headers or {})})
+    return AsciiJSON(body, status, {"X-Request-ID": request_id, "X-Content-Type-Options": "nosniff", **(headers or {})})
 
 
 class AsciiJSON(JSONResponse):
@@ -303,9 +309,9 @@ class Envelope:
 
         async def numbered(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
-                kept = [pair for pair in message.get("headers", []) if pair[0] != b"x-request-id"]
-                message = {**message, "headers": [*kept, *own]}
+                own = {b"x-request-id": request_id.encode(), b"x-content-type-options": b"nosniff"}
+                kept = [pair for pair in message.get("headers", []) if pair[0] not in own]
+                message = {**message, "headers": [*kept, *own.items()]}
             await send(message)
 
         async def counted() -> Message:

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -12,8 +12,8 @@ import numpy as np
 
 T = TypeVar("T")
 R = TypeVar("R")
-REMEMBERED = 64
-"""Batches that the speed is known from."""
+REMEMBERED = 5
+"""Batches of about one size that the speed is known from."""
 
 
 class LateError(Exception):
@@ -37,7 +37,7 @@ class TokenBatcher(Generic[T, R]):
         self._working: asyncio.Task[None] | None = None
         self._started: float | None = None
         self._size_running = 0
-        self._done: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
+        self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
@@ -45,8 +45,8 @@ class TokenBatcher(Generic[T, R]):
         Raises LateError if it is not to be expected within so many seconds, for what runs and waits before it.
         """
         size = self._size(item)
-        before = self._size_running + sum(size for _, size, future in self._waiting if not future.done())
-        if before and self._seconds_for(before + size) > within:
+        before = sum(size for _, size, future in self._waiting if not future.done())
+        if (self._size_running or before) and self._seconds_until(before + size) > within:
             raise LateError
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, size, result))
@@ -63,25 +63,30 @@ class TokenBatcher(Generic[T, R]):
         started = self._started
         return 0.0 if started is None else time.monotonic() - started
 
-    def _seconds_for(self, size: int) -> float:
-        """What that takes at the speed of the last batches; 0 before the first.
+    def _seconds_until(self, size: int) -> float:
+        """What the current batch and so much more take at the speed of the last batches; 0 before the first is done.
 
         A line through them (least squares): what a batch costs, however small, and what its size adds, neither below 0.
+        It goes through the medians of the last ones of each order of magnitude: one that stalled does not count, and
+        large ones are known also after many small ones.
         """
         if not self._done:
             return 0.0
-        size_N, seconds_N = np.array(self._done).T
-        through_zero = size_N @ seconds_N / max(size_N @ size_N, 1.0)
-        variance = size_N.var()
-        rate = np.mean((size_N - size_N.mean()) * seconds_N) / variance if variance else through_zero
+        size_M, seconds_M = np.array([np.median(done, axis=0) for done in self._done.values()]).T
+        through_zero = size_M @ seconds_M / max(size_M @ size_M, 1.0)
+        variance = size_M.var()
+        rate = np.mean((size_M - size_M.mean()) * seconds_M) / variance if variance else through_zero
         rate = float(np.clip(rate, 0.0, through_zero))
-        per_batch = float(seconds_N.mean()) - rate * float(size_N.mean())
-        return math.ceil(size / self._budget) * max(per_batch, 0.0) + size * rate
+        per_batch = max(float(seconds_M.mean()) - rate * float(size_M.mean()), 0.0)
+        batches = (self._started is not None) + math.ceil(size / self._budget)
+        return batches * per_batch + (self._size_running + size) * rate
 
     async def _work(self) -> None:
         while batch := self._next():
             items, futures = [item for item, _, _ in batch], [future for _, _, future in batch]
-            self._started, self._size_running = time.monotonic(), sum(size for _, size, _ in batch)
+            size = sum(size for _, size, _ in batch)
+            started = time.monotonic()
+            self._started, self._size_running = started, size
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
             except Exception as error:
@@ -90,8 +95,8 @@ class TokenBatcher(Generic[T, R]):
                         future.set_exception(error)
                 continue
             finally:
-                self._done.append((self._size_running, time.monotonic() - self._started))
                 self._started, self._size_running = None, 0
+            self._done[size.bit_length()].append((size, time.monotonic() - started))
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)

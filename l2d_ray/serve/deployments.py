@@ -281,7 +281,9 @@ class BeamSearcher(Part):
 
     def _load(self, release: Release, held: Sequence[_Beams]) -> _Beams:
         """The model of a release; the same one, if only the index is another."""
-        origin, config = _origin(release.open().manifest), release.config
+        manifest, config = release.open().manifest, release.config
+        check_query(manifest.identity, identify_memory(config))
+        origin = _origin(manifest)
         for beams in held:
             if beams.origin == origin:
                 return beams
