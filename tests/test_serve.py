@@ -115,6 +115,8 @@ def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatc
     async def scenario() -> ScoredItems:
         release = start_of(engine.config)
         searcher = BeamSearcher(release, BEAMS)
+        (loaded,) = searcher.held.parts()
+        assert searcher._load(release.first, [loaded]) is loaded  # not a second time, where only the index is another
         version, queries = release.first.version, [Query([n], 10, "local", 20, np.array([n])) for n in range(3)]
         searches = [asyncio.create_task(searcher.recommend(version, query)) for query in queries]
         while not steps:

@@ -14,7 +14,7 @@ from l2d_ray.config import ServeConfig
 from l2d_ray.errors import InputError
 from l2d_ray.serve import deployments
 from l2d_ray.serve.batching import LateError, TokenBatcher
-from l2d_ray.serve.deployments import Encoder
+from l2d_ray.serve.deployments import BeamSearcher, Encoder
 from l2d_ray.serve.engine import OverloadedError
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
 from l2d_ray.serve.replicas import Replicas
@@ -107,7 +107,10 @@ def test_other_encoders_are_tried_where_one_has_no_time(encoders: int) -> None:
     assert outcomes[refused] == 100 if encoders == 1 else 75 < outcomes["state"] < 100
 
 
-def test_an_encoder_whose_model_hangs_is_unhealthy(file: ReleaseFile, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [Encoder, BeamSearcher])
+def test_a_replica_whose_model_hangs_is_unhealthy(
+    file: ReleaseFile, monkeypatch: pytest.MonkeyPatch, kind: type[Encoder] | type[BeamSearcher]
+) -> None:
     monkeypatch.setattr(deployments, "WEDGED_SECONDS", 0.1)
     monkeypatch.setattr(Encoder, "_observe", lambda *_: None)  # metrics need Ray
     gate = threading.Event()
@@ -118,16 +121,17 @@ def test_an_encoder_whose_model_hangs_is_unhealthy(file: ReleaseFile, monkeypatc
 
     async def scenario() -> None:
         batcher = TokenBatcher(run, abs, 10)
-        encoder = Encoder.__new__(Encoder)
-        encoder.held = Held(file, lambda *_: SimpleNamespace(batcher=batcher))
+        replica = kind.__new__(kind)
+        replica.held = Held(file, lambda *_: SimpleNamespace(batcher=batcher))
+        vars(replica).update(_run=batcher, _longest=0.1)  # a beam searcher's
         waiting = asyncio.create_task(batcher(1))
         await asyncio.sleep(0)
-        await encoder.check_health()
+        await replica.check_health()
         await asyncio.sleep(0.2)
         with pytest.raises(RuntimeError, match="one batch for more than"):
-            await encoder.check_health()
+            await replica.check_health()
         gate.set()
         await waiting
-        await encoder.check_health()
+        await replica.check_health()
 
     asyncio.run(scenario())
