@@ -62,7 +62,8 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     workspace = Workspace.open(config.workspace)
     check(config)
     # Not ray.init, whose job agent listens on a fixed port, which another Ray on this machine may have.
-    head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, "dashboard_agent_listen_port": 0}
+    ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}
+    head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, **ports}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     quiet()
