@@ -30,7 +30,6 @@ from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.errors import InputError
-from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import Hop, answers, run
 from l2d_ray.recommender import NO_ITEM, Filters
@@ -139,8 +138,10 @@ class _Model:
     batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
 
 
-def _origin(manifest: IndexManifest) -> tuple[MemoryIdentity, str]:
-    """What a model is loaded from; releases may differ in their index only."""
+def _origin(release: Release) -> tuple[MemoryIdentity, str]:
+    """What the model of a release is made from. Raises InputError if its index's memory was made with another."""
+    manifest = release.open().manifest
+    check_query(manifest.identity, identify_memory(release.config))
     return manifest.identity, manifest.dataset
 
 
@@ -194,10 +195,9 @@ class Encoder(Part):
 
     def _load(self, release: Release, held: Sequence[_Model]) -> _Model:
         """The model of a release; the same one, if only the index is another."""
-        manifest, config = release.open().manifest, release.config
-        check_query(manifest.identity, identify_memory(config))
+        origin, config = _origin(release), release.config
         for model in held:
-            if model.origin == _origin(manifest):
+            if model.origin == origin:
                 return model
         titles = release.dataset().items()["title"].to_pylist()
         encoder = HistoryEncoder(config, titles, cache_bytes=self._cache_bytes)
@@ -209,7 +209,7 @@ class Encoder(Part):
             return list(result.states.numpy())
 
         batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
-        return _Model(_origin(manifest), encoder, batcher)
+        return _Model(origin, encoder, batcher)
 
     def _observe(self, models: Sequence[_Model]) -> None:
         self._waiting.set(max(model.batcher.waiting() for model in models))
@@ -281,9 +281,7 @@ class BeamSearcher(Part):
 
     def _load(self, release: Release, held: Sequence[_Beams]) -> _Beams:
         """The model of a release; the same one, if only the index is another."""
-        manifest, config = release.open().manifest, release.config
-        check_query(manifest.identity, identify_memory(config))
-        origin = _origin(manifest)
+        origin, config = _origin(release), release.config
         for beams in held:
             if beams.origin == origin:
                 return beams
