@@ -196,8 +196,8 @@ def test_the_block_mask_for_gpus_is_the_rule(size: int, known: bool) -> None:
 def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int, known: bool) -> None:
     torch.manual_seed(0)
     before = torch.randn(20 * 120, 4, 8)
-    layer, state = nn.Identity(), ForestState(torch.device("cpu"), [before])
-    other_layer, other_state = nn.Identity(), ForestState(torch.device("cpu"), [before])
+    layer, state = nn.Identity(), ForestState(torch.device("cpu"), [[before]])
+    other_layer, other_state = nn.Identity(), ForestState(torch.device("cpu"), [[before]])
     for chunk in chunks(20, size, known):
         query, (key, value) = torch.randn(1, 4, len(chunk.tokens), 8), torch.randn(2, 1, 2, len(chunk.tokens), 8)
         state.enter(chunk, torch.float32)

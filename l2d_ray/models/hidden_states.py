@@ -77,7 +77,7 @@ def packed_states(
     if cache is not None and boundaries is not None:
         known = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]
         forest = skip_known(forest, np.array([len(layers[0]) if layers else 0 for layers in known]))
-    state = tree_attention.ForestState(backbone.device, map(torch.cat, zip(*filter(None, known), strict=True)))
+    state = tree_attention.ForestState(backbone.device, list(filter(None, known)))
     states = torch.empty(len(prompts), backbone.dimension)
     for chunk in split_chunks(forest, tokens_per_chunk):
         state.enter(chunk, DTYPES[backbone.dtype])

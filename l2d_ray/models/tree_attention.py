@@ -4,12 +4,12 @@
 the architecture. Which key a query may see follows from the chunk's `starts` and `ends` alone (`core/packing.py`): key
 k is seen by query q exactly when `starts[k] <= q < ends[k]`.
 
-On a CPU the queries go in blocks; a block needs the keys that are still open at its first query, and its own: few, so
-that the work is that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask
+On a CPU the queries go in blocks; a block needs the keys that are open at any of its queries: few, so that the work is
+that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask
 (`flex_attention.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,33 +18,37 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from l2d_ray.core.packing import Chunk
+from l2d_ray.core.packing import Chunk, IntArray
 
 NAME = "prefix_tree"
 NOT_SUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}
 """What some architectures also pass and what would change the numbers, so that it must not be ignored."""
 QUERIES_PER_BLOCK = 64
-"""Fewer keys a block against fewer calls: on one AVX-512 machine 32 was slower, 128 the same within the noise."""
+"""At most: fewer keys a block against fewer calls. On one AVX-512 machine 32 was slower, 128 the same within noise."""
+PAIRS_PER_CALL = 1000
+"""A block is ended early, where keys close, if that saves more pairs of query and key than another call costs."""
 
 
 class ForestState:
     """What the layers need to know of the forest: the current chunk, and the keys and values of its path."""
 
-    def __init__(self, device: torch.device, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, device: torch.device, known: Sequence[Sequence[Tensor]] = ()) -> None:
         """A state before any chunk. One state serves one forest.
 
-        `known` gives, layer by layer, the keys and values [tokens, 2 H, D] that `forest.known` points into.
+        `known[n]` holds, layer by layer, the keys and values [tokens, 2 H, D] of a prompt's beginning; `forest.known`
+        points into these, one after the other.
         """
         self._device = device
-        self._known = iter(known)
-        self._path = torch.empty(0, dtype=torch.long, device=device)
+        self._known = zip(*known, strict=True)
+        self._sizes = [len(layers[0]) for layers in known]
+        self._path: list[tuple[int, int, int]] = []
         self._keys_and_values: dict[nn.Module, Tensor] = {}
         self.blocks: list[tuple[slice, Tensor, Tensor]] = []
         self.block_mask: Any = None
 
     def enter(self, chunk: Chunk, dtype: torch.dtype) -> None:
         """Prepare for the forward pass of the next chunk."""
-        self._path = torch.from_numpy(chunk.path).to(self._device)
+        self._path, self._sizes = _runs(chunk.path, self._sizes), [len(chunk.ends)]
         if self._device.type == "cuda":
             from l2d_ray.models import flex_attention
 
@@ -60,12 +64,12 @@ class ForestState:
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
         """The path's keys and values before those of the chunk [1, H, C, D]: [P + C, 2 H, D], kept for the next chunk.
 
-        A token's keys and values lie side by side, as the projections leave them, so that taking a token is one copy.
+        A token's keys and values lie side by side, as the projections leave them, so that a token is copied at once.
         """
         own = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
-        if len(self._path):
-            before = self._keys_and_values[layer] if layer in self._keys_and_values else next(self._known)
-            own = torch.cat([before.index_select(0, self._path), own])
+        if self._path:
+            before = (self._keys_and_values[layer],) if layer in self._keys_and_values else next(self._known)
+            own = torch.cat([*(before[tensor][start:stop] for tensor, start, stop in self._path), own])
         self._keys_and_values[layer] = own
         return own
 
@@ -114,9 +118,8 @@ def _split(both: Tensor) -> tuple[Tensor, Tensor]:
 def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
     """For each block of queries: which queries, which keys, and the additive mask [1, 1, queries, keys]."""
     blocks = []
-    length, path = len(chunk.tokens), len(chunk.path)
-    for start in range(0, length, QUERIES_PER_BLOCK):
-        stop = min(start + QUERIES_PER_BLOCK, length)
+    path = len(chunk.path)
+    for start, stop in _bounds(chunk):
         before = slice(path + start)
         is_open = (chunk.starts[before] < path + stop) & (chunk.ends[before] > path + start)
         queries = np.arange(path + start, path + stop)
@@ -125,6 +128,37 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~torch.from_numpy(visible), -torch.inf)
         blocks.append((slice(start, stop), torch.from_numpy(keys), mask[None, None]))
     return blocks
+
+
+def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
+    """The blocks of queries, from first to one past the last: as long as they may be and it pays."""
+    path, length = len(chunk.path), len(chunk.tokens)
+    queries = np.arange(path, path + length + 1)
+    opened = np.searchsorted(np.sort(chunk.starts), queries).tolist()
+    closed = np.searchsorted(np.sort(chunk.ends), queries, side="right").tolist()
+
+    def pairs(start: int, stop: int) -> int:
+        keys: int = opened[stop] - closed[start]
+        return (stop - start) * keys
+
+    ends = np.union1d(np.flatnonzero(np.diff(closed)) + 1, np.arange(0, length, QUERIES_PER_BLOCK)[1:])
+    blocks, start, stop = list[tuple[int, int]](), 0, 0
+    for end in [*ends[ends < length].tolist(), length]:
+        apart = pairs(start, stop) + pairs(stop, end) + PAIRS_PER_CALL
+        if stop and (end - start > QUERIES_PER_BLOCK or pairs(start, end) > apart):
+            blocks.append((start, stop))
+            start = stop
+        stop = end
+    return [*blocks, (start, stop)]
+
+
+def _runs(places: IntArray, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Places in tensors of these sizes, one after the other, as slices: which tensor, start, stop."""
+    bounds = np.cumsum([0, *sizes])
+    tensors = np.searchsorted(bounds, places, side="right") - 1
+    cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(tensors) != 0)) + 1
+    parts = zip(np.split(tensors, cuts), np.split(places - bounds[tensors], cuts), strict=True)
+    return [(int(tensor[0]), int(own[0]), int(own[-1]) + 1) for tensor, own in parts if own.size]
 
 
 transformers.AttentionInterface.register(NAME, prefix_tree_attention)

@@ -36,7 +36,7 @@ PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
 
 @dataclass(frozen=True)
 class ServeBenchmark:
-    """Requests are test histories, L2D-L, 20 items; the model has one encoder of `workers.cpus` threads.
+    """Requests are test histories, L2D-G, 20 items; the model has one encoder of `workers.cpus` threads.
 
     But for returning users, no request can use what is cached of another.
     """
@@ -77,7 +77,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
     ids = release.dataset().items()["item_id"].to_pylist()
 
     def bodies(of: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-        return [{"history": [ids[item] for item in history], "k": K} for history in of]
+        return [{"history": [ids[item] for item in history], "k": K, "aggregation": "global"} for history in of]
 
     bare = _Bare(release)
     bare_per_second = bare.per_second(histories, config.bench.repeats)
@@ -150,7 +150,6 @@ class _Bare:
         config, reader = release.config, release.open()
         self._encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
         self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior)
-        self._top_m = config.recommend.top_m
 
     def per_second(self, histories: Sequence[list[int]], repeats: int) -> float:
         """Histories encoded, in batches."""
@@ -162,7 +161,7 @@ class _Bare:
     def recommend(self, history: list[int]) -> None:
         """One history."""
         states_UD = self._encoder.encode([history]).states_UD
-        self._index.recommend_local(states_UD, K, [np.unique(history)], self._top_m)
+        self._index.recommend_global(states_UD, K, [np.unique(history)])
 
 
 def _post(client: HTTPConnection, body: dict[str, Any]) -> None:

@@ -42,6 +42,11 @@ from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt, hops_of
 from l2d_ray.serve.security import Keys
 
 T = TypeVar("T")
+REPLICA_VARIABLES = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Of Ray Serve's: everything in one event loop a process, which nothing here blocks."""
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
 
@@ -105,6 +110,7 @@ def keys_of(settings: ServeConfig) -> Keys:
 
 def _deployment(kind: type, logs_requests: bool = False, **options: Any) -> Any:
     logging_config = {"encoding": "JSON", "enable_access_log": logs_requests}
+    options["ray_actor_options"]["runtime_env"] = {"env_vars": REPLICA_VARIABLES}
     return serve.deployment(
         health_check_period_s=5, graceful_shutdown_timeout_s=20, logging_config=logging_config, **options
     )(kind)

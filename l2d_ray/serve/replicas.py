@@ -61,7 +61,10 @@ class Replicas:
         settings: ServeConfig,
     ) -> None:
         """Handles of the deployments; `shards` in the order of the parts."""
-        self.encoder, self.shards, self.beams, self.settings = encoder, shards, beams, settings
+        # What they answer is small: straight by gRPC, not through Ray's object store.
+        self.encoder, *self.shards = (part.options(_by_reference=False) for part in (encoder, *shards))
+        self.beams = beams and beams.options(_by_reference=False)
+        self.settings = settings
         self._outcomes = serve.metrics.Counter(
             "l2d_ray_requests", "Requests", tag_keys=("outcome", "version", "method")
         )
