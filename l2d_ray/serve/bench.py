@@ -59,7 +59,7 @@ class ServeBenchmark:
     tail_at_half: float
     """p99 over p50 at half of the saturation."""
     returning: Load
-    """Each request adds one item to a history seen before."""
+    """Each request adds one item to a history seen before; each once, however long that takes."""
     cache_hits: float
     """Share of these that found their history's beginning."""
     beam_search: Load
@@ -111,7 +111,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
         open_loop = [load(url, PATH, new(2 * rate * seconds), seconds, rate=rate) for rate in rates]
         load(url, PATH, first, seconds=None, clients=CLIENTS)
         start = encoder_counts()
-        returning = load(url, PATH, bodies(growing[len(first) :]), seconds, clients=CLIENTS)
+        returning = load(url, PATH, bodies(growing[len(first) :]), seconds=None, clients=CLIENTS)
         end = encoder_counts()
         load(url, BEAM_PATH, new(1), seconds=None)
         beam_search = load(url, BEAM_PATH, new(100), 3 * seconds, clients=2)
