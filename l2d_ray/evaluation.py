@@ -171,7 +171,7 @@ def contender(name: str, config: Config, choices: dict[str, Choice]) -> Contende
         space = config.index.space if base == kind else base.partition(f"{kind}-")[2]
         if space in choices and (not plus or (suffix == "prior" and kind == "l2d-global")):
             choice = choices[space]
-            prior = choice.prior if plus else config.index.prior
+            prior = choice.prior if plus else config.index.prior_in(space)
             return Contender(name, kind, index=choice.index, top_m=choice.top_m, prior=prior)
     raise InputError(
         f"evaluate.recommenders={name!r}: unknown; known are most-popular, co-occurrence, l2d-global, l2d-local (both"

@@ -37,7 +37,7 @@ CHUNK_SIZES = [7, 64, 1000]
 
 def phrased(backbone: Backbone, stride: int) -> Prompts:
     """Every sample of some users: one with a long history, two with the same, some with one or two items."""
-    encoder = PromptEncoder(PromptConfig(max_item_tokens=9), backbone.tokenizer, TITLES)
+    encoder = PromptEncoder(PromptConfig(suffix="Next:", max_item_tokens=9), backbone.tokenizer, TITLES)
     random = np.random.default_rng(3)
     long, short = random.integers(0, len(TITLES), 22), random.integers(0, len(TITLES), 6)
     sequences = []
@@ -208,3 +208,19 @@ def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int, known: 
         flex = eager_flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
         assert isinstance(flex, Tensor)
         torch.testing.assert_close(output, flex.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_holds_what_shares_keys() -> None:
+    """Users of whom much is known get a block each; branches of one trunk share blocks, as large as they may be."""
+    prompts = [np.arange(1000 * n, 1000 * n + 305, dtype=np.int32) for n in range(1, 6)]
+    forest = skip_known(plan_forest(Prompts.join(prompts)), np.full(5, 300))
+    (chunk,) = split_chunks(forest, 1000)
+    blocks = tree_attention._blocks(chunk, torch.float32)
+    assert [(queries.start, queries.stop, keys.numel()) for queries, keys, _ in blocks] == [
+        (5 * n, 5 * n + 5, 305) for n in range(5)
+    ]
+    branches = [np.append(prompts[0], 2000 + n) for n in range(100)]
+    (chunk,) = split_chunks(plan_forest(Prompts.join(branches)), 1000)
+    sizes = [queries.stop - queries.start for queries, *_ in tree_attention._blocks(chunk, torch.float32)]
+    assert sum(sizes) == chunk.tokens.size == 405
+    assert sizes.count(tree_attention.QUERIES_PER_BLOCK) == 6

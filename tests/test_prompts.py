@@ -9,7 +9,7 @@ from l2d_ray.config import PromptConfig
 from l2d_ray.prompts import PromptEncoder, TokenArray, template_digest
 
 TOKENIZER = tiny_tokenizer()
-TEMPLATE = PromptConfig()
+TEMPLATE = PromptConfig(suffix="Next:")
 
 
 def encode(encoder: PromptEncoder, items: list[int]) -> TokenArray:

@@ -137,7 +137,8 @@ def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, 
     user, position = _first_test_sample(dataset)
     history = np.array(user["item_indices"][:position], np.int32)
     encoder = HistoryEncoder(config, titles)
-    index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(config.index.prior)
+    prior = config.index.prior_in(config.index.space)
+    index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
     recommender = L2DRecommender(
         lambda histories: encoder.encode(histories).states_UD, index, "local", evaluation.top_m
     )

@@ -158,7 +158,7 @@ def _choose(
         return default, []
     tried = {
         space: [
-            Contender(f"l2d-local-{space}", "l2d-local", index, top_m=top_m, prior=config.index.prior)
+            Contender(f"l2d-local-{space}", "l2d-local", index, top_m=top_m, prior=config.index.prior_in(space))
             for top_m in sorted(set(config.evaluate.top_m))
         ]
         + [

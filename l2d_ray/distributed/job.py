@@ -65,8 +65,9 @@ def connect(config: Config) -> None:
     if submitted or "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    # Of Ray Serve's proxies, which have no other setting for it; a process reads it when it starts.
+    # Of Ray Serve's proxies, which have no other settings for it; a process reads them when it starts.
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "l2d_ray.serve.proxy:middlewares"
+    os.environ["RAY_SERVE_PROXY_USE_GRPC"] = "1"
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine

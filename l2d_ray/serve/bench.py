@@ -148,8 +148,9 @@ class _Bare:
 
     def __init__(self, release: Release) -> None:
         config, reader = release.config, release.open()
+        prior = config.index.prior_in(config.index.space)
         self._encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
-        self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior)
+        self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(prior)
 
     def per_second(self, histories: Sequence[list[int]], repeats: int) -> float:
         """Histories encoded, in batches."""

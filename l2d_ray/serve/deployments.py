@@ -305,7 +305,8 @@ class MemoryShard(Part):
 
         def load(release: Release, held: Sequence[list[IndexShard]]) -> list[IndexShard]:
             reader = release.open()
-            manifest, prior = reader.manifest, release.config.index.prior
+            manifest = reader.manifest
+            prior = release.config.index.prior_in(manifest.space)
             own = dealt(len(manifest.shards), parts)[number]
             return [reader.shard(shard).with_prior(prior, manifest.rows) for shard in own]
 
