@@ -211,7 +211,7 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
     search, quality = tune(opened, plan.config.target_recall)
     if quality.recall_top_k < plan.config.target_recall:
         logger.warning(
-            "%s finds %.4f of the exact top %d at its widest, less than index.target_recall=%s",
+            "%s finds %.4f of the exact top %d at best, less than index.target_recall=%s",
             plan.factory,
             quality.recall_top_k,
             quality.k,

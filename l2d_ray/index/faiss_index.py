@@ -23,6 +23,7 @@ tenth of what encoding the query takes there."""
 COMPRESSED_ABOVE_ROWS = 5_000_000
 TRAINING_ROWS_PER_LIST = 64
 """FAISS warns below 39 and takes at most 256; the mean of 64 vectors places a list well enough."""
+MOST_EF_SEARCH, MOST_K_FACTOR = 4096, 64
 _MARGIN = 32
 _ROUNDING = 1e-5
 """Bound on the error of a float32 squared distance, relative to the squared lengths it is computed from."""
@@ -83,14 +84,30 @@ def train(index: Any, vectors_ND: FloatArray) -> None:
     index.train(vectors_ND.astype(np.float32))
 
 
-def search_settings(index: Any) -> list[str]:
-    """What can be turned up for more recall, in FAISS's notation, the least first; none for other kinds of index."""
+def narrowest_search(index: Any) -> str:
+    """The search setting of least effort, in FAISS's notation; "" if there is nothing to set."""
     inner = _inner(index)
     if isinstance(inner, faiss.IndexIVF):
-        return [*(f"nprobe={2**n}" for n in range(int(np.log2(inner.nlist)) + 1)), f"nprobe={inner.nlist}"]
-    if isinstance(inner, faiss.IndexHNSW):
-        return [f"efSearch={2**n}" for n in range(5, 13)]
-    return []
+        return "nprobe=1"
+    return "efSearch=256" if isinstance(inner, faiss.IndexHNSW) else ""
+
+
+def wider_searches(index: Any, setting: str) -> list[str]:
+    """The settings one step wider: more of the index is searched, or more of what that finds is looked at exactly
+    (`k_factor`, as in FAISS's IndexRefine: what compressed codes confuse costs recall however much is searched).
+    """
+    values = _values(setting)
+    values.setdefault("k_factor", 1)
+    most = {"nprobe": getattr(_inner(index), "nlist", 1), "efSearch": MOST_EF_SEARCH, "k_factor": MOST_K_FACTOR}
+    return [
+        ",".join(f"{name}={value}" for name, value in wider.items() if (name, value) != ("k_factor", 1))
+        for name in values
+        if (wider := values | {name: min(2 * values[name], most[name])}) != values
+    ]
+
+
+def _values(setting: str) -> dict[str, int]:
+    return {name: int(value) for name, _, value in (part.partition("=") for part in setting.split(",") if part)}
 
 
 def _inner(index: Any) -> Any:
@@ -98,12 +115,6 @@ def _inner(index: Any) -> Any:
     while isinstance(index, faiss.IndexPreTransform | faiss.IndexRefine):
         index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
     return index
-
-
-def set_search(index: Any, setting: str) -> None:
-    """Apply one of `search_settings`."""
-    parameters: Any = faiss.ParameterSpace()
-    parameters.set_index_parameters(index, setting)
 
 
 def to_bytes(index: Any) -> bytes:
@@ -130,6 +141,8 @@ class VectorSearch:
     exhaustive: bool
     extra_N: Float64 | None = None
     """Added to the squared distances; `index` then holds its square root as one dimension more."""
+    k_factor: int = 1
+    """So many times the vectors that are wanted are FAISS's candidates."""
 
     @classmethod
     def over(cls, vectors_ND: FloatArray, offset_D: Float64, extra_N: Float64 | None = None) -> "VectorSearch":
@@ -140,6 +153,14 @@ class VectorSearch:
             index.add(np.hstack([block, extra[rows].astype(np.float32)]))
         return cls(index, vectors_ND, offset_D, True, extra_N)
 
+    def set_search(self, setting: str) -> None:
+        """Search as `narrowest_search` or one of `wider_searches` says."""
+        values = _values(setting)
+        self.k_factor = values.pop("k_factor", 1)
+        parameters: Any = faiss.ParameterSpace()
+        for name, value in values.items():
+            parameters.set_index_parameter(self.index, name, value)
+
     def search(self, queries_UD: FloatArray, count: int) -> list[tuple[IntArray, Float64]]:
         """For each query vector numbers and their exact squared distances, in no order.
 
@@ -148,7 +169,7 @@ class VectorSearch:
         """
         results: list[tuple[IntArray, Float64]] = [(np.empty(0, np.int64), np.empty(0))] * len(queries_UD)
         prepared = self._prepared(queries_UD)
-        pending, wanted = np.flatnonzero(np.isfinite(prepared).all(axis=1)), count + _MARGIN
+        pending, wanted = np.flatnonzero(np.isfinite(prepared).all(axis=1)), self.k_factor * count + _MARGIN
         while pending.size and count and self.index.ntotal:
             wanted = min(wanted, self.index.ntotal)
             seen, found = self.index.search(prepared[pending], wanted)

@@ -21,7 +21,7 @@ from l2d_ray.core.decoding import (
     scores_of,
 )
 from l2d_ray.errors import InputError
-from l2d_ray.index.faiss_index import EXHAUSTIVE, Scan, VectorSearch, from_bytes, set_search
+from l2d_ray.index.faiss_index import EXHAUSTIVE, Scan, VectorSearch, from_bytes
 from l2d_ray.index.files import REMEDY, read_array, read_bytes
 from l2d_ray.index.manifest import ShardRecord
 from l2d_ray.workspace import Workspace
@@ -54,10 +54,10 @@ class IndexShard:
         shapes |= {"rows": (shard.rows, dimension), "centroids": (shard.items, dimension)}
         arrays = {name: read_array(workspace, shard.files[name], shape) for name, shape in shapes.items()}
         index = _read_faiss(workspace, shard, dimension)
-        if search:
-            set_search(index, search)
+        rows = VectorSearch(index, arrays["rows"], offset_D, exhaustive=factory == EXHAUSTIVE)
+        rows.set_search(search)
         return cls(
-            rows=VectorSearch(index, arrays["rows"], offset_D, exhaustive=factory == EXHAUSTIVE),
+            rows=rows,
             row_items_M=arrays["row_items"],
             sample_ids_M=arrays["sample_ids"],
             centroids=VectorSearch.over(arrays["centroids"], offset_D),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
 
 
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
-    """The least search setting whose top K agrees with the exact one to `target`, or the widest; and what it gives.
+    """A search setting whose top K agrees with the exact one to `target`, and what it gives.
 
+    From the narrowest on, the step that gains most is taken, until the target is reached or no step gains anything.
     Queries are rows of the memory, each left out of its own neighbours. The setting stays in force.
     """
     step = max(1, sum(shard.sample_ids_M.size for shard in shards) // QUALITY_QUERIES)
@@ -26,27 +26,32 @@ def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality
     queries = np.concatenate([s.rows.vectors_ND[rows] for s, rows in zip(shards, chosen, strict=True)])
     own_ids = np.concatenate([shard.sample_ids_M[rows] for shard, rows in zip(shards, chosen, strict=True)])
     exact = _lists([replace(s, rows=Scan(s.rows.vectors_ND, s.rows.offset_D)) for s in shards], queries, own_ids)
-    settings = next((faiss_index.search_settings(_faiss(shard)) for shard in shards if len(shard.row_items_M)), [])
-    for setting in settings or [""]:
-        for shard in shards:
-            if setting:
-                faiss_index.set_search(_faiss(shard), setting)
+    indexes = [shard.rows for shard in shards if isinstance(shard.rows, VectorSearch)]
+
+    def search(setting: str) -> IndexQuality:
+        for index in indexes:
+            index.set_search(setting)
         found = _lists(shards, queries, own_ids)
-        quality = IndexQuality(
+        return IndexQuality(
             queries=len(queries),
             top_m=QUALITY_TOP_M,
             recall_top_m=_overlap([rows for rows, _ in found], [rows for rows, _ in exact]),
             k=QUALITY_K,
             recall_top_k=_overlap([items for _, items in found], [items for _, items in exact]),
         )
-        if quality.recall_top_k >= target:
+
+    faiss = max(indexes, key=lambda index: index.index.ntotal).index
+    setting = faiss_index.narrowest_search(faiss)
+    quality = search(setting)
+    while quality.recall_top_k < target:
+        tried = {wider: search(wider) for wider in faiss_index.wider_searches(faiss, setting)}
+        best = max(tried, key=lambda wider: tried[wider].recall_top_k, default=setting)
+        if best == setting or tried[best].recall_top_k <= quality.recall_top_k:
             break
+        setting, quality = best, tried[best]
+    for index in indexes:
+        index.set_search(setting)
     return setting, quality
-
-
-def _faiss(shard: IndexShard) -> Any:
-    assert isinstance(shard.rows, VectorSearch)
-    return shard.rows.index
 
 
 def _lists(
