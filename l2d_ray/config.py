@@ -99,8 +99,8 @@ class PromptConfig(Section):
     item: str = "{title}\n"
     """One item's form; it must contain {title} once."""
     suffix: str = ""
-    """Without one, a title that fine-tuning predicts is at once the history of the next sample: fewer tokens, and more
-    Recall for the same time (README, results)."""
+    """Without one, a title that fine-tuning predicts is at once the history of the next sample: fewer tokens, no less
+    Recall (README, results)."""
     max_item_tokens: int = Field(32, ge=1)
     """Titles are cut to this many tokens."""
 
@@ -217,7 +217,7 @@ class IndexConfig(Section):
     """Share of the memory's rows to index, chosen by sample id: 0.3 is a subset of 0.5."""
 
     def prior_in(self, space: str) -> float:
-        """`prior`, where an index of this space is asked."""
+        """The weight in force in this space."""
         if self.prior is None:
             return 1.0 if space == "whiten-within" else 0.0
         return self.prior
@@ -242,7 +242,6 @@ class EvaluateConfig(Section):
             "l2d-global-none",
             "l2d-local-none",
             "l2d-global",
-            "l2d-global+prior",
             "l2d-local",
             "constrained-beam-20",
             "grounded-beam",

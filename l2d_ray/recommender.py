@@ -59,13 +59,13 @@ class L2DRecommender:
     encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
     """Histories to states [U, D], as the rows of the index were encoded."""
     index: ShardedIndex
-    aggregation: Aggregation = "local"
+    aggregation: Aggregation = "global"
     top_m: int = 200
 
     def recommend(
         self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
     ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`; scores are 1 / distance."""
+        """As in `Recommender`; scores are 1 / distance, of L2D-G with what the item's prior adds to it."""
         return self.decode(self.encode(histories), histories, k, filters)
 
     def decode(

@@ -43,7 +43,8 @@ class LocalEngine:
         self.config, workspace = config, Workspace.open(config.workspace)
         self.catalogue = Catalogue(Dataset.open(workspace).items())
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
-        self.index = ShardedIndex.open(workspace, plan_index(config).manifest)
+        prior = config.index.prior_in(config.index.space)
+        self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
         self.top_m = 20
         self.version, self.snapshot, self.model = "v", "1-x", "m"
         self.failure: Exception | None = None

@@ -276,7 +276,7 @@ def seconds_of(text: str) -> float:
 
 def expect_written(written: Locator, beams_url: str, items: list[Any]) -> None:
     """The list is there, and is that of the interface."""
-    expect(written.get_by_role("status")).to_contain_text("the time of L2D-L; scores are log-probabilities")
+    expect(written.get_by_role("status")).to_contain_text("the time of L2D-G; scores are log-probabilities")
     status, answer = ask(beams_url, "/v1/beam_search", {"history": items, "k": 10})
     assert status == 200
     assert len(answer["items"]) == 4

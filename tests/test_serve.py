@@ -2,7 +2,11 @@
 
 import asyncio
 import importlib
+import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +27,7 @@ from small_workspace import config_of, kill_worker, workers
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
-from l2d_ray.serve.deployments import BeamSearcher, start_of
+from l2d_ray.serve.deployments import REPLICA_VARIABLES, BeamSearcher, start_of
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.operation import serve_until_stopped
 
@@ -80,7 +84,7 @@ def test_titles_batches_and_refusals_reach_the_client(url: str, engine: LocalEng
     status, answer = ask(url, "/v1/recommend/batch", {"requests": [own, own]})
     assert status == 200
     for response in answer["responses"]:
-        check(engine, response, [3, "A film of tomorrow"], "local", 5)
+        check(engine, response, [3, "A film of tomorrow"], "global", 5)
     status, answer = ask(url, "/v1/recommend", {"history": ["nope"]})
     assert (status, answer["errors"][0]["field"]) == (422, "body.history")
 
@@ -142,7 +146,7 @@ def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEn
             assert answer["missing_shards"] == [1]
             assert {int(item["item_id"][1:]) for item in answer["items"]} <= set(engine.index.shards[0].items_I)
             return "partial"
-        check(engine, answer, [1, 2, 3], "local", 10)
+        check(engine, answer, [1, 2, 3], "global", 10)
         return "whole"
 
     for replica in workers("ServeReplica:l2d_ray:MemoryShard-1"):
@@ -164,7 +168,7 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) 
         replies.append(request(url, "/v1/recommend", body))
     for reply in replies:
         if reply.status == 200:
-            check(engine, reply.body, [1, 2, 3], "local", 10)
+            check(engine, reply.body, [1, 2, 3], "global", 10)
         else:
             assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
 
@@ -178,7 +182,7 @@ def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEn
     for reply in replies:
         if reply.status == 200:
             for answer in reply.body["responses"]:
-                check(engine, answer, [1, 2, 3], "local", 10)
+                check(engine, answer, [1, 2, 3], "global", 10)
         elif reply.status == 503:
             assert reply.headers["retry-after"] == "1"
             assert reply.body["detail"].endswith("; come again later")
@@ -194,7 +198,7 @@ def test_what_nobody_waits_for_is_not_run(endpoint: Running, engine: LocalEngine
     assert request(endpoint.url, "/v1/recommend/batch", batch, timeout=0.2).status == 0
     reply = request(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (reply.status, reply.seconds < 5) == (200, True)
-    check(engine, reply.body, [1, 2, 3], "local", 10)
+    check(engine, reply.body, [1, 2, 3], "global", 10)
     assert endpoint.counts()["requests"] - before["requests"] < 64
 
 
@@ -210,7 +214,14 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     assert file.name in refused.stderr
     status, answer = ask(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (status, answer["version"]) == (200, before)
-    check(engine, answer, [1, 2, 3], "local", 10)
+    check(engine, answer, [1, 2, 3], "global", 10)
+
+
+def test_ray_serve_knows_the_settings_of_its_replicas() -> None:
+    names = ", ".join(f"constants.{name}" for name in REPLICA_VARIABLES)
+    command = [sys.executable, "-c", f"from ray.serve._private import constants; print([{names}])"]
+    known = subprocess.run(command, env=os.environ | REPLICA_VARIABLES, capture_output=True, text=True, check=True)
+    assert json.loads(known.stdout.lower()) == [False, False, 64 << 20]
 
 
 def test_the_cluster_file_builds_the_application(engine: LocalEngine) -> None:

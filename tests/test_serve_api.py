@@ -37,7 +37,7 @@ def recommend(engine: LocalEngine, **request: Any) -> Any:
 
 def expected(engine: LocalEngine, history: list[int | str], **settings: Any) -> list[tuple[str, float]]:
     exclude = np.array(sorted(item for item in history if isinstance(item, int)))
-    defaults = {"k": 20, "aggregation": "local", "top_m": 20, "exclude": exclude}
+    defaults = {"k": 20, "aggregation": "global", "top_m": 20, "exclude": exclude}
     found = engine.answer(Query(history=history, **{**defaults, **settings}))
     pairs = zip(found.items_I.tolist(), found.scores_I.tolist(), strict=True)
     return [(f"i{item}", score) for item, score in pairs]
@@ -150,11 +150,11 @@ def test_large_bodies_are_refused_before_they_are_read(engine: LocalEngine) -> N
 
 
 def test_a_batch_answers_each_in_order(engine: LocalEngine) -> None:
-    requests = [{"history": ["i1"], "k": 3}, {"history": HISTORY, "aggregation": "global", "k": 5}]
+    requests = [{"history": ["i1"], "k": 3}, {"history": HISTORY, "aggregation": "local", "k": 5}]
     responses = client(engine).post("/v1/recommend/batch", json={"requests": requests}).json()["responses"]
     assert [pairs_of(response) for response in responses] == [
         expected(engine, [1], k=3),
-        expected(engine, [3, 7, 11], k=5, aggregation="global"),
+        expected(engine, [3, 7, 11], k=5, aggregation="local"),
     ]
     bad = client(engine).post("/v1/recommend/batch", json={"requests": [requests[0], {"history": ["nope"]}]})
     assert bad.status_code == 422

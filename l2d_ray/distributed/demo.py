@@ -92,8 +92,8 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     ray.shutdown()
     cluster.shutdown()
     print(f"\nbefore and after {tuning.seconds:.0f} s of fine-tuning\n{_before_and_after(untuned, evaluation)}")
-    result = recommend(config, workspace, evaluation)
-    _say("8. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-L recommends:")
+    result = recommend(config, workspace, evaluation.report)
+    _say("8. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-G recommends:")
     _say("", *result.recommended, "", f"what came next: {result.next}")
     return result
 
@@ -130,8 +130,8 @@ def _wait_for_agent(submit: list[str], seconds: float = 90) -> None:
         time.sleep(2)
 
 
-def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, k: int = 10) -> DemoResult:
-    """Recommend by L2D-L, with the M that validation chose, to the first user who has a test sample."""
+def recommend(config: Config, workspace: Workspace, report: str, k: int = 10) -> DemoResult:
+    """Recommend by L2D-G to the first user who has a test sample."""
     dataset = Dataset.open(workspace)
     titles = dataset.items()["title"].to_pylist()
     user, position = _first_test_sample(dataset)
@@ -139,16 +139,14 @@ def recommend(config: Config, workspace: Workspace, evaluation: EvaluateResult, 
     encoder = HistoryEncoder(config, titles)
     prior = config.index.prior_in(config.index.space)
     index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
-    recommender = L2DRecommender(
-        lambda histories: encoder.encode(histories).states_UD, index, "local", evaluation.top_m
-    )
+    recommender = L2DRecommender(lambda histories: encoder.encode(histories).states_UD, index)
     (best,), _ = recommender.recommend([history], k, Filters(exclude_seen=config.recommend.exclude_seen))
     return DemoResult(
         user=user["user_id"],
         history=[titles[item] for item in history[-config.history.max_items :]],
         recommended=[titles[item] for item in best if item != NO_ITEM],
         next=titles[user["item_indices"][position]],
-        report=evaluation.report,
+        report=report,
         workspace=workspace.uri,
     )
 

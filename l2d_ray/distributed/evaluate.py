@@ -152,7 +152,7 @@ def _choose(
     """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and a row for everything
     that was tried, with its `top_m` and `prior`."""
     default = {
-        space: Choice(index, config.recommend.top_m, min(config.evaluate.priors)) for space, index in indexes.items()
+        space: Choice(index, config.recommend.top_m, config.index.prior_in(space)) for space, index in indexes.items()
     }
     if not valid or not any(name.startswith("l2d") for name in names):
         return default, []

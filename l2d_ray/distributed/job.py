@@ -68,6 +68,7 @@ def connect(config: Config) -> None:
     # Of Ray Serve's proxies, which have no other settings for it; a process reads them when it starts.
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "l2d_ray.serve.proxy:middlewares"
     os.environ["RAY_SERVE_PROXY_USE_GRPC"] = "1"
+    os.environ["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(64 << 20)  # as of its replicas
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine

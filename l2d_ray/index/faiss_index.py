@@ -23,7 +23,7 @@ tenth of what encoding the query takes there."""
 COMPRESSED_ABOVE_ROWS = 5_000_000
 TRAINING_ROWS_PER_LIST = 64
 """FAISS warns below 39 and takes at most 256; the mean of 64 vectors places a list well enough."""
-MOST_EF_SEARCH, MOST_K_FACTOR = 4096, 64
+MOST_EF_SEARCH, MOST_K_FACTOR, MOST_MORE_CANDIDATES = 4096, 64, 16_384
 _MARGIN = 32
 _ROUNDING = 1e-5
 """Bound on the error of a float32 squared distance, relative to the squared lengths it is computed from."""
@@ -85,7 +85,7 @@ def train(index: Any, vectors_ND: FloatArray) -> None:
 
 
 def narrowest_search(index: Any) -> str:
-    """The search setting of least effort, in FAISS's notation; "" if there is nothing to set."""
+    """The search setting of least effort, in FAISS's notation; "" if FAISS has nothing to set."""
     inner = _inner(index)
     if isinstance(inner, faiss.IndexIVF):
         return "nprobe=1"
@@ -94,7 +94,7 @@ def narrowest_search(index: Any) -> str:
 
 def wider_searches(index: Any, setting: str) -> list[str]:
     """The settings one step wider: more of the index is searched, or more of what that finds is looked at exactly
-    (`k_factor`, as in FAISS's IndexRefine: what compressed codes confuse costs recall however much is searched).
+    (`k_factor`, of ours, as of FAISS's IndexRefine: what codes confuse costs recall however much is searched).
     """
     values = _values(setting)
     values.setdefault("k_factor", 1)
@@ -169,7 +169,7 @@ class VectorSearch:
         """
         results: list[tuple[IntArray, Float64]] = [(np.empty(0, np.int64), np.empty(0))] * len(queries_UD)
         prepared = self._prepared(queries_UD)
-        pending, wanted = np.flatnonzero(np.isfinite(prepared).all(axis=1)), self.k_factor * count + _MARGIN
+        pending, wanted = np.flatnonzero(np.isfinite(prepared).all(axis=1)), self._candidates(count)
         while pending.size and count and self.index.ntotal:
             wanted = min(wanted, self.index.ntotal)
             seen, found = self.index.search(prepared[pending], wanted)
@@ -182,6 +182,10 @@ class VectorSearch:
                     unsure.append(user)
             pending, wanted = np.array(unsure, np.int64), 4 * wanted
         return results
+
+    def _candidates(self, count: int) -> int:
+        """How many to ask FAISS for: not `k_factor` times any count, which is a client's to choose."""
+        return count + min((self.k_factor - 1) * count, MOST_MORE_CANDIDATES) + _MARGIN
 
     def distances(self, query_D: FloatArray, numbers: IntArray) -> Float64:
         """Exact squared distances of some vectors."""

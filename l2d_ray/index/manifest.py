@@ -57,7 +57,7 @@ class IndexManifest(Record):
     shrinkage: float
     factory: str
     search: str
-    """FAISS search setting (`nprobe=16,k_factor=8`) that reached `target_recall`, or the best; "" if there is none."""
+    """Search setting (`nprobe=16,k_factor=8`) that reached `target_recall`, or the best; "" if there is none."""
     target_recall: float
     map: IndexFile
     rows: int

@@ -1,4 +1,4 @@
-"""How much an index loses against looking at every row, and the least effort that keeps it small."""
+"""How much an index loses against looking at every row, and a setting that keeps it small without much effort."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,8 +18,9 @@ QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
     """A search setting whose top K agrees with the exact one to `target`, and what it gives.
 
-    From the narrowest on, the step that gains most is taken, until the target is reached or no step gains anything.
-    Queries are rows of the memory, each left out of its own neighbours. The setting stays in force.
+    From the narrowest on, the step that gains most is taken until the target is reached; if it is out of reach, the
+    best of all that was tried is taken. It stays in force. Queries are rows of the memory, each left out of its own
+    neighbours.
     """
     step = max(1, sum(shard.sample_ids_M.size for shard in shards) // QUALITY_QUERIES)
     chosen = [np.arange(0, shard.sample_ids_M.size, step) for shard in shards]
@@ -40,18 +41,20 @@ def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality
             recall_top_k=_overlap([items for _, items in found], [items for _, items in exact]),
         )
 
-    faiss = max(indexes, key=lambda index: index.index.ntotal).index
-    setting = faiss_index.narrowest_search(faiss)
-    quality = search(setting)
-    while quality.recall_top_k < target:
-        tried = {wider: search(wider) for wider in faiss_index.wider_searches(faiss, setting)}
-        best = max(tried, key=lambda wider: tried[wider].recall_top_k, default=setting)
-        if best == setting or tried[best].recall_top_k <= quality.recall_top_k:
-            break
-        setting, quality = best, tried[best]
+    largest = max(indexes, key=lambda index: index.index.ntotal).index
+    setting = faiss_index.narrowest_search(largest)
+    tried = {setting: search(setting)}
+
+    def gain(setting: str) -> tuple[float, float]:
+        return tried[setting].recall_top_k, tried[setting].recall_top_m
+
+    while gain(setting)[0] < target and (options := faiss_index.wider_searches(largest, setting)):
+        tried |= {option: search(option) for option in options}
+        setting = max(options, key=gain)
+    best = max(tried, key=gain) if gain(setting)[0] < target else setting
     for index in indexes:
-        index.set_search(setting)
-    return setting, quality
+        index.set_search(best)
+    return best, tried[best]
 
 
 def _lists(

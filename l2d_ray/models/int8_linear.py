@@ -1,8 +1,8 @@
 """Linear layers on 8-bit integers, for processors that multiply these natively (VNNI): inference only.
 
 Weights are rounded to 8 bits, with one scale an output channel. Inputs have outliers, and rounded to 8 bits (as
-libraries do) they cost Recall, so that an input is the sum of two 8-bit integers, with one scale a token: two products
-that take a third of the time of one in float32. Integer products are exact: what else is in a batch changes nothing.
+libraries do) they cost Recall, so that an input is the sum of two 8-bit integers, with one scale a token: twice the
+products, in a third of the time of one in float32. Integer products are exact: what else is in a batch changes nothing.
 """
 
 import torch
@@ -37,7 +37,7 @@ class Int8Linear(nn.Module):
         rows = rows / scale
         coarse = rows.round()
         fine = rows.sub_(coarse).mul_(2 * LARGEST).round_()  # what is left is at most a half
-        both = torch.cat([coarse, fine]).to(torch.int8)  # as one product: the weights are read once
+        both = torch.cat([coarse.to(torch.int8), fine.to(torch.int8)])  # as one product: the weights are read once
         coarse, fine = torch._int_mm(both, self.weight.t()).to(torch.float32).chunk(2)
         result = coarse.add_(fine, alpha=1 / (2 * LARGEST)).mul_(scale).mul_(self.scale_N)
         if self.bias is not None:

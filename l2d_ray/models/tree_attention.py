@@ -131,7 +131,7 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
 
 
 def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
-    """The blocks of queries, from first to one past the last: as long as they may be and it pays."""
+    """The blocks, from first query to one past the last: as long as they may be, unless another call costs less."""
     path, length = len(chunk.path), len(chunk.tokens)
     queries = np.arange(path, path + length + 1)
     opened = np.searchsorted(np.sort(chunk.starts), queries).tolist()

@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve: gateways that speak HTTP, encoders that hold the model, and the shards of the index.
 
 A request runs: gateway (checks, ids to indices) -> one encoder (the state of the history) -> every shard, in one or two
-hops (`index/sharding.py`) -> gateway (merge, titles). Shards are asked in parallel; nothing slow runs on an event loop.
+hops (`index/sharding.py`) -> gateway (merge, titles). Shards are asked in parallel; models and searches run in threads.
 Every question carries the version of its release (`releases.py`), so that no answer mixes two.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import faiss
 import numpy as np
+import ray
 import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
@@ -45,8 +46,10 @@ T = TypeVar("T")
 REPLICA_VARIABLES = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),
 }
-"""Of Ray Serve's: everything in one event loop a process, which nothing here blocks."""
+"""Ray Serve's settings of a replica: one event loop a process, which nothing blocks for long once it has started; and
+room for large batches (Ray's own limit is 4 MiB)."""
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
 
@@ -73,33 +76,33 @@ def application(file: ReleaseFile) -> Application:
     parts = min(len(manifest.shards), math.ceil(megabytes / settings.shard_megabytes))
     encoder = _deployment(
         Encoder,
+        model,
         num_replicas=settings.encoders,
         max_ongoing_requests=settings.max_waiting,
         max_queued_requests=settings.max_waiting,
-        ray_actor_options=model,
         request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
     ).bind(file)
     shards = [
         _deployment(
             MemoryShard,
+            {"num_cpus": 0.1},
             name=f"MemoryShard-{number}",
             num_replicas=settings.shard_replicas,
             max_ongoing_requests=64,
-            ray_actor_options={"num_cpus": 0.1},
         ).bind(file, number, parts)
         for number in range(parts)
     ]
     beams = None
     if settings.beams:
-        beams = _deployment(
-            BeamSearcher, max_ongoing_requests=1, max_queued_requests=settings.max_waiting, ray_actor_options=model
-        ).bind(file, settings.beams)
+        beams = _deployment(BeamSearcher, model, max_ongoing_requests=1, max_queued_requests=settings.max_waiting).bind(
+            file, settings.beams
+        )
     return _deployment(
         serve.ingress()(Gateway),
+        {"num_cpus": 0.1},
         logs_requests=True,
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0.1},
     ).bind(file, keys.required(), encoder, shards, beams)
 
 
@@ -108,11 +111,17 @@ def keys_of(settings: ServeConfig) -> Keys:
     return Keys(KEYS_VARIABLE, settings.keys_file)
 
 
-def _deployment(kind: type, logs_requests: bool = False, **options: Any) -> Any:
+def _deployment(kind: type, resources: dict[str, float], logs_requests: bool = False, **options: Any) -> Any:
     logging_config = {"encoding": "JSON", "enable_access_log": logs_requests}
-    options["ray_actor_options"]["runtime_env"] = {"env_vars": REPLICA_VARIABLES}
+    # The job's own environment, too: Ray Serve adds only its working_dir to one that is given.
+    environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    environment["env_vars"] = environment.get("env_vars", {}) | REPLICA_VARIABLES
     return serve.deployment(
-        health_check_period_s=5, graceful_shutdown_timeout_s=20, logging_config=logging_config, **options
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=20,
+        logging_config=logging_config,
+        ray_actor_options={**resources, "runtime_env": environment},
+        **options,
     )(kind)
 
 

@@ -63,7 +63,8 @@ class Release(Record):
     @property
     def version(self) -> str:
         """What tells it from every other: of all that decides an answer."""
-        decisive = [self.manifest, self.settings["index"]["prior"], self.settings["recommend"]]
+        index = self.config.index
+        decisive = [self.manifest, index.prior_in(index.space), self.settings["recommend"]]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
 
     def open(self) -> IndexReader:

@@ -10,9 +10,10 @@ from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+from grpc.aio import AioRpcError
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, ObjectLostError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.context import _set_request_context
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -30,10 +31,8 @@ from l2d_ray.serve.releases import Release, VersionError
 AWAY = (
     ActorDiedError,
     ActorUnavailableError,
+    AioRpcError,
     DeploymentUnavailableError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
     ReplicaUnavailableError,
     TimeoutError,
     VersionError,
@@ -80,15 +79,17 @@ class Replicas:
         parts = {"Encoder": self.encoder} | {f"MemoryShard-{n}": shard for n, shard in enumerate(self.shards)}
         if self.beams:
             parts["BeamSearcher"] = self.beams
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
-            others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
-            if not others:
-                return
-            if time.monotonic() > deadline:
-                raise InputError(f"{', '.join(others)}: of another release than {version}")
-            await asyncio.sleep(1)
+        others = list(parts)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while True:
+                    held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
+                    others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
+                    if not others:
+                        return
+                    await asyncio.sleep(1)
+        except TimeoutError:
+            raise InputError(f"{', '.join(others)}: cannot be reached, or of another release than {version}") from None
 
     async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
         """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has time.
@@ -273,19 +274,10 @@ async def _ask(method: Any, *arguments: Any) -> Any:
     """The answer of a replica; of another one, if it dies meanwhile."""
     for _ in range(ATTEMPTS - 1):
         try:
-            return await _cancellable(method.remote(*arguments))
+            return await method.remote(*arguments)
         except AWAY:
             await asyncio.sleep(0.1)
-    return await _cancellable(method.remote(*arguments))
-
-
-async def _cancellable(response: Any) -> Any:
-    """The answer; where nobody waits for it any more, it is not worked on either (Ray would go on)."""
-    try:
-        return await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
+    return await method.remote(*arguments)
 
 
 @dataclass

@@ -31,7 +31,7 @@ class RecommendRequest(Body):
         json_schema_extra={
             "examples": [
                 {"history": ["50", "172", "181"], "k": 10},
-                {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "global", "deny": ["172"]},
+                {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "local", "deny": ["172"]},
             ]
         }
     )
@@ -40,8 +40,9 @@ class RecommendRequest(Body):
     """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=MOST_RESULTS)
     """Items to recommend."""
-    aggregation: Aggregation = "local"
-    """`local`: L2D-L, from the training sequences most like this one; `global`: L2D-G, from all of an item's."""
+    aggregation: Aggregation = "global"
+    """`global`: L2D-G, from all training sequences of an item, which finds more (README, results); `local`: L2D-L, from
+    those most like this history."""
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: how many sequences. None: the server's setting."""
     exclude_seen: bool = True
@@ -62,7 +63,8 @@ class Recommendation(BaseModel):
     item_id: str
     title: str
     score: float | None
-    """1 / distance; null where the distance is zero. Of beam search: the log-probability of the title."""
+    """1 / distance, of L2D-G with what the item's prior adds to it; null where that is zero. Of beam search: the
+    log-probability of the title."""
 
 
 class Timing(BaseModel):

@@ -1,12 +1,12 @@
 // The page: a history on the left, what each aggregation recommends after it on the right.
-const AGGREGATIONS = { local: "L2D-L, from the nearest sequences", global: "L2D-G, from all sequences" };
+const AGGREGATIONS = { global: "L2D-G, from all sequences", local: "L2D-L, from the nearest sequences" };
 const HINT = "Enter adds the first title found, or the text itself if there is none.";
 const NOTHING = "Nothing is left to recommend.";
 const at = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for what the catalogue does not know
 let found = []; // the same, of the last search
 let beams = null; // of constrained beam search, where the server offers it
-let l2d = null; // {request, seconds} of the L2D-L that is shown
+let l2d = null; // {request, seconds} of the L2D-G that is shown
 
 async function ask(signal, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -181,7 +181,7 @@ async function write(signal) {
     const answer = await ask(signal, "v1/beam_search", l2d.request);
     const times = seconds() / l2d.seconds;
     at("written").replaceChildren(...lines(answer));
-    at("progress").textContent = `${seconds().toFixed(1)} s, ${times.toFixed(times < 10 ? 1 : 0)} × the time of L2D-L`
+    at("progress").textContent = `${seconds().toFixed(1)} s, ${times.toFixed(times < 10 ? 1 : 0)} × the time of L2D-G`
       + `; scores are log-probabilities${answer.items.length ? "" : `. ${NOTHING}`}`;
     at("clock").textContent = "";
   } catch (error) {
