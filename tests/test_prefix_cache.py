@@ -198,13 +198,15 @@ def test_a_prompt_without_items_is_neither_found_nor_kept() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), pytest.param("int8", 1e-3, marks=needs_int8)])
-def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, tolerance: float) -> None:
+@pytest.mark.parametrize("suffix", ["", "Next:"])
+def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, tolerance: float, suffix: str) -> None:
     titles = [f"Title {n} of the year" for n in range(12)]
     backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path / "model")), dtype)
-    encoder = HistoryEncoder(config_of(tmp_path), titles, backbone, cache_bytes=MUCH)
-    plain = HistoryEncoder(config_of(tmp_path), titles, backbone)
+    config = config_of(tmp_path, **{"prompt.suffix": suffix})
+    encoder = HistoryEncoder(config, titles, backbone, cache_bytes=MUCH)
+    plain = HistoryEncoder(config, titles, backbone)
     history, other = [*range(9), "a title of their own"], encoder.phrased([11])
-    suffix = other.tokens.size - other.boundaries[-1]
+    again = max(other.tokens.size - other.boundaries[-1], 1)  # at least the last token, for its state
     known = 0
     for length in range(1, 11):
         phrased = encoder.phrased(history[:length])
@@ -212,7 +214,7 @@ def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, t
         result, expected = encoder.run([phrased, other]), plain.run([phrased, other])
         assert relative_error(result.states, expected.states) < tolerance
         if length > 1:
-            assert result.tokens == phrased.tokens.size - known + suffix < expected.tokens
+            assert result.tokens == phrased.tokens.size - known + again < expected.tokens
         known = phrased.boundaries[-1]
     assert (encoder.cache.hits, encoder.cache.misses) == (18, 2)
     assert (plain.cache.hits, plain.cache.misses, plain.cache.bytes) == (0, 0, 0)
