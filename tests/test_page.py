@@ -288,7 +288,8 @@ def expect_written(written: Locator, beams_url: str, items: list[Any]) -> None:
 def test_beam_search_writes_beside_l2d_which_does_not_wait_for_it(
     page: Page, beams_url: str, engine: LocalEngine
 ) -> None:
-    written = with_beams(page, engine, beams_url, delay=1.5)
+    delay = 4  # a busy machine takes its time to look
+    written = with_beams(page, engine, beams_url, delay=delay)
     expect(written).to_be_hidden()
     take(page, "title 3")
     expect_lists(page, beams_url, ["i3"])
@@ -298,13 +299,13 @@ def test_beam_search_writes_beside_l2d_which_does_not_wait_for_it(
     expect(clock).to_have_attribute("aria-live", "off")
     early = seconds_of(clock.inner_text())
     page.wait_for_timeout(400)
-    assert early < seconds_of(clock.inner_text()) < 1.5
+    assert early < seconds_of(clock.inner_text()) < delay
     expect(progress).to_have_text("writing titles …")  # what ticks is not announced
     expect_written(written, beams_url, ["i3"])
     expect(clock).to_be_empty()
     seconds, times = seconds_of(progress.inner_text()), float(progress.inner_text().split()[2])
     hint = page.get_by_role("article").first.locator(".hint").inner_text()
-    assert 1.5 <= seconds < 10
+    assert delay <= seconds < 15
     assert times == pytest.approx(1000 * seconds / float(hint.partition("(here ")[2].removesuffix(" ms)")), rel=0.1)
     engine.beam_delay = 0.0
     page.get_by_label("Results").fill("3")
