@@ -140,13 +140,13 @@ def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatc
 
 def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEngine) -> None:
     def outcome() -> str:
-        status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
+        status, answer = ask(url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10, "aggregation": "local"})
         assert status == 200, answer
         if answer["partial"]:
             assert answer["missing_shards"] == [1]
             assert {int(item["item_id"][1:]) for item in answer["items"]} <= set(engine.index.shards[0].items_I)
             return "partial"
-        check(engine, answer, [1, 2, 3], "global", 10)
+        check(engine, answer, [1, 2, 3], "local", 10)
         return "whole"
 
     for replica in workers("ServeReplica:l2d_ray:MemoryShard-1"):
