@@ -80,7 +80,7 @@ class Stand:
         self._config, self._workspace = config, Workspace.open(config.workspace)
         self._dataset = Dataset.open(self._workspace)
         self._made: dict[Contender, Recommender] = {}
-        self._indexes: dict[str, ShardedIndex] = {}
+        self._indexes: dict[tuple[str, float], ShardedIndex] = {}
         self._filters = Filters(exclude_seen=config.recommend.exclude_seen)
 
     def run(
@@ -124,15 +124,16 @@ class Stand:
             return GroundedBeam.over(self._language_model, self._encoder, num_items, batch_size)
         return L2DRecommender(
             lambda histories: self._encoder.encode(histories).states_UD,
-            self._index(contender.index).with_prior(contender.prior),
+            self._index(contender.index, contender.prior),
             "global" if contender.kind == "l2d-global" else "local",
             contender.top_m,
         )
 
-    def _index(self, path: str) -> ShardedIndex:
-        if path not in self._indexes:
-            self._indexes[path] = ShardedIndex.open(self._workspace, path)
-        return self._indexes[path]
+    def _index(self, path: str, prior: float) -> ShardedIndex:
+        if (path, prior) not in self._indexes:
+            index = self._index(path, 0).with_prior(prior) if prior else ShardedIndex.open(self._workspace, path)
+            self._indexes[path, prior] = index
+        return self._indexes[path, prior]
 
     @cached_property
     def _training(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -3,7 +3,8 @@
 1. `sum_moments`, for each shard: item sums and second moments of its rows.
 2. `fit`, once: the map of the space, and an index trained on a sample of all shards if it needs training.
 3. `build_shard`, for each shard: mapped rows, item means, and their FAISS index.
-4. `finish`, once: the search setting that reaches the recall asked for, measured, and the manifest.
+4. `index.tuning` over all shards, wherever they are (`trial_shard`): the search setting that reaches the recall asked
+   for, measured; and `finish`, once: the manifest.
 
 Every step leaves files and skips what is there, so that a run that was killed is finished by the same command. A step
 may be attempted twice at once (a worker believed dead, say): attempts write files of their own, and the first to write
@@ -29,10 +30,18 @@ from l2d_ray.core.space import fit_map
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.files import read_bytes, read_map, write_array, write_bytes, write_map
-from l2d_ray.index.manifest import FOLDER, IndexFile, IndexManifest, ShardRecord, label, snapshot_folder
+from l2d_ray.index.manifest import (
+    FOLDER,
+    IndexFile,
+    IndexManifest,
+    IndexQuality,
+    ShardRecord,
+    label,
+    snapshot_folder,
+)
 from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.index.tuning import tune
+from l2d_ray.index.tuning import TrialShard
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
@@ -142,7 +151,7 @@ def fit(plan: IndexPlan) -> Fitted:
         except RuntimeError as error:
             raise InputError(
                 f"index.factory={plan.factory!r}: cannot be trained on {len(sample_MD)} rows"
-                f" ({str(error).splitlines()[0][-120:]}); use index.factory=Flat"
+                f" ({faiss_index.reason(error)}); use index.factory=Flat"
             ) from None
     attempt = uuid.uuid4().hex[:8]
     fitted = Fitted(
@@ -177,7 +186,13 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
                 raise InputError(
                     f"index.space={plan.config.space!r}: mapped rows do not fit into float16; raise index.shrinkage"
                 )
-            index.add((states - offset_D).astype(np.float32))
+            try:
+                index.add((states - offset_D).astype(np.float32))
+            except RuntimeError as error:
+                raise InputError(
+                    f"index.factory={plan.factory!r}: FAISS cannot add rows to it block by block"
+                    f" ({faiss_index.reason(error)}); use another"
+                ) from None
             yield states
 
     def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
@@ -200,15 +215,23 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     return _commit(record, workspace, record_path)
 
 
-def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], started: float) -> IndexManifest:
-    """Step 4. `started` is the `time.time()` at which the run began, perhaps on another machine."""
+def trial_shard(plan: IndexPlan, fitted: Fitted, shard: ShardRecord) -> TrialShard:
+    """A shard for step 4."""
     workspace = Workspace.open(plan.workspace)
-    if workspace.exists(plan.manifest):
-        return IndexManifest.read(workspace, plan.manifest)
-    rows = sum(shard.rows for shard in shards)
     _, offset_D = read_map(workspace, fitted.map)
-    opened = [IndexShard.open(workspace, shard, offset_D, plan.factory) for shard in shards]
-    search, quality = tune(opened, plan.config.target_recall)
+    return TrialShard(IndexShard.open(workspace, shard, offset_D, plan.factory))
+
+
+def finish(
+    plan: IndexPlan,
+    fitted: Fitted,
+    shards: Sequence[ShardRecord],
+    tuned: tuple[str, IndexQuality],
+    started: float,
+) -> IndexManifest:
+    """Step 4, after `tuning_hops` gave what it was `tuned` to. `started` is the `time.time()` of the run's start."""
+    workspace, rows = Workspace.open(plan.workspace), sum(shard.rows for shard in shards)
+    search, quality = tuned
     if quality.recall_top_k < plan.config.target_recall:
         logger.warning(
             "%s finds %.4f of the exact top %d at best, less than index.target_recall=%s",
@@ -236,9 +259,8 @@ def finish(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord], start
         shards=list(shards),
         seconds=round(time.time() - started, 3),
     )
-    manifest = _commit(manifest, workspace, plan.manifest)
     _remove_strays(workspace, plan, fitted, shards)
-    return manifest
+    return _commit(manifest, workspace, plan.manifest)
 
 
 def _commit(record: R, workspace: Workspace, path: str) -> R:

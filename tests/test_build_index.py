@@ -93,6 +93,20 @@ def test_a_factory_that_does_not_fit_is_one_line(folder: Path) -> None:
     assert line.startswith("error: index.factory='IVF4096,Flat': cannot be trained on 540 rows")
 
 
+def test_workers_that_never_fit_are_one_line(folder: Path) -> None:
+    process = run_job("build_index", folder, **SETTINGS, **{"workers.gpus": 1})
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith(
+        "error: 1 worker of workers.cpus=1 and workers.gpus=1 at once do not fit into 4 CPUs and 0 GPUs"
+    )
+
+
+def test_a_share_of_the_memory_that_is_too_small_to_index_is_named(folder: Path) -> None:
+    settings = {"index.factory": "IVF200,Flat", "evaluate.fractions": "[0.1]", "evaluate.recommenders": "[l2d-local]"}
+    with pytest.raises(InputError, match="cannot be trained on .* or leave 0.1 out of evaluate.fractions"):
+        evaluate(config_of(folder, **SETTINGS, **settings))
+
+
 @pytest.fixture(scope="module")
 def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A workspace with an evaluation, run as a command."""

@@ -84,3 +84,6 @@ def test_the_search_benchmark_measures_every_index() -> None:
         assert row["local_ms"] > 0
     assert result.results[0]["bytes_per_row"] == pytest.approx(4 * 16 + 2 * 16 + 12, rel=0.02)
     assert [row["rows"] for row in result.extrapolated] == [10**9] * 2
+    (flat, lists), (own_flat, _, own_lists, _) = result.extrapolated, result.results[4:]
+    assert flat["local_ms"] == pytest.approx(own_flat["local_ms"] * 1e9 / 2000, rel=0.01)
+    assert lists["local_ms"] == pytest.approx(own_lists["local_ms"] * (1e9 / 2000) ** 0.5, rel=0.01)

@@ -17,7 +17,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import VectorSearch, default_factory
 from l2d_ray.index.manifest import IndexManifest
-from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.indexing import build_shard, fit, sum_moments
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.workspace import Workspace
@@ -263,6 +263,8 @@ def test_a_memory_without_rows_is_refused(tmp_path: Path) -> None:
         ({"factory": "Flt"}, r"index.factory='Flt': FAISS makes no index of dimension 8"),
         ({"factory": "IVF4,PQ3"}, r"index.factory='IVF4,PQ3': FAISS makes no index of dimension 8"),
         ({"factory": "IVF4096,Flat"}, r"index.factory='IVF4096,Flat': cannot be trained on 600 rows"),
+        ({"factory": "PQ2x12"}, r"'PQ2x12': cannot be trained on 600 rows \(.*clusters \(4096\)\); use"),
+        ({"factory": "NSG8"}, r"'NSG8': FAISS cannot add rows .* block by block \(.*NNDescent.*\); use another"),
         ({"factory": "IDMap,Flat"}, r"index.factory='IDMap,Flat': rows are numbered already"),
         ({"sample_fraction": 1e-9}, r"index.sample_fraction=1e-09: leaves no row"),
         ({"snapshot": 9}, r"snapshots/9.json: not found"),
@@ -326,6 +328,29 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     manifest.model_copy(update={"shards": manifest.shards[:2]}).write(workspace, made.manifest)
     with pytest.raises(InputError, match=r"index-0.995.json: lists 2 shards of 3"):
         ShardedIndex.open(workspace, made.manifest)
+
+
+def test_a_map_of_another_dimension_is_refused(tmp_path: Path) -> None:
+    workspace = write_memory(tmp_path)
+    made, manifest = build(workspace)
+    (tmp_path / made.manifest).unlink()
+    wider = manifest.identity.model_copy(update={"dimension": 16})
+    manifest.model_copy(update={"identity": wider}).write(workspace, made.manifest)
+    with pytest.raises(InputError, match=re.escape(f"{manifest.map.path}: of dimension 8, expected 16")):
+        ShardedIndex.open(workspace, made.manifest)
+
+
+def test_content_of_another_index_is_refused_where_it_is_verified(tmp_path: Path) -> None:
+    """As a copy leaves it that was broken off: every size and shape as recorded."""
+    path, manifest = damaged(tmp_path, "rows")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    reader = IndexReader.open(index_workspace(tmp_path), manifest)
+    reader.shard(0, verify=True)
+    reader.shard(1)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))}: its checksum is not the recorded one"):
+        reader.shard(1, verify=True)
 
 
 def test_a_file_of_a_newer_faiss_says_which(tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
-from l2d_ray.index.manifest import IndexManifest, ShardRecord
-from l2d_ray.indexing import IndexPlan, build_shard, finish, fit, plan_index, sum_moments
+from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
+from l2d_ray.index.sharding import Hop, answers, dealt, follow
+from l2d_ray.index.tuning import tuning_hops
+from l2d_ray.indexing import Fitted, IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
 from l2d_ray.workspace import Workspace
 
 
@@ -75,13 +78,43 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
     workspace = Workspace.open(plan.workspace)
     if workspace.exists(plan.manifest):
         return IndexManifest.read(workspace, plan.manifest), plan.num_shards
+    check_room(config)
     reused = sum(workspace.exists(f"{plan.folder}/shard={shard}.json") for shard in range(plan.num_shards))
     shards = range(plan.num_shards)
     _each("moments", config, sum_moments, [(plan, shard) for shard in shards])
     (fitted,) = _each("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
     records: list[ShardRecord] = _each("shards", config, build_shard, [(plan, fitted, shard) for shard in shards])
-    (manifest,) = _each("measuring", config, finish, [(plan, fitted, records, started)])
-    return manifest, reused
+    tuned = _tune(config, plan, fitted, records)
+    return finish(plan, fitted, records, tuned, started), reused
+
+
+def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
+    """What `tuning_hops` gives, over actors that hold the shards between them: no machine needs room for all."""
+    parts = dealt(len(records), min(len(records), workers_that_fit(config)))
+    cpus = config.workers.cpus
+    kind = ray.remote(_TrialShards).options(num_cpus=cpus, scheduling_strategy="SPREAD")
+    actors = [kind.remote(cpus, plan, fitted, [records[shard] for shard in part]) for part in parts]
+
+    def ask(hop: Hop) -> list[Any]:
+        own = [Hop(hop.method, hop.arguments[part.start : part.stop]) for part in parts]
+        asked = [actor.answers.remote(question) for actor, question in zip(actors, own, strict=True)]
+        return [answer for answers in ray.get(asked) for answer in answers]
+
+    try:
+        return follow(tuning_hops([record.rows for record in records], plan.config.target_recall), ask)
+    except RayError as error:
+        raise root_error(error) from None
+
+
+class _TrialShards:
+    """Some shards of an index, where Ray can ask them."""
+
+    def __init__(self, threads: int, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> None:
+        faiss.omp_set_num_threads(threads)
+        self._shards = [trial_shard(plan, fitted, record) for record in records]
+
+    def answers(self, hop: Hop) -> list[Any]:
+        return answers(self._shards, hop)
 
 
 def _each(

@@ -4,6 +4,9 @@ Two passes over samples, each on a pool of actors that hold the models and the i
 L2D at every M and prior of the configuration, whose best go into the test pass. Recommenders that write text see a part
 of the test samples only, and all the others are run on that part once more, beside them, for a fair comparison: that
 is a second `Run` of the same pass.
+
+Every actor holds its indexes as a whole (FAISS's part and the item means; rows stay on a disk that nodes share). Where
+a node has no room for that, `index.sample_fraction` evaluates a share of the memory; serving needs no such node.
 """
 
 import time
@@ -86,7 +89,7 @@ def evaluate(config: Config) -> EvaluateResult:
         raise InputError(f"{workspace.path('dataset')}: has no test samples; prepare data with another data.split")
     indexes = {space: _index(config, space) for space in spaces}
     shares = {
-        share: _index(config, config.index.space, share * config.index.sample_fraction)
+        share: _index_of_share(config, share)
         for share in (sorted(set(config.evaluate.fractions)) if {"l2d-global", "l2d-local"} & set(names) else [])
     }
 
@@ -200,6 +203,13 @@ def _index(config: Config, space: str, fraction: float | None = None) -> str:
     config = config.model_copy(update={"index": config.index.model_copy(update=changes)})
     build_index(config)
     return plan_index(config).manifest
+
+
+def _index_of_share(config: Config, share: float) -> str:
+    try:
+        return _index(config, config.index.space, share * config.index.sample_fraction)
+    except InputError as error:
+        raise InputError(f"{error}; or leave {share:g} out of evaluate.fractions") from None
 
 
 def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:

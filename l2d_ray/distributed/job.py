@@ -21,6 +21,9 @@ from l2d_ray.errors import InputError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set in a submitted job."""
+
 
 def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
@@ -48,13 +51,21 @@ def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> 
     sys.exit(0)
 
 
+def joins_a_cluster() -> bool:
+    """Whether the environment names a Ray to join, which may grow."""
+    return _SUBMITTED in os.environ or "RAY_ADDRESS" in os.environ
+
+
 def connect(config: Config) -> None:
     """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
 
     Refuses a relative workspace inside a submitted job, whose working folder is a temporary copy.
     """
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and "://" not in config.workspace and not Path(config.workspace).expanduser().is_absolute():
+    if (
+        _SUBMITTED in os.environ
+        and "://" not in config.workspace
+        and not Path(config.workspace).expanduser().is_absolute()
+    ):
         raise InputError(
             f"workspace={config.workspace!r}: a submitted job runs in a temporary copy of this folder, where the result"
             " would be lost; give an absolute path or a URI"
@@ -62,7 +73,7 @@ def connect(config: Config) -> None:
     quiet()
     if ray.is_initialized():
         return
-    if submitted or "RAY_ADDRESS" in os.environ:
+    if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     # Of Ray Serve's proxies, which have no other settings for it; a process reads them when it starts.

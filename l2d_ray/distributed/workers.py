@@ -1,14 +1,40 @@
-"""The actors that hold a model: how many fit."""
+"""The actors that hold a model, and tasks of their size: how many fit."""
 
 import os
+import sys
 
 import ray
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.job import joins_a_cluster
+from l2d_ray.errors import InputError
+
+
+def check_room(config: Config, workers: int = 1) -> None:
+    """Whether so many workers of `workers.cpus` and `workers.gpus` fit at once: Ray would wait for ever, silently.
+
+    Raises InputError where they do not fit on the Ray of this machine alone; a cluster may grow, so that one line on
+    stderr says what is waited for.
+    """
+    asked = config.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": asked.cpus} | ({"GPU": asked.gpus} if asked.gpus else {})
+    if sum(int(min(node.get(kind, 0) / count for kind, count in wanted.items())) for node in nodes) >= workers:
+        return
+    has = ray.cluster_resources()
+    lack = (
+        f"{workers} worker{'s' * (workers > 1)} of workers.cpus={asked.cpus} and workers.gpus={asked.gpus:g} at once do"
+        f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {len(nodes)} nodes"
+    )
+    if not joins_a_cluster():
+        raise InputError(f"{lack}; ask for less, or set workers.max")
+    print(f"{lack}: waiting for more", file=sys.stderr)
 
 
 def workers_that_fit(config: Config) -> int:
-    """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`."""
+    """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`, for
+    which there must be room (`check_room`)."""
+    check_room(config, config.workers.min)
     resources = ray.cluster_resources()
     cores = resources.get("CPU", 1)
     if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has

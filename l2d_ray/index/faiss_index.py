@@ -4,6 +4,7 @@ FAISS finds candidates, whatever it compresses; their distances are then taken i
 so that what an index loses is candidates only, never the precision of a score.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ EXACT_BELOW_ROWS = 100_000
 """Rows of a shard up to which `auto` scans them all: 34 ms a query of dimension 576 (README, results), less than a
 tenth of what encoding the query takes there."""
 COMPRESSED_ABOVE_ROWS = 5_000_000
-TRAINING_ROWS_PER_LIST = 64
-"""FAISS warns below 39 and takes at most 256; the mean of 64 vectors places a list well enough."""
+TRAINING_ROWS_PER_MEAN = 64
+"""FAISS's k-means warns below 39 and takes at most 256; the mean of 64 vectors is placed well enough."""
 MOST_EF_SEARCH, MOST_K_FACTOR, MOST_MORE_CANDIDATES = 4096, 64, 16_384
 _MARGIN = 32
 _ROUNDING = 1e-5
@@ -54,10 +55,9 @@ def empty_index(factory: str, dimension: int) -> Any:
     try:
         index = faiss.index_factory(dimension, factory)
     except RuntimeError as error:
-        reason = str(error).split("Error: ")[-1].split(" in ")[-1].splitlines()[0]
         raise InputError(
-            f"index.factory={factory!r}: FAISS makes no index of dimension {dimension} from it ({reason}); see the"
-            " index factory in FAISS's documentation"
+            f"index.factory={factory!r}: FAISS makes no index of dimension {dimension} from it ({reason(error)}); see"
+            " the index factory in FAISS's documentation"
         ) from None
     if isinstance(index, faiss.IndexIDMap):
         raise InputError(f"index.factory={factory!r}: rows are numbered already; leave out IDMap")
@@ -68,12 +68,18 @@ def empty_index(factory: str, dimension: int) -> Any:
     return index
 
 
+def reason(error: RuntimeError) -> str:
+    """What FAISS says, without where in its source."""
+    return re.sub(r"^Error in .* at \S+: (Error: )?", "", str(error).splitlines()[0])
+
+
 def training_rows(index: Any) -> int:
     """How many vectors to train an index on; 0 if it needs no training."""
     if index.is_trained:
         return 0
-    inverted = faiss.try_extract_index_ivf(index)
-    return max(TRAINING_ROWS_PER_LIST * inverted.nlist if inverted else 0, 50_000)
+    inverted, quantizer = faiss.try_extract_index_ivf(index), getattr(_inner(index), "pq", None)
+    means = max(inverted.nlist if inverted else 0, quantizer.ksub if quantizer else 0)
+    return max(TRAINING_ROWS_PER_MEAN * means, 50_000)
 
 
 def train(index: Any, vectors_ND: FloatArray) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def write_array(
     return write_bytes(workspace, path, (part for parts in ([header.getvalue()], content) for part in parts))
 
 
-def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array, mapped into memory from a disk (checked by its size only), read and checked from anywhere else.
+def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...], verify: bool = False) -> NDArray[Any]:
+    """An array, mapped into memory from a disk (checked by its size, and its content if `verify`), read and checked
+    from anywhere else.
 
     Raises InputError, naming the file, if it is missing, truncated, no array or of another shape.
     """
@@ -47,6 +49,9 @@ def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...]) ->
     path = workspace.path(file.path)
     try:
         if isinstance(workspace.filesystem, pafs.LocalFileSystem):
+            if verify:
+                with Path(path).open("rb") as stream:
+                    _check_digest(workspace, file, hashlib.file_digest(stream, "sha256"))
             array = np.load(path, mmap_mode="r") if 0 not in shape else np.load(path)
         else:
             array = np.load(io.BytesIO(read_bytes(workspace, file)))
@@ -62,8 +67,7 @@ def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
     _check(workspace, file)
     with workspace.filesystem.open_input_stream(workspace.path(file.path)) as stream:
         content = bytes(stream.read())
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise InputError(f"{workspace.path(file.path)}: its checksum is not the recorded one{REMEDY}")
+    _check_digest(workspace, file, hashlib.sha256(content))
     return content
 
 
@@ -84,6 +88,11 @@ def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]
     """The map and the offset that `write_map` wrote."""
     with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
         return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
+
+
+def _check_digest(workspace: Workspace, file: IndexFile, digest: Any) -> None:
+    if digest.hexdigest() != file.sha256:
+        raise InputError(f"{workspace.path(file.path)}: its checksum is not the recorded one{REMEDY}")
 
 
 def _check(workspace: Workspace, file: IndexFile) -> None:

@@ -42,17 +42,24 @@ class IndexShard:
 
     @classmethod
     def open(
-        cls, workspace: Workspace, shard: ShardRecord, offset_D: Float64, factory: str, search: str = ""
+        cls,
+        workspace: Workspace,
+        shard: ShardRecord,
+        offset_D: Float64,
+        factory: str,
+        search: str = "",
+        verify: bool = False,
     ) -> "IndexShard":
         """Read a shard. Raises InputError, naming the file, if one is missing, truncated or of another shape.
 
-        `offset_D` is what `read_map` returns with the map; `factory` and `search` are as in the manifest.
+        `offset_D` is what `read_map` returns with the map; `factory` and `search` are as in the manifest; `verify` as
+        in `read_array`.
         """
         dimension = offset_D.size
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("row_items", "sample_ids"), (shard.rows,))
         shapes |= dict.fromkeys(("items", "counts"), (shard.items,))
         shapes |= {"rows": (shard.rows, dimension), "centroids": (shard.items, dimension)}
-        arrays = {name: read_array(workspace, shard.files[name], shape) for name, shape in shapes.items()}
+        arrays = {name: read_array(workspace, shard.files[name], shape, verify) for name, shape in shapes.items()}
         index = _read_faiss(workspace, shard, dimension)
         rows = VectorSearch(index, arrays["rows"], offset_D, exhaustive=factory == EXHAUSTIVE)
         rows.set_search(search)

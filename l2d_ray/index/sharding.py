@@ -4,10 +4,13 @@ What is asked of the shards, and what becomes of their answers, is written once,
 know where the shards are: `ShardedIndex` asks those of one process in turn, a server may ask replicas in parallel.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from l2d_ray.core.decoding import (
     Float64,
@@ -25,12 +28,14 @@ from l2d_ray.index.manifest import IndexManifest, snapshot_folder
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.workspace import Workspace
 
+T = TypeVar("T")
+
 
 class Hop(NamedTuple):
     """A question to every shard; the answers are sent back as a list in the order of the shards."""
 
     method: str
-    """Of IndexShard."""
+    """Of IndexShard (of TrialShard, in `tuning`)."""
     arguments: list[tuple[Any, ...]]
     """For each shard."""
 
@@ -96,11 +101,12 @@ class IndexReader:
             )
         return cls(manifest, space, workspace, offset_D)
 
-    def shard(self, number: int) -> IndexShard:
-        """One of its shards. Raises InputError, naming the file, for what is wrong."""
+    def shard(self, number: int, verify: bool = False) -> IndexShard:
+        """One of its shards. Raises InputError, naming the file, for what is wrong; if `verify`, also for content that
+        was not written with this index."""
         manifest = self.manifest
         return IndexShard.open(
-            self.workspace, manifest.shards[number], self._offset_D, manifest.factory, manifest.search
+            self.workspace, manifest.shards[number], self._offset_D, manifest.factory, manifest.search, verify
         )
 
 
@@ -135,17 +141,28 @@ class ShardedIndex:
         return run(local_hops(len(self.shards), self.space(states_UD), k, exclude, top_m, allow), self.shards)
 
 
-def answers(shards: Sequence[IndexShard], hop: Hop) -> list[Any]:
+def dealt(shards: int, parts: int) -> list[range]:
+    """The shards of each part; a part may have none."""
+    bounds = np.linspace(0, shards, parts + 1).astype(int).tolist()
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def answers(shards: Sequence[Any], hop: Hop) -> list[Any]:
     """Of shards in this process, one after the other."""
     return [getattr(shard, hop.method)(*own) for shard, own in zip(shards, hop.arguments, strict=True)]
 
 
-def run(hops: Hops, shards: Sequence[IndexShard]) -> list[ScoredItems]:
+def run(hops: Generator[Hop, list[Any], T], shards: Sequence[Any]) -> T:
     """The result of all hops, by `answers`."""
+    return follow(hops, lambda hop: answers(shards, hop))
+
+
+def follow(hops: Generator[Hop, list[Any], T], ask: Callable[[Hop], list[Any]]) -> T:
+    """The result of all hops, each answered by `ask`."""
     hop = next(hops)
     while True:
         try:
-            hop = hops.send(answers(shards, hop))
+            hop = hops.send(ask(hop))
         except StopIteration as done:
-            found: list[ScoredItems] = done.value
-            return found
+            result: T = done.value
+            return result

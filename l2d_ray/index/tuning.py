@@ -1,38 +1,85 @@
 """How much an index loses against looking at every row, and a setting that keeps it small without much effort."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import IntArray, best_items, global_cut
+from l2d_ray.core.decoding import Cut, FloatArray, IntArray, Neighbours, ScoredItems, best_items, global_cut
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import Scan, VectorSearch
 from l2d_ray.index.manifest import IndexQuality
 from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.sharding import Hop, run
 
 QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
 
 
+class TrialShard:
+    """A shard that can also be searched exactly, and whose search setting can be changed. Answers `tuning_hops`."""
+
+    def __init__(self, shard: IndexShard) -> None:
+        """The setting of the shard's own index is changed."""
+        self._shard = shard
+        self._exact = replace(shard, rows=Scan(shard.rows.vectors_ND, shard.rows.offset_D))
+
+    def sample(self, step: int) -> tuple[NDArray[np.float16], IntArray]:
+        """Every so many rows, and their ids."""
+        rows = slice(0, None, step)
+        return np.array(self._shard.rows.vectors_ND[rows]), self._shard.sample_ids_M[rows]
+
+    def narrowest_search(self) -> str:
+        """As in `faiss_index`."""
+        return faiss_index.narrowest_search(self._search.index)
+
+    def wider_searches(self, setting: str) -> list[str]:
+        """As in `faiss_index`."""
+        return faiss_index.wider_searches(self._search.index, setting)
+
+    def set_search(self, setting: str) -> None:
+        """As in `VectorSearch`."""
+        self._search.set_search(setting)
+
+    def nearest_rows(self, queries_UD: FloatArray, own_ids_U: IntArray, top_m: int, exact: bool) -> list[Neighbours]:
+        """Each query's top M rows of this shard, without its own."""
+        near = (self._exact if exact else self._shard).nearest_rows(queries_UD, top_m + 1)
+        return [part.keep(part.sample_ids_M != own_id) for part, own_id in zip(near, own_ids_U, strict=True)]
+
+    def aggregate_rows(
+        self, queries_UD: FloatArray, neighbours: Sequence[Neighbours], cuts: Sequence[Cut]
+    ) -> list[ScoredItems]:
+        """As in `IndexShard`."""
+        return self._shard.aggregate_rows(queries_UD, neighbours, cuts)
+
+    @property
+    def _search(self) -> VectorSearch:
+        if isinstance(self._shard.rows, Scan):
+            raise TypeError("a Scan has no search setting")
+        return self._shard.rows
+
+
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
-    """A search setting whose top K agrees with the exact one to `target`, and what it gives.
+    """`tuning_hops` over shards of this process, whose setting it changes to what it returns."""
+    return run(tuning_hops([shard.sample_ids_M.size for shard in shards], target), [TrialShard(s) for s in shards])
+
+
+def tuning_hops(rows: Sequence[int], target: float) -> Generator[Hop, list[Any], tuple[str, IndexQuality]]:
+    """A search setting whose top K agrees with the exact one to `target`, and what it gives; `rows` is of each shard.
 
     From the narrowest on, the step that gains most is taken until the target is reached; if it is out of reach, the
     best of all that was tried is taken. It stays in force. Queries are rows of the memory, each left out of its own
-    neighbours.
+    neighbours. Asks `TrialShard`s.
     """
-    step = max(1, sum(shard.sample_ids_M.size for shard in shards) // QUALITY_QUERIES)
-    chosen = [np.arange(0, shard.sample_ids_M.size, step) for shard in shards]
-    queries = np.concatenate([s.rows.vectors_ND[rows] for s, rows in zip(shards, chosen, strict=True)])
-    own_ids = np.concatenate([shard.sample_ids_M[rows] for shard, rows in zip(shards, chosen, strict=True)])
-    exact = _lists([replace(s, rows=Scan(s.rows.vectors_ND, s.rows.offset_D)) for s in shards], queries, own_ids)
-    indexes = [shard.rows for shard in shards if isinstance(shard.rows, VectorSearch)]
+    largest = int(np.argmax(rows))
+    sampled = yield _all(rows, "sample", max(1, sum(rows) // QUALITY_QUERIES))
+    queries, own_ids = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    exact = yield from _lists(rows, queries, own_ids, exact=True)
 
-    def search(setting: str) -> IndexQuality:
-        for index in indexes:
-            index.set_search(setting)
-        found = _lists(shards, queries, own_ids)
+    def search(setting: str) -> Generator[Hop, list[Any], IndexQuality]:
+        yield _all(rows, "set_search", setting)
+        found = yield from _lists(rows, queries, own_ids, exact=False)
         return IndexQuality(
             queries=len(queries),
             top_m=QUALITY_TOP_M,
@@ -41,36 +88,39 @@ def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality
             recall_top_k=_overlap([items for _, items in found], [items for _, items in exact]),
         )
 
-    largest = max(indexes, key=lambda index: index.index.ntotal).index
-    setting = faiss_index.narrowest_search(largest)
-    tried = {setting: search(setting)}
+    setting = (yield _all(rows, "narrowest_search"))[largest]
+    tried = {setting: (yield from search(setting))}
 
     def gain(setting: str) -> tuple[float, float]:
         return tried[setting].recall_top_k, tried[setting].recall_top_m
 
-    while gain(setting)[0] < target and (options := faiss_index.wider_searches(largest, setting)):
-        tried |= {option: search(option) for option in options}
+    while gain(setting)[0] < target:
+        options = (yield _all(rows, "wider_searches", setting))[largest]
+        if not options:
+            break
+        for option in options:
+            tried[option] = yield from search(option)
         setting = max(options, key=gain)
     best = max(tried, key=gain) if gain(setting)[0] < target else setting
-    for index in indexes:
-        index.set_search(best)
+    yield _all(rows, "set_search", best)
     return best, tried[best]
 
 
+def _all(shards: Sequence[Any], method: str, *arguments: Any) -> Hop:
+    """The same question to every shard."""
+    return Hop(method, [arguments] * len(shards))
+
+
 def _lists(
-    shards: Sequence[IndexShard], queries_UD: NDArray[np.float16], own_ids_U: IntArray
-) -> list[tuple[IntArray, IntArray]]:
+    shards: Sequence[Any], queries_UD: NDArray[np.float16], own_ids_U: IntArray, exact: bool
+) -> Generator[Hop, list[Any], list[tuple[IntArray, IntArray]]]:
     """For each query the ids of its top M rows and its top K items by L2D-L, its own row left out."""
-    hops = [shard.nearest_rows(queries_UD, QUALITY_TOP_M + 1) for shard in shards]
-    others = [
-        [part.keep(part.sample_ids_M != own_id) for part, own_id in zip(parts, own_ids_U, strict=True)]
-        for parts in hops
-    ]
-    cuts = [global_cut(parts, QUALITY_TOP_M) for parts in zip(*others, strict=True)]
-    items = [s.aggregate_rows(queries_UD, own, cuts) for s, own in zip(shards, others, strict=True)]
+    near = yield _all(shards, "nearest_rows", queries_UD, own_ids_U, QUALITY_TOP_M, exact)
+    cuts = [global_cut(parts, QUALITY_TOP_M) for parts in zip(*near, strict=True)]
+    items = yield Hop("aggregate_rows", [(queries_UD, own, cuts) for own in near])
     return [
         (np.concatenate([part.up_to(cut).sample_ids_M for part in parts]), best_items(found, QUALITY_K).items_I)
-        for cut, parts, found in zip(cuts, zip(*others, strict=True), zip(*items, strict=True), strict=True)
+        for cut, parts, found in zip(cuts, zip(*near, strict=True), zip(*items, strict=True), strict=True)
     ]
 
 
