@@ -26,10 +26,18 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config, IndexConfig
 from l2d_ray.core.aggregation import Moments, add_rows
 from l2d_ray.core.samples import in_fraction
-from l2d_ray.core.space import fit_map
+from l2d_ray.core.space import fit_map, fit_means
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
-from l2d_ray.index.files import read_bytes, read_map, write_array, write_bytes, write_map
+from l2d_ray.index.files import (
+    read_bytes,
+    read_map,
+    read_means,
+    write_array,
+    write_bytes,
+    write_map,
+    write_means,
+)
 from l2d_ray.index.manifest import (
     FOLDER,
     IndexFile,
@@ -88,6 +96,7 @@ class Fitted(Record):
     """What step 2 leaves for step 3. Written once: shards of two maps would not fit together."""
 
     map: IndexFile
+    means: IndexFile
     trained: IndexFile
 
 
@@ -156,6 +165,9 @@ def fit(plan: IndexPlan) -> Fitted:
     attempt = uuid.uuid4().hex[:8]
     fitted = Fitted(
         map=write_map(workspace, f"{plan.folder}/space-{attempt}.npz", space, offset_D),
+        means=write_means(
+            workspace, f"{plan.folder}/means-{attempt}.npz", fit_means(moments, plan.config.space, space)
+        ),
         trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [faiss_index.to_bytes(index)]),
     )
     return _commit(fitted, workspace, record_path)
@@ -198,7 +210,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
         return write_array(workspace, f"{folder}/{name}.npy", shape, dtype, parts)
 
-    means = space(part.sums_ID / part.counts_I[:, None])
+    means = read_means(workspace, fitted.means)(space(part.sums_ID / part.counts_I[:, None]), part.counts_I)
     files = {
         "rows": write("rows", (count, dimension), np.float16, mapped()),
         "row_items": write("row_items", (count,), np.int32, [row_items]),
@@ -274,7 +286,7 @@ def _commit(record: R, workspace: Workspace, path: str) -> R:
 
 def _remove_strays(workspace: Workspace, plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord]) -> None:
     """Remove what attempts left behind that were killed or came second."""
-    files = [fitted.map, fitted.trained, *(file for shard in shards for file in shard.files.values())]
+    files = [fitted.map, fitted.means, fitted.trained, *(file for shard in shards for file in shard.files.values())]
     keep = {file.path for file in files}
     for path in workspace.files(plan.folder):
         if path not in keep and not path.endswith(".json"):

@@ -213,7 +213,7 @@ def test_a_second_attempt_at_a_step_takes_what_the_first_committed(
     on_disk = set(workspace.files(made.folder))
     build(workspace)
     left = set(workspace.files(made.folder))
-    assert len(on_disk - left) == 2 + 7  # a map, a trained index and the files of a shard
+    assert len(on_disk - left) == 3 + 7  # a map, what means are, a trained index and the files of a shard
     ShardedIndex.open(workspace, made.manifest)
 
 

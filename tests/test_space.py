@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from l2d_ray.core.aggregation import Moments, item_sums
-from l2d_ray.core.space import SpaceKind, fit_map
+from l2d_ray.core.space import SpaceKind, fit_map, fit_means
 
 
 def memory(rows: int = 4000) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -51,6 +51,38 @@ def test_within_item_whitening_is_linear_discriminant_analysis() -> None:
     np.testing.assert_array_equal(nearest, discriminants.argmax(axis=1))
     plain = np.linalg.norm(states[:, None] - means, axis=2).argmin(axis=1)
     assert (nearest == items).mean() > 2 * (plain == items).mean()
+
+
+def test_item_means_are_posterior_means() -> None:
+    """Items that differ along one direction of twenty, three rows each, in noise of another shape."""
+    random = np.random.default_rng(0)
+    items = np.repeat(np.arange(2000), 3)
+    root = random.standard_normal((20, 20)) + 3 * np.eye(20)
+    true = np.zeros((2000, 20))
+    true[:, 4] = 2 * random.standard_normal(2000)
+    states = (true[items] + random.standard_normal((6000, 20))) @ root + 7
+    sums, counts = item_sums(states, items, 2000)
+    known = moments(states, items)
+    space = fit_map(known, "whiten-within", 0.0)
+    fitted = fit_means(known, "whiten-within", space)
+    assert fitted.signal_D is not None
+    assert fitted.signal_D[-1] == pytest.approx(4, rel=0.1)
+    assert fitted.signal_D[-2] < 0.1
+    raw, aimed = space(sums / counts[:, None]), space(true @ root + 7)
+    posterior = fitted(raw, counts)
+    error, before = np.square(posterior - aimed).sum(axis=1).mean(), np.square(raw - aimed).sum(axis=1).mean()
+    assert before == pytest.approx(20 / 3, rel=0.05)
+    assert error == pytest.approx(4 / (4 * 3 + 1), rel=0.25)  # what is left of the variance 4 after three rows
+    assert fitted.axes_DD is not None
+    along, surely = fitted.axes_DD[:, -1], fitted(raw, counts * 10**9)
+    np.testing.assert_allclose(surely @ along, raw @ along, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "centre", "whiten-total"])
+def test_elsewhere_means_are_the_means_of_rows(kind: SpaceKind) -> None:
+    states, items = memory()
+    space = fit_map(moments(states, items), kind, 0.1)
+    assert fit_means(moments(states, items), kind, space)(states, np.ones(len(states))).tolist() == states.tolist()
 
 
 def test_full_shrinkage_is_one_scale_for_all_directions() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from pyarrow import fs as pafs
 
 from l2d_ray.core.decoding import Float64
-from l2d_ray.core.space import LinearMap
+from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexFile
 from l2d_ray.workspace import DigestingSink, Workspace
@@ -88,6 +88,18 @@ def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]
     """The map and the offset that `write_map` wrote."""
     with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
         return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
+
+
+def write_means(workspace: Workspace, path: str, means: ItemMeans) -> IndexFile:
+    """Write how items are estimated."""
+    parts = {"axes": means.axes_DD, "signal": means.signal_D}
+    return write_arrays(workspace, path, {name: part for name, part in parts.items() if part is not None})
+
+
+def read_means(workspace: Workspace, file: IndexFile) -> ItemMeans:
+    """What `write_means` wrote."""
+    with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
+        return ItemMeans(parts.get("axes"), parts.get("signal"))
 
 
 def _check_digest(workspace: Workspace, file: IndexFile, digest: Any) -> None:

@@ -5,7 +5,8 @@ from typing import Literal
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.records import MemoryIdentity, Record
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+"""2: the item means of whiten-within are posterior means."""
 FOLDER = "index"
 
 
@@ -44,7 +45,7 @@ class IndexQuality(Record):
 class IndexManifest(Record):
     """A complete index."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     snapshot: int
     snapshot_digest: str
     """Of the snapshot's record: which memory this is of."""
