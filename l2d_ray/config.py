@@ -145,6 +145,7 @@ class FinetuneConfig(Section):
     learning_rate: float = Field(1e-4, gt=0)
     """At the end of the warm-up; a cosine leads it to 0."""
     warmup_steps: int = Field(20, ge=0)
+    """The learning rate grows over so many optimizer steps, at most a tenth of all."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
@@ -163,7 +164,8 @@ class FinetuneConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: slower, in a fraction of the memory."""
     zero_stage: int = Field(0, ge=0, le=3)
-    """DeepSpeed ZeRO: 1 shards the optimizer's state over the workers, 2 also gradients, 3 also weights."""
+    """DeepSpeed ZeRO: 1 shards the optimizer's state over the workers, 2 also gradients, 3 also weights. Every worker
+    first loads the whole model, which must fit its GPU even with 3."""
     offload: bool = False
     """ZeRO 1 to 3: keep the optimizer's state (3: and the weights) in the CPU's memory."""
     checkpoint_steps: int = Field(100, ge=1)
@@ -202,12 +204,13 @@ class IndexConfig(Section):
     """Which snapshot of the memory. None: the newest."""
     space: Literal["none", "centre", "whiten-total", "whiten-within"] = "whiten-within"
     """Where distances are taken (core/space.py): `none` is plain L2, the paper's; `whiten-within` divides by the
-    covariance inside items, which validation prefers by far (README, results)."""
+    covariance inside items, with which L2D-G finds most of all (README, results)."""
     shrinkage: float = Field(0.01, ge=0, le=1)
     """Of the covariance, towards a multiple of the identity."""
     prior: float | None = Field(None, ge=0)
-    """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item). None: 1 in the space
-    whiten-within, where that is linear discriminant analysis with the items' frequencies (README, results), else 0."""
+    """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item). None: 2 in the space
+    whiten-within, where 1 would be that of linear discriminant analysis, and validation data prefer more (README,
+    results), else 0."""
     factory: str = "auto"
     """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
     100,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
@@ -219,7 +222,7 @@ class IndexConfig(Section):
     def prior_in(self, space: str) -> float:
         """The weight in force in this space."""
         if self.prior is None:
-            return 1.0 if space == "whiten-within" else 0.0
+            return 2.0 if space == "whiten-within" else 0.0
         return self.prior
 
 
@@ -258,7 +261,7 @@ class EvaluateConfig(Section):
     """Prompts that beam search continues side by side."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
     """Values of recommend.top_m tried on validation data."""
-    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 0.25, 0.5, 1.0], min_length=1)
+    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.0, 3.0], min_length=1)
     """Values of index.prior tried on validation data, for `+prior`."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
     """Shares of the memory for Recall against memory size (the paper's 30% study)."""
@@ -297,8 +300,8 @@ class ServeConfig(Section):
     YAML's http_options say it."""
     port: int = Field(8000, ge=1, le=65_535)
     gateways: int = Field(1, ge=1)
-    """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, requests wait for its
-    successor, however long it takes."""
+    """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, serve.max_waiting requests
+    wait for its successor, however long it takes."""
     encoders: int = Field(1, ge=1)
     """Replicas of the model, each with workers.cpus and workers.gpus."""
     cache_megabytes: float = Field(1024, ge=0)
@@ -314,10 +317,12 @@ class ServeConfig(Section):
     deadline_seconds: float = Field(10, gt=0)
     """A request that takes longer is answered with 504."""
     shard_seconds: float = Field(3, gt=0)
-    """A shard that does not answer for so long counts as away."""
+    """A shard that does not answer for so long counts as away. With serve.shard_replicas, another one is asked beside
+    it after a third of that."""
     max_waiting: int = Field(200, ge=1)
-    """Requests that may wait in an encoder, and as many in a gateway for a place there. The next ones, and those that
-    could not be done within the deadline for what waits already, are answered with 503 and Retry-After."""
+    """Requests that may wait in an encoder, as many in a gateway for a place there, and as many on a node for a gateway.
+    The next ones, and those that could not be done within the deadline for what waits already, are answered with 503
+    and Retry-After."""
     max_history: int = Field(1000, ge=1)
     """Items of a history."""
     max_title_chars: int = Field(500, ge=1)

@@ -140,8 +140,8 @@ def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Pa
     assert result["top_m"] in (5, 20)
     tried = {(row["recommender"], row["top_m"], row["prior"]) for row in report["validation"]["results"]}
     assert all(row["groups"]["dense"]["users"] for row in report["validation"]["results"])
-    own = {("l2d-local-whiten-within", m, 1) for m in (5, 20)}
-    assert own | {("l2d-global-whiten-within", 0, prior) for prior in (0, 0.25, 0.5, 1)} < tried
+    own = {("l2d-local-whiten-within", m, 2) for m in (5, 20)}
+    assert own | {("l2d-global-whiten-within", 0, prior) for prior in (0, 1, 2, 3)} < tried
     assert {row["fraction"] for row in report["fractions"]} == {0.5, 1.0}
     assert all(name in result["stdout"] for name in names)
     ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()

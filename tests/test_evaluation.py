@@ -52,7 +52,7 @@ def test_a_name_says_which_recommender_in_which_space() -> None:
     made = [contender(name, config, choices) for name in names]
     assert [one.kind for one in made] == ["l2d-global", "l2d-local", "l2d-global", "most-popular"]
     assert [one.index for one in made] == ["index/whiten-within", "index/none", "index/whiten-total", ""]
-    assert [one.prior for one in made] == [1, 0, 0.5, 0]  # as it is served; the paper's; the best; none
+    assert [one.prior for one in made] == [2, 0, 0.5, 0]  # as it is served; the paper's; the best; none
     assert made[1].top_m == 4
     assert contender("constrained-beam-7", config, choices).beams == 7
 
