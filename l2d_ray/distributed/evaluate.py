@@ -162,7 +162,7 @@ def _choose(
     tried = {
         space: [
             Contender(f"l2d-local-{space}", "l2d-local", index, top_m=top_m, prior=config.index.prior_in(space))
-            for top_m in sorted(set(config.evaluate.top_m))
+            for top_m in sorted(set(config.evaluate.top_m), reverse=True)  # one search finds them all
         ]
         + [
             Contender(f"l2d-global-{space}", "l2d-global", index, prior=prior)
@@ -176,7 +176,8 @@ def _choose(
     found = {one: row["recall@20"] for one, row in zip(everything, rows, strict=True)}
 
     def best(space: str, kind: str) -> Contender:
-        return max((one for one in tried[space] if one.kind == kind), key=found.__getitem__)
+        of_kind = (one for one in tried[space] if one.kind == kind)
+        return max(of_kind, key=lambda one: (found[one], -one.top_m, -one.prior))
 
     choices = {
         space: Choice(index, best(space, "l2d-local").top_m, best(space, "l2d-global").prior)

@@ -1,7 +1,7 @@
 """One shard of an index: its files, and the two hops of L2D-L and the one of L2D-G over its own rows and items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faiss
@@ -113,6 +113,24 @@ class IndexShard:
             found = self.centroids.search(queries_UD, k + most)
         scored = (ScoredItems(self.items_I[numbers].astype(np.int64), scores_of(d)) for numbers, d in found)
         return [best_items([items.permitted(out)], k) for items, out in zip(scored, exclude, strict=True)]
+
+
+@dataclass(frozen=True)
+class SearchedOnce(IndexShard):
+    """A shard that answers the first hop of L2D-L for several M, of which the largest is asked first, from one search.
+
+    An approximate index may then find a little more for a smaller M than it does when asked for that alone.
+    """
+
+    last: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The search: `queries`, `top_m` and what it `found`."""
+
+    def nearest_rows(self, queries_UD: FloatArray, top_m: int) -> list[Neighbours]:
+        """As in `IndexShard`."""
+        last = self.last
+        if not last or top_m > last["top_m"] or not np.array_equal(queries_UD, last["queries"]):
+            last |= {"queries": queries_UD, "top_m": top_m, "found": super().nearest_rows(queries_UD, top_m)}
+        return [found.first(top_m) for found in last["found"]]
 
 
 def _read_faiss(workspace: Workspace, shard: ShardRecord, dimension: int) -> Any:
