@@ -7,6 +7,7 @@ groups; batches are counted in samples, so that a learning rate means what it me
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -70,13 +71,14 @@ class Progress:
     """Sum over the samples of this epoch so far."""
     epoch_samples: int = 0
     best_epoch: int = 0
+    """From 1; 0 before there is a finite validation loss."""
     losses: list[dict[str, float]] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def end_epoch(self, valid_loss: float) -> bool:
         """Note an epoch's losses; whether it is the best so far."""
         train_loss, epoch = self.epoch_loss / self.epoch_samples, len(self.losses) + 1
-        best = all(valid_loss < earlier["valid_loss"] for earlier in self.losses)
+        best = valid_loss < (self.losses[self.best_epoch - 1]["valid_loss"] if self.best_epoch else math.inf)
         losses = {"train_loss": round(train_loss, 6), "valid_loss": round(valid_loss, 6)}
         self.losses.append({"epoch": epoch, "step": self.step, **losses})
         self.epoch_loss, self.epoch_samples = 0.0, 0
@@ -208,14 +210,13 @@ def pack(step: int, micro_batches: list[TrainingSamples]) -> dict[str, Any]:
         "lengths": np.concatenate([batch.sequences.lengths for batch in micro_batches]),
         "target_lengths": np.concatenate([batch.target_lengths for batch in micro_batches]),
         "ids": np.concatenate([batch.ids for batch in micro_batches]),
-        "sizes": np.array([len(batch) for batch in micro_batches]),
     }
 
 
-def unpack(row: dict[str, Any]) -> list[TrainingSamples]:
-    """The micro-batches of a row of `pack`."""
+def unpack(row: dict[str, Any], micro_batches: int) -> list[TrainingSamples]:
+    """The samples of a row of `pack` in so many micro-batches, as `Schedule.deal` cuts them."""
     offsets = np.concatenate([[0], np.cumsum(row["lengths"])])
-    bounds = np.concatenate([[0], np.cumsum(row["sizes"])])
+    bounds = np.cumsum([0, *(part.size for part in np.array_split(row["ids"], micro_batches))])
     batches = []
     for start, stop in pairwise(bounds):
         own = slice(int(start), int(stop))
@@ -227,11 +228,23 @@ def unpack(row: dict[str, Any]) -> list[TrainingSamples]:
 
 def run_digest(config: Config, model: str, dataset: str) -> str:
     """What decides the weights that a run ends with: the settings, and digests of the model and the dataset."""
+    text = json.dumps([deciding_settings(config), model, dataset], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def deciding_settings(config: Config) -> dict[str, Any]:
+    """Those of `settings_of` that decide what is learned, but for the model's name: its digest stands for it."""
     settings = settings_of(config)
     settings["finetune"] = {key: value for key, value in settings["finetune"].items() if key not in RUNNING_ONLY}
     del settings["model"]["name"]
-    text = json.dumps([settings, model, dataset], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return settings
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
+    """What a step of `steps`, from 0, has of the learning rate: a line from 1 / `warmup` up to 1, a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 def tuned_model(config: Config, location: str) -> ModelConfig:

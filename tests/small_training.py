@@ -17,9 +17,9 @@ LEARNING = {
 }
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
     """What a training left in a workspace."""
-    (file,) = (folder / "adapter").glob("*model.safetensors")
+    (file,) = (folder / name).glob("*model.safetensors")
     return load_file(file)
 
 

@@ -7,9 +7,26 @@ from tiny_models import tiny_config, tiny_model
 
 from l2d_ray.config import FinetuneConfig
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
-from l2d_ray.models import causal_loss, tree_attention
-from l2d_ray.models.causal_loss import packed_loss, padded_loss
+from l2d_ray.models import causal_loss
+from l2d_ray.models.causal_loss import packed_loss, padded_loss, runs_packed
 from l2d_ray.models.trainable import prepare
+
+PACKED = {
+    "llama": {},
+    "qwen3": {},
+    "gpt2": {},
+    "granite": {"logits_scaling": 8.0},
+    "cohere": {"logit_scale": 0.0625},
+    "gemma2": {"attn_logit_softcapping": None, "final_logit_softcapping": 3.0},
+}
+"""Families that run packed; of the last three the causal model's forward scales or caps the logits."""
+PADDED = {
+    "lfm2": {"layer_types": ["full_attention", "conv"]},
+    "gemma2": {"attn_logit_softcapping": 0.5},
+    "gpt_oss": {},  # attention sinks
+    "bloom": {},  # calls its own attention
+    "mamba": {},
+}
 
 
 def samples(seed: int = 0, users: int = 3) -> TrainingSamples:
@@ -32,10 +49,10 @@ def one_by_one(batch: TrainingSamples) -> list[TrainingSamples]:
     return [TrainingSamples(Prompts.join([sequence]), lengths, ids) for sequence, lengths, ids in rows]
 
 
-def model_of(family: str, method: str, **settings: Any) -> Any:
+def model_of(family: str, method: str, changes: dict[str, Any] | None = None, **settings: Any) -> Any:
     modules = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     finetune = FinetuneConfig(method=method, dropout=0, target_modules=modules, **settings)
-    model = prepare(tiny_model(tiny_config(family)), finetune)
+    model = prepare(tiny_model(tiny_config(family, **changes or {})), finetune)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # LoRA's B begins at zero, where A has no gradient
         for name, weight in model.named_parameters():
@@ -51,17 +68,15 @@ def gradient(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", PACKED)
 def test_packed_gradients_are_the_sum_of_the_samples(family: str, method: str) -> None:
-    model, batch = model_of(family, method), samples()
+    model, batch = model_of(family, method, PACKED[family]), samples()
     loss, counts = packed_loss(model, batch)
     loss.backward()
     packed = gradient(model)
-    causal = model.get_base_model() if method == "lora" else model
-    causal.base_model.set_attn_implementation("eager")
     expected = 0.0
     for one in one_by_one(batch):
-        part = padded_loss(model, one)
+        part, _ = padded_loss(model, one)
         part.backward()
         expected += part.item()
     reference = gradient(model)
@@ -70,32 +85,47 @@ def test_packed_gradients_are_the_sum_of_the_samples(family: str, method: str) -
     assert counts.distinct_tokens == plan_forest(batch.sequences).tokens.size < counts.tokens
 
 
-def test_a_sample_is_the_mean_cross_entropy_of_its_title() -> None:
+@pytest.mark.parametrize(("family", "changes"), [*PACKED.items(), *PADDED.items()])
+def test_a_sample_is_the_mean_cross_entropy_of_its_title(family: str, changes: dict[str, Any]) -> None:
     """Against transformers' own loss, which is that mean."""
-    model = model_of("llama", "full")
-    model.base_model.set_attn_implementation("eager")
-    (one,) = one_by_one(samples())[4:5]
-    ids = torch.from_numpy(one.sequences[0].astype(np.int64))[None]
-    labels = ids.clone()
-    labels[0, : -one.target_lengths[0]] = -100
-    expected = model(input_ids=ids, labels=labels).loss.item()
-    assert padded_loss(model, one).item() == pytest.approx(expected, rel=1e-5)
-    model.base_model.set_attn_implementation(tree_attention.NAME)
-    assert packed_loss(model, one)[0].item() == pytest.approx(expected, rel=1e-5)
+    model, batch = model_of(family, "full", changes), samples()
+    expected = 0.0
+    for one in one_by_one(batch):
+        ids = torch.from_numpy(one.sequences[0].astype(np.int64))[None]
+        labels = ids.clone()
+        labels[0, : -one.target_lengths[0]] = -100
+        expected += model(input_ids=ids, labels=labels).loss.item()
+    loss, counts = padded_loss(model, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert counts.distinct_tokens == counts.tokens == batch.sequences.tokens.size
 
 
-@pytest.mark.parametrize("setting", ["chunks", "checkpointing"])
-def test_what_saves_memory_changes_no_gradient(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "changes"), [*PACKED.items(), *PADDED.items()])
+def test_a_trial_finds_what_cannot_run_packed(family: str, changes: dict[str, Any], dtype: str) -> None:
+    model = model_of(family, "full", changes).to(getattr(torch, dtype))
+    assert runs_packed(model, dtype) == (changes is PACKED.get(family))
+    assert model.training
+
+
+def test_logits_in_chunks_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, chunked = model_of("gemma2", "full", PACKED["gemma2"]), model_of("gemma2", "full", PACKED["gemma2"])
+    loss, _ = packed_loss(whole, samples())
+    loss.backward()
+    monkeypatch.setattr(causal_loss, "LOGITS_PER_CHUNK", 7)
+    in_chunks, _ = packed_loss(chunked, samples())
+    in_chunks.backward()
+    assert in_chunks.item() == pytest.approx(loss.item(), rel=1e-6)
+    torch.testing.assert_close(gradient(chunked), gradient(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
     plain = model_of("llama", "lora")
     packed_loss(plain, samples())[0].backward()
     expected = gradient(plain)
-    if setting == "chunks":
-        monkeypatch.setattr(causal_loss, "LOGITS_PER_CHUNK", 5)
-    saving = model_of("llama", "lora", gradient_checkpointing=setting == "checkpointing")
-    if setting == "checkpointing":
-        saving.train()  # transformers checkpoints in training only
-        layers = [m for m in saving.modules() if getattr(m, "gradient_checkpointing", False)]
-        assert layers
+    saving = model_of("llama", "lora", gradient_checkpointing=True)
+    saving.train()  # transformers checkpoints in training only
+    assert [m for m in saving.modules() if getattr(m, "gradient_checkpointing", False)]
     packed_loss(saving, samples())[0].backward()
     torch.testing.assert_close(gradient(saving), expected, rtol=1e-4, atol=1e-6)
 

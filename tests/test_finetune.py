@@ -9,8 +9,10 @@ import pytest
 import torch
 from small_training import LEARNING, USERS, assert_same, weights
 from small_workspace import config_of, run_job, write_dataset
+from tiny_models import save_tiny
 
 from l2d_ray.config import Config
+from l2d_ray.distributed import finetune as driver
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.finetune import FinetuneResult, finetune
@@ -62,8 +64,11 @@ def test_the_same_command_again_trains_nothing(tuned: tuple[Path, FinetuneResult
 
 def test_the_result_of_another_training_is_not_overwritten(tuned: tuple[Path, FinetuneResult]) -> None:
     folder, _ = tuned
-    with pytest.raises(InputError, match=r"training.json: is of another training: finetune.rank \(8, now 4\)"):
-        finetune(config(folder, **{"finetune.rank": 4}))
+    with pytest.raises(InputError, match=r"training.json: is of another training: finetune.rank \(8, now 4\); set"):
+        finetune(config(folder, **{"finetune.rank": 4, "finetune.max_failures": 1}))
+    other = save_tiny(folder / "other", seed=1)
+    with pytest.raises(InputError, match=r"is of another training: another model or dataset; set"):
+        finetune(config(folder, **{"model.name": other, "finetune.max_failures": 1}))
 
 
 def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, FinetuneResult]) -> None:
@@ -82,9 +87,31 @@ def test_two_workers_learn_what_one_does(stage: int, folder: Path, tuned: tuple[
     assert_same(weights(folder), weights(tuned[0]), tolerance=2e-3)
 
 
-def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(folder: Path, ray_session: None) -> None:
-    """The target of every validation sample is random: to learn the training samples by heart does not help."""
-    result = finetune(config(folder, **{"finetune.method": "full", "finetune.epochs": 12}))
+def test_what_cannot_run_packed_trains_in_full(
+    folder: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny(folder / "lfm2", "lfm2", layer_types=["full_attention", "conv"])
+    settings = {"model.name": model, "finetune.method": "full", "finetune.micro_batch_size": 16}
+    result = finetune(config(folder, **settings))
+    assert result.distinct_tokens == result.tokens_one_by_one
+    assert capsys.readouterr().err.count("Lfm2ForCausalLM cannot run packed: ") == 1
+    finetune(config(folder, **settings, **{"finetune.name": "two", "finetune.zero_stage": 3, "workers.max": 2}))
+    assert_same(weights(folder, "two"), weights(folder), tolerance=2e-3)
+
+
+def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(
+    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target of every validation sample is random: to learn the training samples by heart does not help.
+
+    It stops at the same epoch where the driver is lost before it has noted the end.
+    """
+    settings = config(folder, **{"finetune.method": "full", "finetune.epochs": 12})
+    with monkeypatch.context() as lost:
+        lost.setattr(driver, "_finish", None)
+        with pytest.raises(TypeError):
+            finetune(settings)
+    result = finetune(settings)
     record = json.loads((folder / "adapter" / "training.json").read_text())
     assert result.epochs == record["best_epoch"] + 1 < 12
     assert any("embed_tokens" in name for name in weights(folder))
@@ -97,6 +124,11 @@ def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: 
             config(folder, **{"finetune.method": "full", "finetune.learning_rate": 1e30, "finetune.warmup_steps": 0})
         )
     assert not (folder / "adapter" / "training.json").exists()
+
+
+def test_all_workers_end_where_the_first_finds_that_nothing_was_learned(folder: Path, ray_session: None) -> None:
+    with pytest.raises(InputError, match="the adapter came out empty"):
+        finetune(config(folder, **{"finetune.learning_rate": 1e-60, "workers.max": 2}))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +155,7 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
         ({"model.dtype": "float16"}, "model.dtype='float16': a CPU does not train in it"),
         ({"model.dtype": "int8"}, "model.dtype='int8': a CPU does not train in it"),
         ({"model.adapter": "somewhere"}, "a base model is fine-tuned; leave it out"),
+        ({"workers.max": 9}, "9 workers of workers.cpus=1 and workers.gpus=0 at once do not fit into 4 CPUs"),
         ({"finetune.trackers": '["wandb"]'}, "finetune.trackers='wandb': not installed; pip install wandb"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from small_training import LEARNING, USERS, assert_same, weights
-from small_workspace import command, config_of, environment, kill_worker, result_of, run_job, wait_for
+from small_workspace import command, config_of, environment, kill_worker, wait_for, workers
 
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.finetune import finetune, identify_run
@@ -63,17 +63,26 @@ def test_a_checkpoint_of_another_training_is_refused(interrupted: Path, ray_sess
     folders[1].rename(folders[0])
 
 
-def test_what_is_killed_goes_on_to_the_same_weights(interrupted: Path, folder: Path, ray_session: None) -> None:
-    """A killed driver by the same command, a killed worker by itself; killed at other moments, they end alike."""
-    result_of(run_job("finetune", interrupted, **LONG))
-    training = threading.Thread(target=lambda: finetune(config_of(folder, **LONG)))
+def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
+    interrupted: Path, folder: Path, ray_session: None
+) -> None:
+    """A killed driver by the same command, a killed worker by itself, both in one run; the other one only loses its
+    progress bar."""
+    noted = next((interrupted / "checkpoints").glob("*/checkpoint_manager_snapshot.json"))
+    before = noted.read_text()
+    training = threading.Thread(target=lambda: finetune(config_of(interrupted, **LONG)))
     training.start()
-    wait_for_checkpoint(folder)
+    wait_for(lambda: noted.read_text() != before, seconds=200)
     kill_worker("RayTrainWorker")
-    assert not (folder / "adapter" / "training.json").exists()
+    assert not (interrupted / "adapter" / "training.json").exists()
     training.join()
-    assert_same(weights(folder), weights(interrupted))
-    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (folder, interrupted))
+    whole = threading.Thread(target=lambda: finetune(config_of(folder, **LONG | {"finetune.max_failures": 0})))
+    whole.start()
+    wait_for(lambda: bool(workers("_QueueActor")))
+    kill_worker("_QueueActor")
+    whole.join()
+    assert_same(weights(interrupted), weights(folder))
+    ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (interrupted, folder))
     for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
         assert ours[key] == theirs[key]
     assert len(ours["losses"]) == 3

@@ -1,3 +1,5 @@
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,16 @@ from tiny_models import tiny_tokenizer
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import Progress, SamplePhraser, SampleTable, Schedule, pack, run_digest, unpack
+from l2d_ray.finetuning import (
+    Progress,
+    SamplePhraser,
+    SampleTable,
+    Schedule,
+    learning_rate_factor,
+    pack,
+    run_digest,
+    unpack,
+)
 from l2d_ray.prompts import PromptEncoder
 from l2d_ray.schema import Split
 
@@ -50,6 +61,11 @@ def test_every_sample_is_dealt_once_an_epoch(users: int, workers: int, batch_siz
         assert sum(sizes) <= max(batch_size, 2 * workers - 1)
         assert max(sizes) <= max(micro, 2)
         assert max(sizes) - min(sizes) <= 1
+        smaller = replace(schedule, micro_batch_size=min(micro, 4)).micro_batches
+        for worker in step:
+            again = np.array_split(np.concatenate(worker), len(worker))
+            assert [part.tolist() for part in again] == [part.tolist() for part in worker]
+            assert min(part.size for part in np.array_split(np.concatenate(worker), smaller)) >= 1
 
 
 def test_samples_of_a_window_stay_together_and_epochs_differ() -> None:
@@ -100,8 +116,8 @@ def test_what_the_model_cannot_read_at_once_loses_its_oldest_items() -> None:
 
 
 def test_a_row_holds_its_micro_batches() -> None:
-    batches = [phraser(table()).phrase(np.array(rows)) for rows in ([0, 1, 2], [5], [7, 4])]
-    again = unpack(pack(3, batches))
+    batches = [phraser(table()).phrase(np.array(rows)) for rows in ([0, 1, 2], [5, 3], [7, 4])]
+    again = unpack(pack(3, batches), 3)
     assert len(again) == 3
     for one, other in zip(batches, again, strict=True):
         assert one.ids.tolist() == other.ids.tolist()
@@ -118,6 +134,22 @@ def test_the_best_epoch_is_the_one_of_the_least_validation_loss() -> None:
         assert progress.end_epoch(loss) == best
     assert progress.best_epoch == 2
     assert progress.losses[1] == {"epoch": 2, "step": 0, "train_loss": 2.0, "valid_loss": 2.0}
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best_and_hides_no_better_one() -> None:
+    progress = Progress()
+    for loss, best in ((float("nan"), 0), (2.0, 2), (float("inf"), 2), (float("nan"), 2), (1.0, 5)):
+        progress.epoch_loss, progress.epoch_samples = 10.0, 5
+        progress.end_epoch(loss)
+        assert progress.best_epoch == best
+
+
+def test_every_step_learns_and_the_rate_rises_to_the_whole_and_falls() -> None:
+    rates = [learning_rate_factor(step, 4, 40) for step in range(40)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert all(later < rate for rate, later in pairwise(rates[4:]))
+    assert 0 < rates[-1] < 0.01
+    assert learning_rate_factor(0, 0, 1) == 1
 
 
 def test_a_run_is_what_decides_its_weights(tmp_path: Path) -> None:

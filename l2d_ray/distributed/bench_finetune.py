@@ -14,11 +14,11 @@ from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.finetune import check, finetune
 from l2d_ray.distributed.phrasing import sample_phraser
+from l2d_ray.distributed.workers import check_room
 from l2d_ray.finetuning import SampleTable
-from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import resolve_dtype
 from l2d_ray.models.causal_loss import packed_loss, padded_loss
-from l2d_ray.models.trainable import load_trainable, without_adapter
+from l2d_ray.models.trainable import load_trainable
 from l2d_ray.schema import Split
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
@@ -51,6 +51,7 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
     """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
     workers. Leaves nothing in the workspace."""
     check(config)
+    check_room(config, workers=2)
     dataset = Dataset.open(Workspace.open(config.workspace))
     settings = config.finetune.model_copy(update={"dropout": 0.0})
     gpu = config.workers.gpus > 0
@@ -59,7 +60,6 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
     batches = _batches(config, dataset)
 
     def packed() -> Tensor:
-        _attention(model, tree_attention.NAME)
         return _gradient(model, (packed_loss(model, batch)[0] for batch in batches))
 
     size = min(BATCH_SIZES, key=lambda size: timed(lambda: _one_by_one(model, batches[:1], size))[0])
@@ -94,14 +94,13 @@ def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
 
 def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:
     """The gradient of every sequence in full, `size` side by side, those of like length together."""
-    _attention(model, "sdpa" if without_adapter(model)._supports_sdpa else "eager")
 
     def losses() -> Iterator[Tensor]:
         for batch in batches:
             order = np.argsort(batch.sequences.lengths, kind="stable")
             for rows in np.array_split(order, -(-order.size // size)):
                 sequences = Prompts.join([batch.sequences[n] for n in rows])
-                yield padded_loss(model, TrainingSamples(sequences, batch.target_lengths[rows], batch.ids[rows]))
+                yield padded_loss(model, TrainingSamples(sequences, batch.target_lengths[rows], batch.ids[rows]))[0]
 
     return _gradient(model, losses())
 
@@ -112,10 +111,6 @@ def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
     for loss in losses:
         loss.backward()  # type: ignore[no-untyped-call]
     return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad and w.grad is not None])
-
-
-def _attention(model: Any, name: str) -> None:
-    without_adapter(model).base_model.set_attn_implementation(name)
 
 
 def _rate(config: Config, workers: int) -> float:

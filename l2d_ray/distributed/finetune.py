@@ -6,6 +6,7 @@ worker goes on from the last one, and so does the same command after a lost driv
 """
 
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ import ray
 import ray.data
 import ray.train
 from pyarrow import fs as pafs
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
@@ -30,9 +32,9 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder, train
 from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
-from l2d_ray.distributed.workers import workers_that_fit
+from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import SampleTable, Schedule, Training, run_digest, settings_of
+from l2d_ray.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.reports import plot_training
@@ -66,8 +68,8 @@ class FinetuneResult:
 def finetune(config: Config) -> FinetuneResult:
     """Fine-tune, or finish fine-tuning, as `config` describes; leave `<finetune.name>/` with `training.json`.
 
-    Raises InputError if there is no dataset, model or training sample, if they do not fit the settings, or if the
-    folder holds the result of another training.
+    Raises InputError if there is no dataset, model or training sample, if they do not fit the settings, if the
+    workers do not fit this machine, or if the folder holds the result of another training.
     """
     workspace = Workspace.open(config.workspace)
     config = config.absolute()
@@ -86,6 +88,7 @@ def finetune(config: Config) -> FinetuneResult:
             raise InputError(f"{workspace.path('dataset')}: has {known} {split.name.lower()} samples; {remedy}")
     finetuning = config.finetune
     workers = min(config.workers.max or workers_that_fit(config), len(table))
+    check_room(config, workers)
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
     phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), valid)
     valid_batches = [phraser.phrase(rows) for rows in _micro(np.arange(len(valid)), finetuning.micro_batch_size)]
@@ -190,6 +193,11 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
                     message = queue.get(timeout=0.5)
                 except Empty:
                     continue
+                except RayError:  # its node died, and with it what it had to say
+                    break
+                if isinstance(message, str):
+                    bar.write(message, file=sys.stderr)
+                    continue
                 started = started or (time.monotonic(), message)
                 seconds = max(time.monotonic() - started[0], 1e-9)
                 rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
@@ -226,10 +234,9 @@ def _done(workspace: Workspace, config: Config, run: str) -> FinetuneResult | No
     if training.run == run:
         workspace.delete(f"{FOLDER}/{run}")
         return _result(workspace, config, training)
-    now = settings_of(config)
     changed = [
         f"{section}.{key} ({training.settings[section].get(key)!r}, now {value!r})"
-        for section, settings in now.items()
+        for section, settings in deciding_settings(config).items()
         for key, value in settings.items()
         if training.settings[section].get(key) != value
     ]

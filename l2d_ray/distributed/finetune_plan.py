@@ -20,7 +20,8 @@ class WorkerPlan:
     valid: list[TrainingSamples]
     """Micro-batches of validation samples."""
     progress: Queue | None
-    """Takes what rank 0 has to say of each step: `step`, `samples`, `distinct_tokens`, `seconds`, `metrics`."""
+    """Takes what rank 0 has to say of each step (`step`, `samples`, `distinct_tokens`, `seconds`, `metrics`), and lines
+    of text for stderr."""
 
 
 def best_folder(run: str, epoch: int) -> str:

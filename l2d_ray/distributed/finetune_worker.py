@@ -9,7 +9,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,26 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayError
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
 
 from l2d_ray.config import Config, FinetuneConfig
 from l2d_ray.core.packing import TrainingSamples
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import Progress, unpack
+from l2d_ray.finetuning import Progress, learning_rate_factor, pack, unpack
 from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
-from l2d_ray.models.causal_loss import LossCounts, packed_loss
+from l2d_ray.models.causal_loss import LossCounts, packed_loss, padded_loss, runs_packed
 from l2d_ray.models.checkpoint import find_model
-from l2d_ray.models.trainable import load_trainable, save_trained, trained_state
+from l2d_ray.models.trainable import load_trainable, save_trained, trained_state, without_adapter
 from l2d_ray.workspace import Workspace
 
 TAG = "state"
 OWNER = "owner.json"
 """In every checkpoint: whose it is. Read before anything is loaded that might not fit."""
+PADDED_BATCH_SIZE = 8
+"""Samples of a micro-batch, at most, where every sample runs in full, which takes more memory."""
 # Or DeepSpeed compiles C++ on every CPU worker at its start, to make sums within one machine faster.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -53,13 +58,13 @@ def train(plan: WorkerPlan) -> dict[str, Any]:
 class _Loss(nn.Module):
     """The loss as a module, because DeepSpeed prepares what a module's forward needs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, packed: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._loss = model, packed_loss if packed else padded_loss
 
     def forward(self, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
-        """`packed_loss`."""
-        return packed_loss(self.model, samples)
+        """`packed_loss`, or `padded_loss`."""
+        return self._loss(self.model, samples)
 
 
 class _Worker:
@@ -70,46 +75,58 @@ class _Worker:
         torch.set_num_threads(config.workers.cpus)
         self._device = ray.train.torch.get_device()
         self._workspace = Workspace.open(config.workspace)
-        model = load_trainable(config.model, config.finetune, resolve_dtype(config.model, config.workers.gpus > 0))
-        self._engine, self._model = self._prepare(model), model
+        dtype = resolve_dtype(config.model, config.workers.gpus > 0)
+        self._model = load_trainable(config.model, config.finetune, dtype).to(self._device)
+        packed = self._sum([runs_packed(self._model, dtype)])[0] == self._world
+        self._schedule, self._valid = plan.schedule, plan.valid
+        if not packed:
+            family = type(without_adapter(self._model)).__name__
+            self._put(f"{family} cannot run packed: every sample is trained on in full, which is slower")
+            size = min(PADDED_BATCH_SIZE, plan.schedule.micro_batch_size)
+            self._schedule = replace(plan.schedule, micro_batch_size=size)
+            self._valid = unpack(pack(0, plan.valid), -(-sum(map(len, plan.valid)) // size))
+        self._engine = self._prepare(dtype, packed)
         self._progress = self._restored()
         self._started: float | None = None
         self._saved = time.monotonic()
 
     def run(self) -> Progress:
         """The whole training."""
-        schedule, progress = self._plan.schedule, self._progress
+        progress = self._progress
         for step, micro_batches in self._batches():
             if step < progress.step:
                 continue  # done before the checkpoint that this run goes on from
+            if len(progress.losses) - progress.best_epoch >= self._finetune.patience:
+                break
             if step != progress.step:  # else workers would wait for each other for ever, or learn out of order
                 raise RuntimeError(f"Ray Data gave worker {self._rank} a part of step {step}, not of {progress.step}")
             # Not before the first batch is there: `seconds` are those of training, not of starting.
             self._started = self._started or time.monotonic() - progress.seconds
             self._step(micro_batches)
-            if progress.step % schedule.steps_per_epoch == 0:
+            if progress.step % self._schedule.steps_per_epoch == 0:
                 if progress.end_epoch(self._validate()):
                     self._keep_best()
+                if not progress.best_epoch:
+                    raise InputError(
+                        f"the validation loss is not finite after step {progress.step}; lower finetune.learning_rate"
+                    )
                 self._checkpoint()
-                if len(progress.losses) - progress.best_epoch >= self._finetune.patience:
-                    break
             elif self._is_time(progress.step):
                 self._checkpoint()
         return progress
 
-    def _prepare(self, model: Any) -> Any:
+    def _prepare(self, dtype: str, packed: bool) -> Any:
         """A DeepSpeed engine around the model, with its optimizer and schedule."""
-        finetune, steps = self._finetune, self._plan.schedule.steps
-        trainable = [weight for weight in model.parameters() if weight.requires_grad]
+        finetune, steps = self._finetune, self._schedule.steps
+        trainable = [weight for weight in self._model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay)
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(finetune.warmup_steps, steps // 10), steps)
-        dtype = resolve_dtype(self._config.model, self._config.workers.gpus > 0)
+        factor = partial(learning_rate_factor, warmup=min(finetune.warmup_steps, steps // 10), steps=steps)
         engine, *_ = deepspeed.initialize(
-            model=_Loss(model),
+            model=_Loss(self._model, packed),
             model_parameters=trainable,
             optimizer=optimizer,
-            lr_scheduler=schedule,
-            config=engine_settings(finetune, dtype, self._plan.schedule.micro_batches, self._world),
+            lr_scheduler=LambdaLR(optimizer, factor),
+            config=engine_settings(finetune, dtype, self._schedule.micro_batches, self._world),
             dist_init_required=False,
         )
         return engine
@@ -117,7 +134,7 @@ class _Worker:
     def _batches(self) -> Iterator[tuple[int, list[TrainingSamples]]]:
         """This worker's micro-batches of every step."""
         for row in ray.train.get_dataset_shard("train").iter_rows():
-            yield int(row["step"]), unpack(row)
+            yield int(row["step"]), unpack(row, self._schedule.micro_batches)
 
     def _step(self, micro_batches: list[TrainingSamples]) -> None:
         """One optimizer step: a part of the gradient from every micro-batch."""
@@ -146,7 +163,7 @@ class _Worker:
         progress.epoch_loss += loss_sum
         progress.epoch_samples += int(samples)
         progress.seconds = time.monotonic() - (self._started or 0)
-        every = max(1, self._plan.schedule.steps // 200)
+        every = max(1, self._schedule.steps // 200)
         if progress.step % every == 0:
             progress.curve.append(
                 {"step": progress.step, "loss": loss_sum / samples, "distinct_tokens": progress.distinct_tokens}
@@ -167,7 +184,7 @@ class _Worker:
     def _validate(self) -> float:
         """Mean loss over the validation samples, dealt out to the workers; every worker runs as many batches."""
         self._engine.eval()
-        valid, total = self._plan.valid, 0.0
+        valid, total = self._valid, 0.0
         with torch.no_grad():
             for start in range(0, len(valid), self._world):
                 mine = start + self._rank
@@ -183,12 +200,22 @@ class _Worker:
         sharded = self._finetune.zero_stage == 3
         with deepspeed.zero.GatheredParameters(trainable, enabled=sharded):
             state = trained_state(self._model) if self._rank == 0 else {}
+        problem: list[str | None] = [None]
         if self._rank == 0:
-            tokenizer = load_tokenizer(find_model(self._config.model))
-            with tempfile.TemporaryDirectory() as folder:
-                save_trained(self._model, state, tokenizer, Path(folder))
-                target = best_folder(self._plan.run, self._progress.best_epoch)
-                Workspace.open(folder).copy("", self._workspace, target)
+            try:
+                self._save(state)
+            except InputError as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem)
+        if problem[0]:
+            raise InputError(problem[0])
+
+    def _save(self, state: dict[str, Tensor]) -> None:
+        tokenizer = load_tokenizer(find_model(self._config.model))
+        with tempfile.TemporaryDirectory() as folder:
+            save_trained(self._model, state, tokenizer, Path(folder))
+            target = best_folder(self._plan.run, self._progress.best_epoch)
+            Workspace.open(folder).copy("", self._workspace, target)
 
     def _is_time(self, step: int) -> bool:
         minutes = (time.monotonic() - self._saved) / 60
@@ -232,9 +259,14 @@ class _Worker:
         return list(numbers.tolist())
 
     def _tell(self, metrics: dict[str, float]) -> None:
+        done = {key: getattr(self._progress, key) for key in ("step", "samples", "distinct_tokens", "seconds")}
+        self._put(done | {"metrics": metrics})
+
+    def _put(self, message: dict[str, Any] | str) -> None:
+        """Tell the driver, if there still is what takes it: a training does not fail of its progress bar."""
         if self._rank == 0 and self._plan.progress is not None:
-            done = {key: getattr(self._progress, key) for key in ("step", "samples", "distinct_tokens", "seconds")}
-            self._plan.progress.put(done | {"metrics": metrics})
+            with suppress(RayError):
+                self._plan.progress.put(message)
 
 
 def engine_settings(finetune: FinetuneConfig, dtype: str, micro_batches: int, workers: int) -> dict[str, Any]:

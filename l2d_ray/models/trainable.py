@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from l2d_ray.config import FinetuneConfig, ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import load_causal_model, read_architecture
 from l2d_ray.models.checkpoint import find_model
 
@@ -23,7 +22,6 @@ def load_trainable(model: ModelConfig, finetune: FinetuneConfig, dtype: str) -> 
 def prepare(causal: Any, finetune: FinetuneConfig) -> Any:
     """The model with LoRA added, or as it is, in training mode; what `finetune` trains of it asks for gradients."""
     torch.manual_seed(finetune.seed)
-    causal.base_model.set_attn_implementation(tree_attention.NAME)
     causal.config.use_cache = False
     if finetune.gradient_checkpointing:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
