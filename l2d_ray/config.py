@@ -320,9 +320,9 @@ class ServeConfig(Section):
     """A shard that does not answer for so long counts as away. With serve.shard_replicas, another one is asked beside
     it after a third of that."""
     max_waiting: int = Field(200, ge=1)
-    """Requests that may wait in an encoder, as many in a gateway for a place there, and as many on a node for a gateway.
-    The next ones, and those that could not be done within the deadline for what waits already, are answered with 503
-    and Retry-After."""
+    """Requests that may wait in an encoder, as many in a gateway for a place there, and as many on a node for a
+    gateway. The next ones, and those that could not be done within the deadline for what waits already, are answered
+    with 503 and Retry-After."""
     max_history: int = Field(1000, ge=1)
     """Items of a history."""
     max_title_chars: int = Field(500, ge=1)

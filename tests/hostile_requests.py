@@ -35,7 +35,23 @@ VALUES = (
         b'[{"title": "\xe2\x80\xae\xf0\x9f\x98\x80"}]',
     ),
 )
+STEERING = (
+    *(
+        name + b": " + value
+        for name in (
+            b"X-Session-ID",
+            b"x_session_id",
+            b"Serve-Multiplexed-Model-ID",
+            b"X-Request-Timeout-Seconds",
+            b"X-Request-Disconnect-Disabled",
+        )
+        for value in (b"\xff", b"0.001", b"?1")
+    ),
+    *(b"X-Request-ID: " + bad for bad in (b"", b"\xff", b"<script>", b"a, b", b"a\r\nX-Request-ID: b c")),
+)
+"""By which a client would have Ray Serve's proxy do otherwise."""
 HEADERS = (
+    *STEERING,
     *(
         b"X-Request-ID: " + bad
         for bad in (b"", b"a b", b"x" * 65, b"\xff", b"../..", b"<script>", b"a\r\nSet-Cookie: injected=1")
@@ -140,6 +156,7 @@ class Reply:
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict)
+    """One that came twice has both values, as in a browser."""
     body: bytes = b""
 
     @property
@@ -158,7 +175,7 @@ def send(url: str, request: Hostile) -> Reply:
                 connection.shutdown(socket.SHUT_WR)
             response = http.client.HTTPResponse(connection, method=request.method)
             response.begin()
-            headers = {name.lower(): value for name, value in response.getheaders()}
+            headers = {name.lower(): response.getheader(name, "") for name, _ in response.getheaders()}
             return Reply(response.status, headers, response.read())
         except (ConnectionError, http.client.HTTPException):  # closed without a word, or while we were still talking
             return Reply(None)
@@ -169,7 +186,8 @@ def hostile(random: Random) -> Hostile:
     return random.choice(KINDS)(random)
 
 
-def _post(body: bytes, *headers: bytes, path: bytes = b"/v1/recommend", length: bytes | None = None) -> bytes:
+def post(body: bytes, *headers: bytes, path: bytes = b"/v1/recommend", length: bytes | None = None) -> bytes:
+    """A raw POST with these header lines besides."""
     size = b"%d" % len(body) if length is None else length
     own = [b"Host: x", b"Content-Type: application/json", b"Content-Length: " + size, b"Connection: close", *headers]
     return b"POST " + path + b" HTTP/1.1\r\n" + b"\r\n".join(own) + b"\r\n\r\n" + body
@@ -184,27 +202,27 @@ def _object(random: Random) -> bytes:
 
 
 def _fields(random: Random) -> Hostile:
-    return Hostile("fields", _post(_object(random)))
+    return Hostile("fields", post(_object(random)))
 
 
 def _batch(random: Random) -> Hostile:
     some = [_object(random) if random.random() < 0.5 else b'{"history":["i1"]}' for _ in range(random.randint(0, 4))]
     body = random.choice((b'{"requests":[' + b",".join(some) + b"]}", b'{"requests":' + random.choice(VALUES) + b"}"))
-    return Hostile("batch", _post(body, path=b"/v1/recommend/batch"))
+    return Hostile("batch", post(body, path=b"/v1/recommend/batch"))
 
 
 def _whole_bodies(random: Random) -> Hostile:
     body = random.choice((*VALUES, b"", b"{", b"\xef\xbb\xbf{}", random.randbytes(random.randint(1, 500))))
-    return Hostile("bodies", _post(body))
+    return Hostile("bodies", post(body))
 
 
 def _types(random: Random) -> Hostile:
-    raw = _post(b'{"history": ["i3"]}').replace(b"application/json", random.choice(TYPES))
+    raw = post(b'{"history": ["i3"]}').replace(b"application/json", random.choice(TYPES))
     return Hostile("types", raw)
 
 
 def _headers(random: Random) -> Hostile:
-    raw = _post(b'{"history": ["i3"]}', *random.sample(HEADERS, random.choice((1, 1, 2))))
+    raw = post(b'{"history": ["i3"]}', *random.sample(HEADERS, random.choice((1, 1, 2))))
     return Hostile("headers", raw, patience=PERHAPS)
 
 
@@ -232,11 +250,11 @@ def _lengths(random: Random) -> Hostile:
             b"19\r\nContent-Length: 4",
         )
     )
-    return Hostile("lengths", _post(b'{"history": ["i3"]}', length=length), patience=PERHAPS)
+    return Hostile("lengths", post(b'{"history": ["i3"]}', length=length), patience=PERHAPS)
 
 
 def _oversized(random: Random) -> Hostile:
-    return Hostile("oversized", _post(b'{"history": ["' + b"x" * random.randint(1 << 20, 3 << 20) + b'"]}'))
+    return Hostile("oversized", post(b'{"history": ["' + b"x" * random.randint(1 << 20, 3 << 20) + b'"]}'))
 
 
 def _chunked(random: Random) -> Hostile:
@@ -261,12 +279,12 @@ def _chunked(random: Random) -> Hostile:
 
 
 def _truncated(random: Random) -> Hostile:
-    raw = _post(_object(random))
+    raw = post(_object(random))
     return Hostile("truncated", raw[: random.randint(1, min(len(raw) - 1, 5000))], patience=NO)
 
 
 def _pipelined(random: Random) -> Hostile:
-    good = _post(b'{"history": ["i3"]}').replace(b"Connection: close\r\n", b"")
+    good = post(b'{"history": ["i3"]}').replace(b"Connection: close\r\n", b"")
     return Hostile(
         "pipelined", good * random.randint(1, 5) + random.choice(GARBAGE) + random.randbytes(50), patience=PERHAPS
     )

@@ -129,7 +129,7 @@ class Running:
 @contextlib.contextmanager
 def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
     """Serve a workspace; what the job says to stderr is in `log`. It must stop at SIGINT, with its result line."""
-    port = _free_port()
+    port = free_port()
     job = command("serve", folder, **settings, **{"serve.port": port})
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -145,7 +145,7 @@ def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
         process.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that the system hands out, which Ray's many processes take meanwhile."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)

@@ -199,6 +199,20 @@ def test_a_title_that_is_not_found_is_taken_as_text(page: Page, url: str) -> Non
     expect_lists(page, url, [{"title": "A film of tomorrow"}, {"title": "year"}])
 
 
+def test_a_title_that_is_chosen_while_enter_searches_is_added_alone(page: Page) -> None:
+    search(page).fill("title 2")
+    expect(found(page)).to_have_count(9)
+    held: list[Route] = []
+    page.route("**/v1/items*", lambda route: held.append(route))
+    with page.expect_request("**/v1/items*"):
+        search(page).press("Enter")
+    page.get_by_role("button", name="Add Title 20 of the year").click()
+    held.pop().continue_()
+    page.wait_for_timeout(500)
+    expect(history(page)).to_have_text(["Title 20 of the year"])
+    expect(found(page)).to_have_count(0)
+
+
 def test_titles_are_text_whatever_they_hold(page: Page, url: str) -> None:
     for text, title in (("onerror", SCRIPT), ("WWW", ODD[8]), ("film", ODD[9])):
         search(page).fill(text)
@@ -404,6 +418,43 @@ def test_everything_is_reachable_on_either_width(page: Page, beams_url: str, eng
         "controls => controls.map(control => control.ariaLabel || control.labels[0]?.innerText || control.innerText)"
     )
     assert all(name.strip() for name in names)
+
+
+CONTROL = """control => {
+  const style = getComputedStyle(control), probe = document.body.appendChild(document.createElement("canvas"));
+  probe.style.background = "Canvas";
+  const page = getComputedStyle(probe).backgroundColor, context = probe.getContext("2d", { willReadFrequently: true });
+  probe.remove();
+  return [[page], [page, style.backgroundColor, style.borderTopColor]].map((layers) => {
+    for (const layer of layers) { context.fillStyle = layer; context.fillRect(0, 0, 1, 1); }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  });
+}"""
+"""The colour of the page, and that of a control's border on it."""
+
+
+def luminance(colour: list[int]) -> float:
+    """As WCAG 2.2 defines it."""
+    shares = [value / 255 for value in colour]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_fields_stand_out(page: Page) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        for field in page.locator("input:visible").all():
+            darker, lighter = sorted(map(luminance, field.evaluate(CONTROL)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 3, scheme
+
+
+def test_the_interface_is_described_without_another_server(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_role("link", name="Interface").click()
+    expect(page.locator("#operations-recommend-recommend_batch_v1_recommend_batch_post")).to_be_visible()
+    assert [one for one in asked if not one.startswith((url, "data:"))] == []
+    page.goto(url)
 
 
 def test_a_key_is_asked_for_and_used(

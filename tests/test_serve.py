@@ -11,22 +11,25 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from hostile_requests import STEERING, Hostile, fault, hostile, post, send
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
-from running_endpoint import Running, ask, request, running
+from running_endpoint import Running, ask, free_port, request, running
 from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import config_of, kill_worker, workers
+from small_workspace import config_of, kill_worker, run_job, workers
 
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
+from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.deployments import REPLICA_VARIABLES, BeamSearcher, start_of
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.operation import serve_until_stopped
@@ -98,6 +101,32 @@ def check_written(engine: LocalEngine, answer: dict[str, Any], history: list[int
     np.testing.assert_allclose([item["score"] for item in answer["items"]], expected.scores_I, rtol=1e-3)
 
 
+@pytest.mark.parametrize("header", STEERING)
+def test_no_header_steers_ray(url: str, header: bytes) -> None:
+    good, bad = (
+        send(url, Hostile("headers", post(body, header))) for body in (b'{"history": ["i3"]}', b'{"history": []}')
+    )
+    assert (good.status, bad.status) == (200, 422)
+    for reply in (good, bad):
+        assert REQUEST_ID.fullmatch(reply.headers["x-request-id"])
+    assert bad.headers["x-request-id"] == json.loads(bad.body)["request_id"]
+
+
+def test_the_id_of_a_client_comes_back_once(url: str) -> None:
+    for path in (b"/v1/recommend", b"/none"):
+        reply = send(url, Hostile("headers", post(b"{}", b"X-Request-ID: mine-1", path=path)))
+        assert reply.headers["x-request-id"] == "mine-1", path
+
+
+def test_hostile_requests_are_answered_in_words_by_ray_too(url: str, engine: LocalEngine) -> None:
+    random = Random(0)
+    for one in (hostile(random) for _ in range(60)):
+        reply = send(url, one)
+        wrong = fault(one, reply)
+        assert wrong is None, f"{wrong}: {reply.status} {reply.body[:300]!r} to {one.kind} {one.raw[:600]!r}"
+    check(engine, ask(url, "/v1/recommend", {"history": ["i3"], "k": 5})[1], [3], "global", 5)
+
+
 def test_beam_search_answers_beside_it(url: str, engine: LocalEngine) -> None:
     bodies = [{"history": [f"i{n}", {"title": "A film of tomorrow"}, "i3"], "k": 10} for n in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -158,6 +187,18 @@ def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEn
     assert "partial" in outcomes
 
 
+def test_so_many_wait_for_the_only_gateway_and_the_others_are_refused(url: str) -> None:
+    most = SETTINGS["serve.max_waiting"]
+    kill_worker("ServeReplica:l2d_ray:Gateway")
+    with ThreadPoolExecutor(2 * most) as pool:
+        replies = list(pool.map(lambda _: request(url, "/v1/status"), range(2 * most)))
+    refused = [reply for reply in replies if reply.status != 200]
+    assert len(refused) >= most / 2
+    for reply in refused:
+        assert (reply.status, reply.headers["retry-after"], reply.body["errors"]) == (503, "1", [])
+        assert "too many requests wait for it" in reply.body["detail"]
+
+
 @pytest.mark.parametrize("part", ["Encoder", "Gateway"])
 def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) -> None:
     body = {"history": ["i1", "i2", "i3"], "k": 10}
@@ -185,7 +226,7 @@ def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEn
                 check(engine, answer, [1, 2, 3], "global", 10)
         elif reply.status == 503:
             assert reply.headers["retry-after"] == "1"
-            assert reply.body["detail"].endswith("; come again later")
+            assert "; come again later" in reply.body["detail"]
     reply = request(url, "/v1/recommend", {"history": history, "k": 10})
     assert (reply.status, reply.seconds < 5) == (200, True)
 
@@ -215,6 +256,19 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     status, answer = ask(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (status, answer["version"]) == (200, before)
     check(engine, answer, [1, 2, 3], "global", 10)
+
+
+def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:
+    write_endpoint(tmp_path, seed=2)
+    (file, *_) = tmp_path.glob("index/**/centroids.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    refused = run_job("serve", tmp_path, **{"serve.port": free_port()})
+    assert refused.returncode == 2, refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{file}: its checksum is not the recorded one" in line
+    assert "Traceback" not in refused.stderr
 
 
 def test_ray_serve_knows_the_settings_of_its_replicas() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from small_endpoint import LocalEngine
 from l2d_ray.config import ServeConfig
 from l2d_ray.serve.api import create_app
 from l2d_ray.serve.engine import OverloadedError, Query, UnavailableError
+from l2d_ray.serve.schemas import (
+    BatchRequest,
+    BatchResponse,
+    ItemsResponse,
+    Problem,
+    RecommendRequest,
+    RecommendResponse,
+)
 from l2d_ray.serve.security import Keys
 
 HISTORY = ["i3", "i7", "i11"]
@@ -199,6 +208,14 @@ def test_failures_are_told_without_secrets(engine: LocalEngine, failure: Excepti
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_a_batch_that_is_refused_may_be_too_large(engine: LocalEngine) -> None:
+    engine.failure = OverloadedError("come again later")
+    own = {"history": HISTORY}
+    for count, detail in ((1, "come again later"), (2, "come again later, or send fewer histories at once")):
+        refused = client(engine).post("/v1/recommend/batch", json={"requests": [own] * count})
+        assert (refused.status_code, refused.json()["detail"]) == (503, detail)
+
+
 def test_the_deadline(engine: LocalEngine) -> None:
     engine.delay = 5
     http = client(engine, LIMITS.model_copy(update={"deadline_seconds": 0.05}))
@@ -233,11 +250,14 @@ def test_logs_carry_histories_only_if_asked_to(
 
 def test_titles_are_found_by_their_words(engine: LocalEngine) -> None:
     http = client(engine)
-    found = http.get("/v1/items", params={"query": "YEAR títle 12"}).json()["items"]
-    assert found == [{"item_id": "i12", "title": "Title 12 of the year"}]
+    found = http.get("/v1/items", params={"query": "YEAR títle 12"}).json()
+    assert found == {"items": [{"item_id": "i12", "title": "Title 12 of the year"}], "version": "v"}
     begins = http.get("/v1/items", params={"query": "title 2", "most": 3}).json()["items"]
     assert [item["item_id"] for item in begins] == ["i2", "i20", "i21"]
     assert http.get("/v1/items", params={"query": "nothing of this kind"}).json()["items"] == []
+    first = http.get("/v1/items", params={"query": " ", "most": 2}).json()["items"]
+    assert [item["item_id"] for item in first] == ["i0", "i1"]
+    assert len(http.get("/v1/items", params={"most": 100}).json()["items"]) == 30
     assert http.get("/v1/items", params={"query": "x" * 51}).status_code == 422
 
 
@@ -247,9 +267,14 @@ def test_the_page_and_the_documentation(engine: LocalEngine) -> None:
     assert http.get("/static/page.js").status_code == http.get("/static/page.css").status_code == 200
     schema = http.get("/openapi.json").json()
     assert {"/v1/recommend", "/v1/recommend/batch", "/v1/items", "/v1/status", "/healthz"} == set(schema["paths"])
-    example = schema["components"]["schemas"]["RecommendRequest"]["examples"][0]
-    assert example["history"]
-    assert http.get("/docs").status_code == 200
+    for body in (RecommendRequest, RecommendResponse, BatchRequest, BatchResponse, ItemsResponse, Problem):
+        for example in schema["components"]["schemas"][body.__name__]["examples"]:
+            assert body.model_validate(example).model_dump(exclude_unset=True) == example
+    documentation = http.get("/docs").text
+    assert "https://" not in documentation
+    for file in re.findall(r'"(static/[^"]+)"', documentation):
+        assert http.get(file).status_code == 200
+    assert documentation.count("static/") == 2
 
 
 class TestBeamSearch:

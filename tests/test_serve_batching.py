@@ -134,6 +134,22 @@ def test_a_batch_that_runs_is_not_shared() -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_waits_for_what_hangs() -> None:
+    async def scenario() -> None:
+        machine = Machine()
+        machine.gate.clear()
+        batch = batcher(machine, 10)
+        tasks = await start(batch, 1, 1)  # no batch was done yet: how long one takes is not known
+        with pytest.raises(LateError):
+            await batch(1, within=0.02)
+        assert machine.batches == [[1, 1]]
+        machine.gate.set()
+        assert await batch(1, within=5) == 2
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+
+
 def test_a_machine_that_has_become_slower_is_noticed() -> None:
     async def scenario() -> None:
         machine, seconds = Machine(), 0.001

@@ -115,6 +115,18 @@ def test_users_who_return_find_the_encoder_that_has_their_history(endpoint: Runn
     assert after["hits"] - before["hits"] == len(users) * (len(visits) - 1)
 
 
+def test_a_frozen_replica_of_a_shard_costs_no_answer(endpoint: Running, right: Right) -> None:
+    replica = workers("ServeReplica:l2d_ray:MemoryShard-0")[0]
+    with load(endpoint.url, BODIES, rate=4) as replies:
+        replica.suspend()
+        try:
+            time.sleep(10)  # less than until Ray Serve replaces it
+        finally:
+            replica.resume()
+    print(sorted(round(reply.seconds, 1) for reply in replies))
+    assert check(replies, right) == {200: len(replies)}
+
+
 def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, right: Right) -> None:
     kills: list[float] = []
     with load(endpoint.url, BODIES, RATE) as replies:

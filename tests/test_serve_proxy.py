@@ -5,8 +5,10 @@ import json
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from hostile_requests import STEERING
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.proxy import Again, middlewares
 
 
@@ -26,11 +28,18 @@ class Proxy:
         while more:
             message = await receive()
             body, more = body + message["body"], message["more_body"]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": [[b"x-request-id", b"of Ray"]] * 2})
         await send({"type": "http.response.body", "body": body})
 
 
-def ask(proxy: Proxy, method: str = "POST", path: str = "/v1/recommend", leave: bool = False) -> list[Message]:
+async def full(scope: Scope, receive: Receive, send: Send) -> None:
+    """Ray's proxy where too many requests wait for a gateway."""
+    headers = [[b"content-type", b"text/plain; charset=utf-8"]]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Request dropped due to backpressure"})
+
+
+def ask(app: ASGIApp, method: str = "POST", path: str = "/v1/recommend", leave: bool = False) -> list[Message]:
     """The messages of the answer to a request whose body comes in two parts; who leaves does so behind the first."""
     rest: Message = {"type": "http.request", "body": b" away", "more_body": False}
     messages = iter(
@@ -45,14 +54,15 @@ def ask(proxy: Proxy, method: str = "POST", path: str = "/v1/recommend", leave: 
         answer.append(message)
 
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(Again(proxy)(scope, receive, send))
+    asyncio.run(Again(app)(scope, receive, send))
     return answer
 
 
 @pytest.mark.parametrize("reads", [0, 1, 2])
 def test_a_lost_request_is_asked_again_with_its_whole_body(reads: int) -> None:
-    _, body = ask(Proxy(losses=1, reads=reads))
+    start, body = ask(Proxy(losses=1, reads=reads))
     assert body["body"] == b"far away"
+    assert start["headers"] == [(b"x-request-id", b"mine")]
 
 
 def test_a_request_that_is_lost_again_is_a_documented_503() -> None:
@@ -61,10 +71,37 @@ def test_a_request_that_is_lost_again_is_a_documented_503() -> None:
     headers = dict(start["headers"])
     assert (proxy.asked, start["status"], headers[b"retry-after"], headers[b"x-request-id"]) == (2, 503, b"1", b"mine")
     assert json.loads(body["body"]) == {
-        "detail": "the gateway is away; come again later",
+        "detail": "the gateway is away, or too many requests wait for it; come again later",
         "request_id": "mine",
         "errors": [],
     }
+    assert ask(full) == [start, body]
+
+
+def test_other_applications_have_their_own_words() -> None:
+    assert [message["type"] for message in ask(full, path="/pay")] == ["http.response.start", "http.response.body"]
+    assert ask(full, path="/pay")[1]["body"] == b"Request dropped due to backpressure"
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("line", STEERING)
+def test_what_steers_ray_does_not_reach_it(kind: str, line: bytes) -> None:
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def nothing(*_: Any) -> Any:
+        return {"type": "http.request"}
+
+    lines = [line.split(b": ") for line in line.split(b"\r\n")]
+    headers = [(b"authorization", b"\xff"), *((name.lower(), value) for name, value in lines)]
+    scope = {"type": kind, "method": "GET", "path": "/healthz", "headers": headers}
+    asyncio.run(Again(app)(scope, nothing, nothing))
+    kept, (name, value) = seen[0]["headers"]
+    assert (kept, name) == (headers[0], b"x-request-id")
+    assert REQUEST_ID.fullmatch(value.decode())
 
 
 def test_what_might_not_run_twice_and_who_has_left_are_not_asked_again() -> None:

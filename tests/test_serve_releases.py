@@ -17,7 +17,7 @@ from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.deployments import BeamSearcher, Encoder
 from l2d_ray.serve.engine import OverloadedError
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
-from l2d_ray.serve.replicas import Replicas
+from l2d_ray.serve.replicas import FEW, Replicas
 
 FIRST, SECOND, DAMAGED = (
     Release(settings={"index": {"prior": None}, "recommend": {}}, index=name, manifest=name)
@@ -105,6 +105,64 @@ def test_other_encoders_are_tried_where_one_has_no_time(encoders: int) -> None:
     outcomes = Counter(asyncio.run(outcome(str(session))) for session in range(100))
     refused = "too many requests wait for the model; come again later"
     assert outcomes[refused] == 100 if encoders == 1 else 75 < outcomes["state"] < 100
+
+
+class Shard:
+    """A deployment of a shard of which so many replicas hang; each time another one is asked."""
+
+    def __init__(self, hanging: int, seconds: float = 0.0) -> None:
+        self.ask, self.asked, self.left = SimpleNamespace(remote=self.remote), 0, 0
+        self.hanging, self.seconds = hanging, seconds
+
+    async def remote(self, question: str) -> str:
+        self.asked += 1
+        try:
+            await asyncio.sleep(60 if self.asked <= self.hanging else self.seconds)
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        return question
+
+
+def ask_shard(shard: Shard, replicas: int, others: int = 0) -> str:
+    """What a gateway gets within 0.3 s."""
+    asked = Replicas.__new__(Replicas)
+    asked.shards, asked.settings = [shard], ServeConfig(shard_seconds=0.3, shard_replicas=replicas)  # type: ignore[list-item]
+    asked._shards, asked._asking = SimpleNamespace(observe=lambda *_, **__: None), Counter({0: others})
+    return str(asyncio.run(asked._ask_part(0, "ask", "question")))
+
+
+@pytest.mark.parametrize("hanging", [0, 1, 2])
+def test_a_replica_that_hangs_is_not_waited_for_where_there_is_another(hanging: int) -> None:
+    shard = Shard(hanging)
+    assert ask_shard(shard, replicas=2) == "question"
+    assert (shard.asked, shard.left) == (hanging + 1, hanging)
+
+
+def test_a_slow_replica_may_still_answer() -> None:
+    shard = Shard(0, seconds=0.25)
+    assert ask_shard(shard, replicas=2) == "question"
+    assert (shard.asked, shard.left) == (3, 2)
+
+
+def test_a_shard_that_hangs_altogether_is_away() -> None:
+    for replicas, others, asked in ((1, 0, 1), (2, 0, 3), (2, FEW, 1)):
+        shard = Shard(9)
+        with pytest.raises(TimeoutError):
+            ask_shard(shard, replicas, others)
+        assert (shard.asked, shard.left) == (asked, asked)
+
+
+def test_a_gateway_does_not_wait_for_beams() -> None:
+    def part(*versions: str) -> SimpleNamespace:
+        async def remote() -> tuple[str, ...]:
+            return versions
+
+        return SimpleNamespace(versions=SimpleNamespace(remote=remote))
+
+    replicas = Replicas.__new__(Replicas)
+    replicas.encoder, replicas.shards, replicas.beams = part("v"), [part("u", "v")], part()  # type: ignore[assignment,list-item]
+    asyncio.run(replicas.agree("v"))
 
 
 @pytest.mark.parametrize("kind", [Encoder, BeamSearcher])

@@ -15,7 +15,8 @@ import numpy as np
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
@@ -60,7 +61,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     """The application."""
     summary = "Recommend with a large language model without generating a token."
-    app = FastAPI(title="l2d_ray", summary=summary, redirect_slashes=False)
+    app = FastAPI(title="l2d_ray", summary=summary, redirect_slashes=False, docs_url=None, redoc_url=None)
     bearer = HTTPBearer(auto_error=False)
 
     async def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
@@ -109,7 +110,10 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
                     for number, one in enumerate(batch.requests)
                 ]
         except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            failure = failures.exceptions[0]
+            if isinstance(failure, OverloadedError) and len(tasks) > 1:  # they may have waited for one another only
+                raise OverloadedError(f"{failure}, or send fewer histories at once") from None
+            raise failure from None
         responses = [task.result() for task in tasks]
         log("recommend", batch.requests, responses)
         return BatchResponse(responses=responses)
@@ -136,10 +140,12 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         most: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> ItemsResponse:
         """Items by words of their titles."""
-        catalogue = engine.current().catalogue
+        served = engine.current()
+        catalogue = served.catalogue
         async with asyncio.timeout(settings.deadline_seconds):
             found = await asyncio.to_thread(catalogue.search, query, most)
-        return ItemsResponse(items=[Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found])
+        titled = [Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found]
+        return ItemsResponse(items=titled, version=served.version)
 
     @app.get("/v1/status", responses=PROBLEMS, dependencies=[Depends(known)], tags=["operation"])
     async def status() -> dict[str, Any]:
@@ -156,7 +162,17 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="l2d_ray",
+            swagger_js_url="static/swagger-ui-bundle.js",
+            swagger_css_url="static/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+    app.mount("/static", StaticFiles(directory=STATIC, packages=[("fastapi_offline", "static")]), name="static")
     _handle_errors(app)
     app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes, body_seconds=settings.deadline_seconds)
     if settings.cors_origins:
@@ -288,6 +304,24 @@ class AsciiJSON(JSONResponse):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that a client gave its request, if it is a good one; else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def with_headers(send: Send, own: dict[bytes, bytes]) -> Send:
+    """`send`, whose responses have these headers, once each."""
+
+    async def with_own(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [pair for pair in message.get("headers", []) if pair[0] not in own]
+            message = {**message, "headers": [*kept, *own.items()]}
+        await send(message)
+
+    return with_own
+
+
 class Envelope:
     """Around every request: its id, and the limits of its body."""
 
@@ -301,19 +335,12 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        numbered = with_headers(send, {b"x-request-id": request_id.encode(), b"x-content-type-options": b"nosniff"})
         too_large = f"the body is larger than {self._max_body_bytes} bytes (serve.max_body_bytes)"
         body, more = 0, True
         deadline = asyncio.get_running_loop().time() + self._body_seconds
-
-        async def numbered(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = {b"x-request-id": request_id.encode(), b"x-content-type-options": b"nosniff"}
-                kept = [pair for pair in message.get("headers", []) if pair[0] not in own]
-                message = {**message, "headers": [*kept, *own.items()]}
-            await send(message)
 
         async def counted() -> Message:
             nonlocal body, more

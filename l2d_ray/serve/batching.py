@@ -17,7 +17,7 @@ REMEMBERED = 5
 
 
 class LateError(Exception):
-    """So much waits already that an item could not be done in time."""
+    """So much waits already, or what runs hangs, that an item could not be done in time."""
 
 
 class TokenBatcher(Generic[T, R]):
@@ -42,11 +42,13 @@ class TokenBatcher(Generic[T, R]):
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
 
-        Raises LateError if it is not to be expected within so many seconds, for what runs and waits before it.
+        Raises LateError if it is not to be expected within so many seconds, for what runs and waits before it. What has
+        run for longer than that already hangs, or may take as long again.
         """
         size = self._size(item)
         before = sum(size for _, size, future in self._waiting if not future.done())
-        if (self._size_running or before) and self._seconds_until(before + size) > within:
+        seconds = max(self._seconds_until(before + size), self.running_seconds())
+        if (self._size_running or before) and seconds > within:
             raise LateError
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, size, result))

@@ -32,11 +32,14 @@ class Catalogue:
     def search(self, query: str, most: int) -> Sequence[int]:
         """Items whose titles hold every word of `query`, in any case, with or without accents.
 
-        Titles that begin with it come first, then the shorter.
+        Titles that begin with it come first, then the shorter. A query without words finds the first items.
         """
         folded = _fold(pa.array([query]))[0].as_py()
+        words = list(dict.fromkeys(folded.split()))[:MOST_WORDS]
+        if not words:
+            return range(min(most, len(self.ids)))
         found, titles = self._indices, self._folded
-        for word in list(dict.fromkeys(folded.split()))[:MOST_WORDS]:
+        for word in words:
             holds = pc.match_substring(titles, word)
             found, titles = found.filter(holds), titles.filter(holds)
         table = pa.table(

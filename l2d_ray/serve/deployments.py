@@ -32,14 +32,14 @@ from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.errors import InputError
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.index.sharding import Hop, answers, run
+from l2d_ray.index.sharding import Hop, answers, dealt, run
 from l2d_ray.recommender import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
 from l2d_ray.serve.api import KEYS_VARIABLE, create_app
 from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import Query, Served
 from l2d_ray.serve.releases import Held, Release, ReleaseFile
-from l2d_ray.serve.replicas import Replicas, ServedRelease, dealt, hops_of
+from l2d_ray.serve.replicas import Replicas, ServedRelease, hops_of
 from l2d_ray.serve.security import Keys
 
 T = TypeVar("T")
@@ -103,6 +103,7 @@ def application(file: ReleaseFile) -> Application:
         logs_requests=True,
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
+        max_queued_requests=settings.max_waiting,
     ).bind(file, keys.required(), encoder, shards, beams)
 
 
@@ -317,7 +318,7 @@ class MemoryShard(Part):
             manifest = reader.manifest
             prior = release.config.index.prior_in(manifest.space)
             own = dealt(len(manifest.shards), parts)[number]
-            return [reader.shard(shard).with_prior(prior, manifest.rows) for shard in own]
+            return [reader.shard(shard, verify=True).with_prior(prior, manifest.rows) for shard in own]
 
         self.held = Held(file, load)
 

@@ -1,6 +1,7 @@
 """Starting an endpoint, and changing what it serves while it serves."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -66,7 +67,8 @@ def serve_until_stopped(config: Config) -> ServeResult:
 def endpoint(config: Config) -> Iterator[str]:
     """The URL of an endpoint on `serve.host` and `serve.port`, that stops with the block. Needs a Ray.
 
-    Raises InputError if there is nothing to serve, or if it would be open to other machines without a key.
+    Raises InputError if there is nothing to serve, if a replica cannot load it, or if it would be open to other
+    machines without a key.
     """
     settings = config.serve
     if settings.host not in LOOPBACK and not keys_of(settings).required():
@@ -90,10 +92,15 @@ def endpoint(config: Config) -> Iterator[str]:
     threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
     try:
         serve.run(app, name=APPLICATION, route_prefix="/")
+    except RuntimeError:
+        if reason := _bad_input(_complaints()):
+            raise InputError(reason) from None
+        raise
     finally:
         ready.set()
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
-        yield f"http://{settings.host}:{settings.port}"
+        yield f"http://{host}:{settings.port}"
     finally:
         serve.delete(APPLICATION)  # not the whole of Serve, which others may use
         file.delete()
@@ -103,11 +110,22 @@ def _say_what_is_missing(ready: threading.Event) -> None:
     """Ray Serve waits for as long as it takes; whoever started it should know what for."""
     said = ""
     while not ready.wait(10):
-        found = serve.status().applications.get(APPLICATION)
-        missing = "; ".join(part.message for part in found.deployments.values() if part.message) if found else ""
+        missing = _complaints()
         if missing != said:
-            print(f"not ready: {missing}", file=sys.stderr)
+            print(f"not ready: {_bad_input(missing) or missing}", file=sys.stderr)
             said = missing
+
+
+def _complaints() -> str:
+    """What the deployments say that are not ready."""
+    found = serve.status().applications.get(APPLICATION)
+    return "; ".join(part.message for part in found.deployments.values() if part.message) if found else ""
+
+
+def _bad_input(complaints: str) -> str | None:
+    """The line of the first InputError of a replica, of which Ray Serve keeps the traceback only."""
+    found = re.search(r"^l2d_ray\.errors\.InputError: (.+)$", complaints, re.MULTILINE)
+    return found and found[1]
 
 
 def encoder_counts() -> dict[str, int]:

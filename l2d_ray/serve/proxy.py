@@ -1,22 +1,29 @@
-"""Around Ray Serve's own proxy: a request whose gateway dies is put to another one.
+"""Around Ray Serve's own proxy: a request whose gateway dies is put to another one, and no header steers the proxy.
 
 Ray's proxy answers it with a bare 500, for it cannot know whether a request may run twice. Those of this endpoint may:
 they only read. Ray takes `middlewares` in by an environment variable of the nodes:
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=l2d_ray.serve.proxy:middlewares, which a job sets for the Ray that it starts.
 """
 
-import sys
-
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from l2d_ray.serve.api import Envelope, problem
+from l2d_ray.serve.api import problem, request_id_of, with_headers
 
 POSTS = ("/v1/recommend", "/v1/recommend/batch", "/v1/beam_search")
 """What may run twice besides GET: the same Ray Serve may have other applications."""
 ATTEMPTS = 2
 """No more, lest a request that kills gateways kills them all."""
+STEERING = {
+    b"x-request-id",
+    b"x-session-id",
+    b"serve-multiplexed-model-id",
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+}
+"""Headers by which Ray's proxy lets a client choose replica, timeout and cancellation; bytes that are not UTF-8 make it
+fail. It takes some with underscores, too."""
 
 
 def middlewares() -> list[Middleware]:
@@ -25,37 +32,53 @@ def middlewares() -> list[Middleware]:
 
 
 class Again:
-    """Asks again where there was no answer, and answers 503 where there is none then."""
+    """Asks again where there was no answer, and answers 503 where there is none then.
+
+    Of the headers that steer Ray, only the request's id arrives there, a good one, and comes back once.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         """`app` returns without a message if the replica that it asked died."""
         self._app = app
-        self._unavailable = Envelope(_unavailable, max_body_bytes=sys.maxsize, body_seconds=0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Keeps what it receives (which the proxy does as well) until the answer begins."""
+        request_id = request_id_of(scope)
+        own = {b"x-request-id": request_id.encode()}
+        kept = [pair for pair in scope["headers"] if pair[0].replace(b"_", b"-") not in STEERING]
+        scope, send = {**scope, "headers": [*kept, *own.items()]}, with_headers(send, own)
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         received: list[Message] = []
         answered = False
 
-        async def kept() -> Message:
+        async def noting() -> Message:
             message = await receive()
             received.append(message)
             return message
 
         async def noted(message: Message) -> None:
             nonlocal answered
-            answered = True
-            await send(message)
+            if message["type"] == "http.response.start":
+                answered = not (scope["path"].startswith("/v1/") and _refused(message))
+            if answered:
+                await send(message)
 
         again = scope["method"] in ("GET", "HEAD") or scope["path"] in POSTS
         for _ in range(ATTEMPTS if again else 1):
-            await self._app(dict(scope), _replayed(received, kept), noted)
+            await self._app(dict(scope), _replayed(received, noting), noted)
             if answered or any(message["type"] == "http.disconnect" for message in received):
                 return
-        await self._unavailable(scope, receive, send)
+        away = "the gateway is away, or too many requests wait for it; come again later"
+        request = Request({**scope, "state": {"request_id": request_id}})
+        await problem(request, 503, away, headers={"Retry-After": "1"})(scope, receive, send)
+
+
+def _refused(start: Message) -> bool:
+    """Whether Ray's proxy has no place for a request at any gateway: it says so in text, gateways answer in JSON."""
+    kind: bytes = dict(start["headers"]).get(b"content-type", b"")
+    return start["status"] == 503 and kind.startswith(b"text/plain")
 
 
 def _replayed(received: list[Message], then: Receive) -> Receive:
@@ -67,8 +90,3 @@ def _replayed(received: list[Message], then: Receive) -> Receive:
         return await then() if message is None else message
 
     return receive
-
-
-async def _unavailable(scope: Scope, receive: Receive, send: Send) -> None:
-    response = problem(Request(scope), 503, "the gateway is away; come again later", headers={"Retry-After": "1"})
-    await response(scope, receive, send)

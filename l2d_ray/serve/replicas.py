@@ -3,10 +3,11 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.encoding import last_window
 from l2d_ray.errors import InputError
-from l2d_ray.index.sharding import Hop, Hops, global_hops, local_hops
+from l2d_ray.index.sharding import Hop, Hops, dealt, global_hops, local_hops
 from l2d_ray.serve.batching import LateError
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
@@ -38,13 +39,18 @@ AWAY = (
     VersionError,
 )
 ATTEMPTS = 3
-"""How often a replica is asked that dies meanwhile: it may be another one each time."""
+"""How often a replica is asked that dies or hangs meanwhile: it may be another one each time."""
+FEW = 16
+"""Questions on their way to a shard up to which one more is asked again if it takes long: many are a load, which that
+would make worse."""
 SESSIONS = 4
 """As whose a history is tried at encoders that have no time: with two encoders, one in eight meets the same one."""
 ENCODING = 0.8
 """Share of a request's deadline in which the model must be done."""
 START_SECONDS = 120
 """A new gateway waits for so long for the other parts to hold its release."""
+AT_ONCE = 1024
+"""Hidden size up to which the map of the index takes no longer than to have a thread do it (0.1 ms at 576)."""
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 OUTCOMES = {OverloadedError: "overloaded", UnavailableError: "unavailable", asyncio.CancelledError: "late"}
 
@@ -64,6 +70,7 @@ class Replicas:
         self.encoder, *self.shards = (part.options(_by_reference=False) for part in (encoder, *shards))
         self.beams = beams and beams.options(_by_reference=False)
         self.settings = settings
+        self._asking: Counter[int] = Counter()
         self._outcomes = serve.metrics.Counter(
             "l2d_ray_requests", "Requests", tag_keys=("outcome", "version", "method")
         )
@@ -75,10 +82,9 @@ class Replicas:
         )
 
     async def agree(self, version: str) -> None:
-        """Return when one replica of every part holds that release. Raises InputError if that takes too long."""
+        """Return when an encoder and every shard hold that release. Raises InputError if that takes too long."""
+        # Not beams, which are optional: one search at a time, whoever asks waits for it.
         parts = {"Encoder": self.encoder} | {f"MemoryShard-{n}": shard for n, shard in enumerate(self.shards)}
-        if self.beams:
-            parts["BeamSearcher"] = self.beams
         others = list(parts)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -166,8 +172,13 @@ class Replicas:
 
     async def _ask_part(self, number: int, method: str, *arguments: Any) -> Any:
         started = time.perf_counter()
-        async with asyncio.timeout(self.settings.shard_seconds):
-            answer = await _ask(getattr(self.shards[number], method), *arguments)
+        attempts = ATTEMPTS if self.settings.shard_replicas > 1 and self._asking[number] < FEW else 1
+        seconds = self.settings.shard_seconds / attempts
+        self._asking[number] += 1
+        try:
+            answer = await _ask_besides(attempts, seconds, getattr(self.shards[number], method), *arguments)
+        finally:
+            self._asking[number] -= 1
         self._shards.observe(_since(started), tags={"shard": str(number)})
         return answer
 
@@ -211,9 +222,11 @@ class ServedRelease:
             session = str(last_window(query.history, self._window)[0])
             state_D = await self._replicas.encode(self.version, query.history, session)
             encode_ms = _since(started)
-            items, missing = await self._replicas.search(
-                self.version, len(self._manifest.shards), query, self._space(state_D[None])
-            )
+            if state_D.size > AT_ONCE:
+                queries_UD = await asyncio.to_thread(self._space, state_D[None])
+            else:
+                queries_UD = self._space(state_D[None])
+            items, missing = await self._replicas.search(self.version, len(self._manifest.shards), query, queries_UD)
             total_ms = _since(started)
             outcomes.append("partial" if missing else "ok")
         self._replicas.timed(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
@@ -250,12 +263,6 @@ def hops_of(query: Query, shards: int, queries_UD: Float64) -> Hops:
     return local_hops(shards, queries_UD, query.k, [query.exclude], query.top_m, query.allow)
 
 
-def dealt(shards: int, parts: int) -> list[range]:
-    """The shards of each part; a part may have none."""
-    bounds = np.linspace(0, shards, parts + 1).astype(int).tolist()
-    return [range(start, stop) for start, stop in pairwise(bounds)]
-
-
 async def _ask_for(what: str, method: Any, *arguments: Any) -> Any:
     """`_ask`, or an error in a client's words, other than LateError."""
     try:
@@ -278,6 +285,25 @@ async def _ask(method: Any, *arguments: Any) -> Any:
         except AWAY:
             await asyncio.sleep(0.1)
     return await method.remote(*arguments)
+
+
+async def _ask_besides(attempts: int, seconds: float, method: Any, *arguments: Any) -> Any:
+    """`_ask`, and as long as there is no answer again whenever so many seconds have passed, in all so many times.
+
+    What was asked before goes on: its replica may hang, and another one is asked, or be slow, and still be the first.
+    Raises TimeoutError if there is no answer so many seconds after the last.
+    """
+    asked = set[asyncio.Task[Any]]()
+    try:
+        for _ in range(attempts):
+            asked.add(asyncio.create_task(_ask(method, *arguments)))
+            done, _ = await asyncio.wait(asked, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return done.pop().result()
+        raise TimeoutError
+    finally:
+        for task in asked:
+            task.cancel()
 
 
 @dataclass

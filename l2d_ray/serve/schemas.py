@@ -1,15 +1,33 @@
 """Requests and responses of the HTTP interface. Limits that an operator sets are checked in api.py."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
 from l2d_ray.core.decoding import Aggregation
 
+REQUESTS: list[dict[str, Any]] = [
+    {"history": ["50", "172", "181"], "k": 10},
+    {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "local", "deny": ["172"]},
+]
+RESPONSE = {
+    "items": [{"item_id": "174", "title": "Raiders of the Lost Ark (1981)", "score": 0.0412}],
+    "version": "5b0c2f7d9e14",
+    "snapshot": "1-8f2c61d0",
+    "model": "2a6d90c4e1b7+c07e5d18f3a9",
+    "timing_ms": {"encode": 14.2, "search": 1.8, "total": 16.9},
+    "skipped": [],
+    "partial": False,
+    "missing_shards": [],
+}
 MOST_RESULTS = 100
 ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
 """One error is enough: a body of a megabyte could hold half a million."""
+
+
+def _with_examples(*examples: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(use_attribute_docstrings=True, json_schema_extra={"examples": list(examples)})
 
 
 class Body(BaseModel):
@@ -27,14 +45,7 @@ class TitledItem(Body):
 class RecommendRequest(Body):
     """A history, and what to recommend after it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"history": ["50", "172", "181"], "k": 10},
-                {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "local", "deny": ["172"]},
-            ]
-        }
-    )
+    model_config = _with_examples(*REQUESTS)
 
     history: Annotated[list[Annotated[str, Field(min_length=1)] | TitledItem], FailFast()] = Field(min_length=1)
     """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
@@ -78,7 +89,7 @@ class Timing(BaseModel):
 class RecommendResponse(BaseModel):
     """The best items first."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = _with_examples(RESPONSE)
 
     items: list[Recommendation]
     version: str
@@ -98,11 +109,15 @@ class RecommendResponse(BaseModel):
 class BatchRequest(Body):
     """Several requests at once."""
 
+    model_config = _with_examples({"requests": REQUESTS})
+
     requests: Annotated[list[RecommendRequest], FailFast()] = Field(min_length=1)
 
 
 class BatchResponse(BaseModel):
     """The responses in the order of the requests."""
+
+    model_config = _with_examples({"responses": [RESPONSE, RESPONSE]})
 
     responses: list[RecommendResponse]
 
@@ -117,11 +132,25 @@ class Item(BaseModel):
 class ItemsResponse(BaseModel):
     """Items whose titles match."""
 
+    model_config = _with_examples(
+        {"items": [{"item_id": "50", "title": "Star Wars (1977)"}], "version": RESPONSE["version"]}
+    )
+
     items: list[Item]
+    version: str
+    """As in a recommendation."""
 
 
 class Problem(BaseModel):
     """What is wrong, in words; `errors` names the fields where it is a request's."""
+
+    model_config = _with_examples(
+        {
+            "detail": "body.history: unknown items: 9999",
+            "request_id": "0d6f1c3e5a7b4920",
+            "errors": [{"field": "body.history", "message": "unknown items: 9999"}],
+        }
+    )
 
     detail: str
     request_id: str

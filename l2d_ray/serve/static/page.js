@@ -86,6 +86,7 @@ function remove(place) {
 }
 
 function add(item) {
+  running.get(searchTitles)?.abort();
   history.push(item);
   at("search").value = "";
   showFound([], HINT);
