@@ -103,7 +103,7 @@ def test_workers_that_never_fit_are_one_line(folder: Path) -> None:
 
 def test_a_share_of_the_memory_that_is_too_small_to_index_is_named(folder: Path) -> None:
     settings = {"index.factory": "IVF200,Flat", "evaluate.fractions": "[0.1]", "evaluate.recommenders": "[l2d-local]"}
-    with pytest.raises(InputError, match="cannot be trained on .* or leave 0.1 out of evaluate.fractions"):
+    with pytest.raises(InputError, match=r"cannot be trained on .* or leave 0\.1 out of evaluate.fractions"):
         evaluate(config_of(folder, **SETTINGS, **settings))
 
 
