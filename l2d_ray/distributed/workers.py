@@ -16,15 +16,12 @@ def check_room(config: Config, workers: int = 1) -> None:
     Raises InputError where they do not fit on the Ray of this machine alone; a cluster may grow, so that one line on
     stderr says what is waited for.
     """
-    asked = config.workers
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {"CPU": asked.cpus} | ({"GPU": asked.gpus} if asked.gpus else {})
-    if sum(int(min(node.get(kind, 0) / count for kind, count in wanted.items())) for node in nodes) >= workers:
+    if _room(config) >= workers:
         return
-    has = ray.cluster_resources()
+    asked, has = config.workers, ray.cluster_resources()
     lack = (
         f"{workers} worker{'s' * (workers > 1)} of workers.cpus={asked.cpus} and workers.gpus={asked.gpus:g} at once do"
-        f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {len(nodes)} nodes"
+        f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
     )
     if not joins_a_cluster():
         raise InputError(f"{lack}; ask for less, or set workers.max")
@@ -35,11 +32,15 @@ def workers_that_fit(config: Config) -> int:
     """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`, for
     which there must be room (`check_room`)."""
     check_room(config, config.workers.min)
-    resources = ray.cluster_resources()
-    cores = resources.get("CPU", 1)
+    fit = _room(config)
     if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has
-        cores = min(cores, os.cpu_count() or 1)
-    rooms = [cores / config.workers.cpus]
-    if config.workers.gpus:
-        rooms.append(resources.get("GPU", 0) / config.workers.gpus)
-    return max(config.workers.min, int(min(rooms)))
+        fit = min(fit, (os.cpu_count() or 1) // config.workers.cpus)
+    return max(config.workers.min, fit)
+
+
+def _room(config: Config) -> int:
+    """How many workers the nodes have room for, each for itself."""
+    asked = config.workers
+    wanted = {"CPU": asked.cpus} | ({"GPU": asked.gpus} if asked.gpus else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(node.get(kind, 0) / count for kind, count in wanted.items())) for node in nodes)
