@@ -98,7 +98,7 @@ def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRe
     def ask(hop: Hop) -> list[Any]:
         own = [Hop(hop.method, hop.arguments[part.start : part.stop]) for part in parts]
         asked = [actor.answers.remote(question) for actor, question in zip(actors, own, strict=True)]
-        return [answer for answers in ray.get(asked) for answer in answers]
+        return [answer for own_answers in ray.get(asked) for answer in own_answers]
 
     try:
         return follow(tuning_hops([record.rows for record in records], plan.config.target_recall), ask)

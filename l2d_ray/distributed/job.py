@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, input_error_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -109,9 +109,8 @@ def root_error(error: RayError) -> Exception:
     Ray Data raises a UserCodeException that holds the original exception as text only.
     """
     text = str(error)
-    ours = re.search(r"^l2d_ray\.errors\.InputError: (.+)$", text, re.MULTILINE)
-    if ours:
-        return InputError(ours[1])
+    if ours := input_error_in(text):
+        return ours
     system = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", text, re.MULTILINE)
     return OSError(system[1]) if system else error
 

@@ -7,7 +7,6 @@ costs as much as ten layers), so that logits are made only where a token is pred
 a chunk's logits need for the gradient is computed again instead of kept.
 """
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from l2d_ray.core.packing import PrefixForest, Prompts, TrainingSamples, plan_forest, plan_targets, split_chunks
 from l2d_ray.models import tree_attention
-from l2d_ray.models.hidden_states import TOLERANCE, relative_error
+from l2d_ray.models.hidden_states import TOLERANCE, trial_error
 from l2d_ray.models.trainable import without_adapter
 
-logger = logging.getLogger(__name__)
 LOGITS_PER_CHUNK = 1024
 """States whose logits are in memory at a time; 1,024 of a 128,000-word vocabulary take 0.5 GB in float32."""
 
@@ -78,12 +76,9 @@ def runs_packed(model: Any, dtype: str) -> bool:
     trial = Prompts.join([np.concatenate([start, end[: n + 1]]) for n, end in enumerate(ends)])
     forest = plan_forest(trial)
     expected = _padded_logits(model, trial, trial.lengths - 1, trial.lengths).detach().float()
-    try:
-        packed = _logits(causal, _packed_states(causal, forest, forest.leaves))
-        error = relative_error(packed.detach().float(), expected)
-    except (ValueError, TypeError, AttributeError, AssertionError, KeyError, RuntimeError) as problem:
-        error = float("inf")
-        logger.warning("packing failed a trial: %s", problem)
+    error = trial_error(
+        lambda: _logits(causal, _packed_states(causal, forest, forest.leaves)).detach().float(), expected
+    )
     model.train()
     return error < TOLERANCE[dtype]
 
@@ -93,15 +88,7 @@ def _packed_states(causal: Any, forest: PrefixForest, kept: NDArray[np.int64]) -
     causal.base_model.set_attn_implementation(tree_attention.NAME)
     state = tree_attention.ForestState(causal.device)
     (chunk,) = split_chunks(forest, forest.tokens.size)
-    state.enter(chunk, causal.dtype)
-    states = causal.base_model(
-        input_ids=torch.from_numpy(chunk.tokens)[None].to(causal.device),
-        position_ids=torch.from_numpy(chunk.positions)[None].to(causal.device),
-        use_cache=False,
-        forest=state,
-    ).last_hidden_state[0]
-    chosen: Tensor = states[torch.from_numpy(kept).to(causal.device)]
-    return chosen
+    return state.run(causal.base_model, chunk, causal.dtype)[torch.from_numpy(kept).to(causal.device)]
 
 
 def _logits(causal: Any, states_YD: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ again.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,15 +48,20 @@ def extractor(backbone: Backbone, tokens_per_chunk: int, cache: PrefixCache | No
     """
     trial = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7])])
     expected = padded_states(backbone, trial, batch_size=1).states
-    try:
-        error = relative_error(packed_states(backbone, trial, tokens_per_chunk=4).states, expected)
-    except (ValueError, TypeError, AttributeError, AssertionError, KeyError, RuntimeError) as problem:
-        error = float("inf")
-        logger.warning("packing failed a trial: %s", problem)
+    error = trial_error(lambda: packed_states(backbone, trial, tokens_per_chunk=4).states, expected)
     if error < TOLERANCE[backbone.dtype]:
         return lambda prompts, boundaries=None: packed_states(backbone, prompts, tokens_per_chunk, cache, boundaries)
     logger.warning("%s cannot run packed (error %.1e): padded batches instead", type(backbone.model).__name__, error)
     return lambda prompts, boundaries=None: padded_states(backbone, prompts, batch_size=16)
+
+
+def trial_error(packed: Callable[[], Tensor], expected: Tensor) -> float:
+    """How far the numbers of a packed run are from those expected (`relative_error`); inf if it fails."""
+    try:
+        return relative_error(packed(), expected)
+    except (ValueError, TypeError, AttributeError, AssertionError, KeyError, RuntimeError) as problem:
+        logger.warning("packing failed a trial: %s", problem)
+        return float("inf")
 
 
 @torch.inference_mode()
@@ -80,13 +85,7 @@ def packed_states(
     state = tree_attention.ForestState(backbone.device, list(filter(None, known)))
     states = torch.empty(len(prompts), backbone.dimension)
     for chunk in split_chunks(forest, tokens_per_chunk):
-        state.enter(chunk, DTYPES[backbone.dtype])
-        hidden = backbone.model(
-            input_ids=torch.from_numpy(chunk.tokens)[None].to(backbone.device),
-            position_ids=torch.from_numpy(chunk.positions)[None].to(backbone.device),
-            use_cache=False,
-            forest=state,
-        ).last_hidden_state[0]
+        hidden = state.run(backbone.model, chunk, DTYPES[backbone.dtype])
         states[torch.from_numpy(chunk.prompts)] = hidden[torch.from_numpy(chunk.leaves)].float().cpu()
         if cache is not None and boundaries is not None:
             for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):

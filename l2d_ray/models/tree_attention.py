@@ -56,6 +56,17 @@ class ForestState:
         else:
             self.blocks = _blocks(chunk, dtype)
 
+    def run(self, model: Any, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+        """[C, D] the last hidden states of the next chunk's tokens, of a model whose attention this is."""
+        self.enter(chunk, dtype)
+        states: Tensor = model(
+            input_ids=torch.from_numpy(chunk.tokens)[None].to(self._device),
+            position_ids=torch.from_numpy(chunk.positions)[None].to(self._device),
+            use_cache=False,
+            forest=self,
+        ).last_hidden_state[0]
+        return states
+
     @property
     def layers(self) -> list[Tensor]:
         """The keys and values [P + C, 2 H, D] of each layer, after the forward pass of the current chunk."""

@@ -1,7 +1,6 @@
 """Starting an endpoint, and changing what it serves while it serves."""
 
 import os
-import re
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from l2d_ray.config import Config
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, input_error_in
 from l2d_ray.serve.api import KEYS_VARIABLE
 from l2d_ray.serve.deployments import application, keys_of, start_of
 from l2d_ray.serve.releases import Release, ReleaseFile
@@ -92,10 +91,8 @@ def endpoint(config: Config) -> Iterator[str]:
     threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
     try:
         serve.run(app, name=APPLICATION, route_prefix="/")
-    except RuntimeError:
-        if reason := _bad_input(_complaints()):
-            raise InputError(reason) from None
-        raise
+    except RuntimeError as error:
+        raise input_error_in(_complaints()) or error from None
     finally:
         ready.set()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -112,7 +109,7 @@ def _say_what_is_missing(ready: threading.Event) -> None:
     while not ready.wait(10):
         missing = _complaints()
         if missing != said:
-            print(f"not ready: {_bad_input(missing) or missing}", file=sys.stderr)
+            print(f"not ready: {input_error_in(missing) or missing}", file=sys.stderr)
             said = missing
 
 
@@ -120,12 +117,6 @@ def _complaints() -> str:
     """What the deployments say that are not ready."""
     found = serve.status().applications.get(APPLICATION)
     return "; ".join(part.message for part in found.deployments.values() if part.message) if found else ""
-
-
-def _bad_input(complaints: str) -> str | None:
-    """The line of the first InputError of a replica, of which Ray Serve keeps the traceback only."""
-    found = re.search(r"^l2d_ray\.errors\.InputError: (.+)$", complaints, re.MULTILINE)
-    return found and found[1]
 
 
 def encoder_counts() -> dict[str, int]:
