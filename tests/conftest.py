@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Give this session's Ray its own token, before any module imports Ray, which reads it then.
 
-    And its workers as much of the processor as the tests beside them: Ray starts them at niceness 15.
+    And its workers as much of the processor as the tests beside them: Ray starts them at niceness 15. One thread each:
+    where more threads run than there are cores, those of one product of matrices wait for each other.
     """
     token = secrets.token_hex(32)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_worker_niceness": "0"}
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_worker_niceness": "0",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -134,11 +134,11 @@ def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
-        wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None, seconds=180)
+        wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         yield Running(f"http://127.0.0.1:{port}", log, settings)
         process.send_signal(signal.SIGINT)
-        stdout, _ = process.communicate(timeout=90)
+        stdout, _ = process.communicate(timeout=300)
         assert process.returncode == 0
         assert json.loads(stdout.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}"
     finally:

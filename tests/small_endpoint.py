@@ -1,6 +1,7 @@
 """A workspace that can be served, made without Ray, and an engine over it in one process."""
 
 import asyncio
+import threading
 import time
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from l2d_ray.workspace import Workspace
 def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     """A dataset, a tiny model, a memory of 2 shards and its index; returns their configuration."""
     write_dataset(folder, users=40, seed=seed)
-    config = config_of(folder, **{"memory.units": 1, "workers.max": 1, **overrides})
+    config = config_of(folder, **{"memory.units": 1, **overrides})
     workspace = Workspace.open(str(folder))
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)
     build_units(config)
@@ -52,6 +53,7 @@ class LocalEngine:
         self.beams: int | None = None
         self.beam_failure: Exception | None = None
         self.beam_delay = 0.0
+        self._writing = threading.Lock()
         self.searches = 0
         """Times that beam search was asked for."""
 
@@ -75,10 +77,11 @@ class LocalEngine:
         if not self.beams:
             raise UnavailableError("no beams here")
         titles = self.catalogue.titles
-        encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
-        beam = ConstrainedBeam.over(self.language_model, encoder, len(titles), self.beams, batch_size=1)
         filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
-        (items_K,), (scores_K,) = beam.recommend([query.history], query.k, filters)  # type: ignore[list-item]
+        with self._writing:  # an answer that nobody waits for any more may still be written
+            encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
+            beam = ConstrainedBeam.over(self.language_model, encoder, len(titles), self.beams, batch_size=1)
+            (items_K,), (scores_K,) = beam.recommend([query.history], query.k, filters)  # type: ignore[list-item]
         return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
 
     async def recommend(self, query: Query) -> Answer:

@@ -13,7 +13,6 @@ LEARNING = {
     "finetune.epochs": 2,
     "finetune.valid_samples": 12,
     "finetune.dropout": 0,  # which draws other numbers in another worker
-    "workers.max": 1,
 }
 
 

@@ -55,7 +55,7 @@ def arguments(folder: Path, **overrides: Any) -> list[str]:
     model = folder / "model"
     if not model.exists():
         save_tiny(model)
-    settings = {"workspace": folder, "model.name": model, "workers.max": 2, "memory.num_shards": 2} | overrides
+    settings = {"workspace": folder, "model.name": model, "workers.max": 1, "memory.num_shards": 2} | overrides
     return [f"{key}={value}" for key, value in settings.items()]
 
 
@@ -78,7 +78,7 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

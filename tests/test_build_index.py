@@ -119,6 +119,7 @@ def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "evaluate.fractions": "[0.5,1.0]",
         "evaluate.generation_samples": 10,
         "evaluate.batch_size": 16,
+        "workers.max": 2,
     }
     process = run_job("evaluate", folder, **SETTINGS, **settings)
     assert process.returncode == 0, process.stderr

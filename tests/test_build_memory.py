@@ -143,7 +143,7 @@ def test_without_a_dataset_the_remedy_is_named(tmp_path: Path, ray_session: None
 def test_a_killed_driver_loses_nothing_that_was_committed(
     folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
-    job = command("build_memory", folder, **{"memory.units": UNITS})
+    job = command("build_memory", folder, **{"memory.units": UNITS, "workers.max": 2})
     process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: committed(folder) >= 5)
     process.kill()
@@ -160,7 +160,8 @@ def test_a_killed_worker_is_replaced(
     folder: Path, ray_session: None, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     results: list[BuildResult] = []
-    build = threading.Thread(target=lambda: results.append(build_memory(config_of(folder, **{"memory.units": UNITS}))))
+    config = config_of(folder, **{"memory.units": UNITS, "workers.max": 2})
+    build = threading.Thread(target=lambda: results.append(build_memory(config)))
     build.start()
     wait_for(lambda: committed(folder) >= 3)
     kill_worker("MapWorker")

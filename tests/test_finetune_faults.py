@@ -34,7 +34,7 @@ LONG = LEARNING | {
 
 def wait_for_checkpoint(folder: Path) -> None:
     """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
-    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")), seconds=200)
+    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     before = noted.read_text()
     training = threading.Thread(target=lambda: finetune(config_of(interrupted, **LONG)))
     training.start()
-    wait_for(lambda: noted.read_text() != before, seconds=200)
+    wait_for(lambda: noted.read_text() != before)
     kill_worker("RayTrainWorker")
     assert not (interrupted / "adapter" / "training.json").exists()
     training.join()

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +13,11 @@ from l2d_ray.models.fused_layers import fuse_layers, gated_mlp, rms_norm, rotate
 # In a process of its own: loading a backbone exchanges transformers' rotation for the whole process.
 UNPATCHED = """
 import json, sys, torch, transformers
-model = transformers.AutoModel.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-with torch.no_grad():
-    states = [model(torch.tensor([prompt])).last_hidden_state[0, -1].tolist() for prompt in json.loads(sys.argv[2])]
-print(json.dumps(states))
+for name in sys.argv[2:]:
+    model = transformers.AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        states = [model(torch.tensor([prompt])).last_hidden_state[0, -1].tolist() for prompt in json.loads(sys.argv[1])]
+    print(json.dumps(states))
 """
 PACKED = """
 import json, sys, numpy as np
@@ -25,19 +25,36 @@ from l2d_ray.config import ModelConfig
 from l2d_ray.core.packing import Prompts
 from l2d_ray.models.backbone import load_backbone
 from l2d_ray.models.hidden_states import packed_states
-prompts = Prompts.join([np.array(prompt, np.int32) for prompt in json.loads(sys.argv[2])])
-print(json.dumps(packed_states(load_backbone(ModelConfig(name=sys.argv[1])), prompts, 5).states.tolist()))
+prompts = Prompts.join([np.array(prompt, np.int32) for prompt in json.loads(sys.argv[1])])
+for name in sys.argv[2:]:
+    print(json.dumps(packed_states(load_backbone(ModelConfig(name=name)), prompts, 5).states.tolist()))
 """
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 8, 9, 30, 31, 32], [40]]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2"])
-def test_packed_and_fused_equals_plain_transformers(tmp_path: Path, family: str) -> None:
-    save_tiny(tmp_path, family)
-    plain, packed = (
-        torch.tensor(json.loads(subprocess.check_output([sys.executable, "-c", code, tmp_path, json.dumps(PROMPTS)])))
+FAMILIES = ("llama", "qwen2", "qwen3", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Of each family: plain and packed."""
+    models = [save_tiny(tmp_path_factory.mktemp(family), family) for family in FAMILIES]
+    outputs = (
+        subprocess.check_output([sys.executable, "-c", code, json.dumps(PROMPTS), *models]).splitlines()
         for code in (UNPATCHED, PACKED)
     )
+    pairs = [
+        (torch.tensor(json.loads(plain)), torch.tensor(json.loads(packed)))
+        for plain, packed in zip(*outputs, strict=True)
+    ]
+    return dict(zip(FAMILIES, pairs, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_and_fused_equals_plain_transformers(
+    family: str, states: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> None:
+    plain, packed = states[family]
     assert ((packed - plain).norm(dim=1) / plain.norm(dim=1)).max() < 1e-5
 
 

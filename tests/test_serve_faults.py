@@ -27,7 +27,6 @@ from l2d_ray.serve.releases import Release
 
 pytestmark = pytest.mark.ray
 SETTINGS = {
-    "workers.max": 1,
     "serve.gateways": 2,
     "serve.encoders": 2,
     "serve.shard_replicas": 2,
@@ -89,7 +88,7 @@ def answers(engine: LocalEngine) -> list[ScoredItems]:
 
 def check(replies: Sequence[Reply], right: Right) -> Counter[int]:
     """Every reply is the right one of the version that it names, or a documented refusal; how many of each status."""
-    print(Counter(reply.body["detail"] for reply in replies if reply.status != 200))
+    print([reply for reply in replies if reply.status != 200])
     for reply in replies:
         if reply.status == 200:
             items = right[reply.body["version"]][reply.question]
@@ -209,7 +208,7 @@ def test_an_encoder_that_dies_while_a_release_is_loaded_does_not_stop_it(
     with load(endpoint.url, BODIES, RATE) as replies:
         process = start_promotion(endpoint, folders[after], engine, lambda versions: len(versions) == 2)
         kill_worker("ServeReplica:l2d_ray:Encoder")
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr
         again = result_of(endpoint.promote(folders[after]))
     assert json.loads(stdout.splitlines()[-1])["version"] == after == again["previous"]
