@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.config import Config, HistoryConfig
+from l2d_ray.config import Config
 from l2d_ray.core.decoding import FloatArray
 from l2d_ray.core.packing import IntArray, Prompts
-from l2d_ray.core.samples import window_starts
+from l2d_ray.core.samples import last_window
 from l2d_ray.models.backbone import (
     Backbone,
     LanguageModel,
@@ -48,12 +48,6 @@ def language_model(config: Config) -> LanguageModel:
     """The model of `config` with its head, on a GPU if `workers.gpus` says so. Raises InputError as its loader does."""
     gpu = config.workers.gpus > 0
     return load_language_model(config.model, resolve_dtype(config.model, gpu), "cuda" if gpu else "cpu")
-
-
-def last_window(history: History, window: HistoryConfig) -> History:
-    """The items that a query reads of a history, as the window of a sample that comes next."""
-    (start,) = window_starts(np.array([len(history)]), window.max_items, window.stride)
-    return history[start:]
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,8 @@ class HistoryEncoder:
 
     def phrased(self, history: History, room: int = 0) -> PhrasedHistory:
         """`phrase`, with what `run` needs to know of it."""
-        pieces = self.prompts.pieces(last_window(history, self._window))
+        window = last_window(len(history), self._window.max_items, self._window.stride)
+        pieces = self.prompts.pieces(history[window])
         while True:
             prompt = self.prompts.join(pieces)
             if prompt.size + room <= self.backbone.context_length or not pieces:

@@ -40,6 +40,7 @@ def beams_url(url: str, engine: LocalEngine) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -60,7 +61,7 @@ def page(
     engine.failure, engine.delay = None, 0.0
     engine.beams, engine.beam_failure, engine.beam_delay, engine.searches = None, None, 0.0, 0
     context = browser.new_context(viewport={"width": request.param, "height": 740})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(30_000)
     page = context.new_page()
     page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))

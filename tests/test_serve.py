@@ -30,8 +30,9 @@ from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import REQUEST_ID
-from l2d_ray.serve.deployments import REPLICA_VARIABLES, BeamSearcher, start_of
+from l2d_ray.serve.deployments import REPLICA_VARIABLES, start_of
 from l2d_ray.serve.engine import Query
+from l2d_ray.serve.models import BeamSearcher
 from l2d_ray.serve.operation import serve_until_stopped
 
 pytestmark = pytest.mark.ray

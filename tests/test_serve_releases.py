@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +14,10 @@ import pytest
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.errors import InputError
-from l2d_ray.serve import deployments
+from l2d_ray.serve import models
 from l2d_ray.serve.batching import LateError, TokenBatcher
-from l2d_ray.serve.deployments import BeamSearcher, Encoder
 from l2d_ray.serve.engine import OverloadedError
+from l2d_ray.serve.models import BeamSearcher, Encoder
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
 from l2d_ray.serve.replicas import FEW, Replicas
 
@@ -34,6 +36,14 @@ def load(release: Release, held: Sequence[str]) -> str:
 @pytest.fixture
 def file(tmp_path: Path) -> ReleaseFile:
     return ReleaseFile(str(tmp_path), "serving/me.json", FIRST)
+
+
+def test_gateways_and_shards_start_without_what_only_models_need() -> None:
+    """In a process of its own: this one has read it all."""
+    needless = (
+        "import sys, l2d_ray.serve.gateway, l2d_ray.serve.shards; print({'torch', 'transformers'} & {*sys.modules})"
+    )
+    assert subprocess.check_output([sys.executable, "-c", needless], text=True).strip() == "set()"
 
 
 def test_it_follows_the_file(file: ReleaseFile) -> None:
@@ -169,7 +179,7 @@ def test_a_gateway_does_not_wait_for_beams() -> None:
 def test_a_replica_whose_model_hangs_is_unhealthy(
     file: ReleaseFile, monkeypatch: pytest.MonkeyPatch, kind: type[Encoder] | type[BeamSearcher]
 ) -> None:
-    monkeypatch.setattr(deployments, "WEDGED_SECONDS", 0.1)
+    monkeypatch.setattr(models, "WEDGED_SECONDS", 0.1)
     monkeypatch.setattr(Encoder, "_observe", lambda *_: None)  # metrics need Ray
     gate = threading.Event()
 

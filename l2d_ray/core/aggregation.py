@@ -9,7 +9,6 @@ Shapes: M memory rows, D hidden size, I items.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
@@ -28,6 +27,8 @@ def item_sums(states_MD: NDArray[np.floating], items_M: IntArray, num_items: int
 
 def add_rows(sums_ID: Float64, counts_I: NDArray[np.int64], states_MD: NDArray[np.floating], items_M: IntArray) -> None:
     """Add some rows to the sums and counts of their items, in place."""
+    import torch  # not above: it takes seconds, and what only searches an index adds nothing up
+
     items, states = torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64))
     torch.from_numpy(sums_ID).index_add_(0, items, states)
     np.add.at(counts_I, items_M, 1)

@@ -20,6 +20,12 @@ def window_starts(positions: IntArray, max_items: int, stride: int) -> IntArray:
     return starts
 
 
+def last_window(length: int, max_items: int, stride: int) -> slice:
+    """Which items a query reads of a history of `length`: the window of a sample that comes next."""
+    (start,) = window_starts(np.array([length]), max_items, stride)
+    return slice(int(start), length)
+
+
 def sample_ids(user_hashes: IntArray, positions: IntArray) -> IntArray:
     """A stable 64-bit id for each (user, position). Among 1e9 samples about 0.03 pairs are expected to collide."""
     position_hashes = hash_array(positions.astype(np.uint64))

@@ -22,7 +22,8 @@ from ray.serve.schema import LoggingConfig
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError, input_error_in
 from l2d_ray.serve.api import KEYS_VARIABLE
-from l2d_ray.serve.deployments import application, keys_of, start_of
+from l2d_ray.serve.deployments import application, start_of
+from l2d_ray.serve.gateway import keys_of
 from l2d_ray.serve.releases import Release, ReleaseFile
 
 APPLICATION = "l2d_ray"

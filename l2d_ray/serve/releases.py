@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
@@ -45,6 +44,8 @@ class Release(Record):
     @classmethod
     def plan(cls, config: Config) -> "Release":
         """The release of a configuration. Raises InputError if there is no index of its model and dataset."""
+        from l2d_ray.encoding import identify_memory  # not above: it takes seconds, and replicas plan nothing
+
         config = config.absolute()
         workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
@@ -197,3 +198,22 @@ class Held(Generic[T]):
         self._parts = parts
         if failure:
             raise failure
+
+
+class Part:
+    """A replica that holds something of each release."""
+
+    held: Held[Any]
+
+    async def refresh(self) -> list[str]:
+        """As of `Held`."""
+        return await self.held.refresh()
+
+    async def versions(self) -> list[str]:
+        """What it holds, after it looked again as far as it can."""
+        await self.held.refresh_quietly()
+        return self.held.versions()
+
+    async def check_health(self) -> None:
+        """Ray Serve calls it every few seconds. Raise if the replica is to be replaced."""
+        self._refreshing = asyncio.ensure_future(self.held.refresh_quietly())

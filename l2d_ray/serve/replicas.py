@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import Float64, ScoredItems
-from l2d_ray.encoding import last_window
+from l2d_ray.core.samples import last_window
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import Hop, Hops, dealt, global_hops, local_hops
 from l2d_ray.serve.batching import LateError
@@ -219,7 +219,8 @@ class ServedRelease:
         with self._replicas.counted(self.version, "recommend") as outcomes:
             started = time.perf_counter()
             # A user who returns has a window that begins as before: its first item stands for him.
-            session = str(last_window(query.history, self._window)[0])
+            window = last_window(len(query.history), self._window.max_items, self._window.stride)
+            session = str(query.history[window][0])
             state_D = await self._replicas.encode(self.version, query.history, session)
             encode_ms = _since(started)
             if state_D.size > AT_ONCE:
