@@ -30,8 +30,8 @@ types: install  ## mypy, strict
 imports: install  ## the architecture: who may import whom
 	$(BIN)/lint-imports --no-cache
 
-unit: install  ## all tests, three files at a time: most of what they do is to wait for Ray
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+unit: install  ## all tests, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: install  ## prepare, build, verify and recommend, on a local Ray
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml

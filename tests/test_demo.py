@@ -26,7 +26,8 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "jobs/demo.py", "--config", "jobs/configs/demo.yaml", *settings],
         cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"PATH": path},
+        env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        | {"PATH": path, "RAY_worker_niceness": "0"},
         capture_output=True,
         text=True,
         check=False,

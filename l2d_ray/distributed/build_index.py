@@ -12,7 +12,6 @@ from typing import Any
 
 import faiss
 import ray
-import torch
 from ray.exceptions import RayError
 from tqdm import tqdm
 
@@ -143,6 +142,5 @@ def _each(
 
 
 def _with_threads(threads: int, step: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)  # torch's are as many: Ray says so by OMP_NUM_THREADS
     return step(*call)
