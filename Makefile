@@ -30,8 +30,9 @@ types: install  ## mypy, strict
 imports: install  ## the architecture: who may import whom
 	$(BIN)/lint-imports --no-cache
 
-unit: install  ## all tests, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+unit: install  ## all tests: two files at a time, then those that a busy machine would fail
+	$(BIN)/pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m alone
 
 demo: install  ## prepare, build, verify and recommend, on a local Ray
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml

@@ -30,7 +30,6 @@ from l2d_ray.index.tuning import tune
 
 ROWS_PER_ITEM = 50
 TOP_M, K = 200, 20
-SHARDS = (1, 4)
 LARGEST_FLAT_BYTES = 6 << 30
 BLOCK = 50_000
 NOTHING = np.empty(0, np.int64)
@@ -46,14 +45,15 @@ class SearchBenchmark:
     ids), `local_ms` and `global_ms` (median of a query through L2D), `faiss_ms` (FAISS alone finding the top M),
     `local_over_faiss` (median of the pairs)."""
     extrapolated: list[dict[str, Any]]
-    """1e9 rows on one shard, from the largest size of each factory: bytes in proportion to the rows, milliseconds to
-    the rows that are looked at (all of Flat; of IVF so many lists, each of which grows with the square root)."""
+    """1e9 rows on one shard, from the largest size of each factory that was measured on one: bytes in proportion to the
+    rows, milliseconds to the rows that are looked at (all of Flat; of IVF so many lists, each of which grows with the
+    square root)."""
     dimension: int
     threads: int
 
 
 def bench_search(config: Config) -> SearchBenchmark:
-    """Build and search every `bench.factories` over every `bench.rows`, in one shard and in four."""
+    """Build and search every `bench.factories` over every `bench.rows`, in so many `bench.shards`."""
     bench, threads = config.bench, config.bench.threads or config.workers.cpus
     faiss.omp_set_num_threads(threads)
     results = []
@@ -63,7 +63,7 @@ def bench_search(config: Config) -> SearchBenchmark:
             memory = _Memory.make(Path(folder), rows, bench.dimension)
             results += [
                 {"rows": rows, "factory": name, **_measure(config, memory, _sized(name, rows // n, bench.dimension), n)}
-                for n in SHARDS
+                for n in bench.shards
             ]
     return SearchBenchmark(results, _extrapolate(results), bench.dimension, threads)
 

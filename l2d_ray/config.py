@@ -369,6 +369,8 @@ class BenchConfig(Section):
     """Of each load that jobs/bench_serve.py puts on the endpoint."""
     rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
     """Sizes of the made-up memories of jobs/bench_search.py."""
+    shards: list[Annotated[int, Field(ge=1)]] = Field([1, 4], min_length=1)
+    """In how many parts each is indexed."""
     dimension: int = Field(576, ge=8)
     """Of their rows."""
     factories: list[str] = Field(["Flat", "HNSW32", "IVF,SQfp16", "IVF_HNSW32,PQ"], min_length=1)

@@ -25,7 +25,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.releases import Release
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.alone]
 SETTINGS = {
     "serve.gateways": 2,
     "serve.encoders": 2,
@@ -33,7 +33,7 @@ SETTINGS = {
     "serve.shard_megabytes": 0.001,
     "serve.shard_seconds": 9,
 }
-RATE = float(os.environ.get("L2D_RAY_FAULT_RATE", "8"))
+RATE = float(os.environ.get("L2D_RAY_FAULT_RATE", "4"))
 """Requests a second."""
 SECONDS = float(os.environ.get("L2D_RAY_FAULT_SECONDS", "25"))
 """Of load while replicas die."""
