@@ -35,7 +35,7 @@ from l2d_ray.serve.engine import Query
 from l2d_ray.serve.models import BeamSearcher
 from l2d_ray.serve.operation import serve_until_stopped
 
-pytestmark = [pytest.mark.ray, pytest.mark.alone]
+pytestmark = pytest.mark.ray
 BEAMS = 4
 SETTINGS = {
     "serve.shard_replicas": 2,
