@@ -66,6 +66,13 @@ def check(engine: LocalEngine, answer: dict[str, Any], history: list[int | str],
     np.testing.assert_allclose(scores, expected.scores_I, rtol=1e-3)
 
 
+def check_partial(engine: LocalEngine, answer: dict[str, Any]) -> None:
+    """Some shard is missing, and the items are of the others."""
+    assert answer["missing_shards"]
+    left = (shard for number, shard in enumerate(engine.index.shards) if number not in answer["missing_shards"])
+    assert {int(item["item_id"][1:]) for item in answer["items"]} <= {int(i) for shard in left for i in shard.items_I}
+
+
 @pytest.mark.parametrize("aggregation", ["local", "global"])
 def test_requests_at_once_get_each_its_own_answer(url: str, engine: LocalEngine, aggregation: str) -> None:
     random = np.random.default_rng(1)
@@ -173,7 +180,7 @@ def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEn
         assert status == 200, answer
         if answer["partial"]:
             assert answer["missing_shards"] == [1]
-            assert {int(item["item_id"][1:]) for item in answer["items"]} <= set(engine.index.shards[0].items_I)
+            check_partial(engine, answer)
             return "partial"
         check(engine, answer, [1, 2, 3], "local", 10)
         return "whole"
@@ -190,7 +197,7 @@ def test_what_is_left_of_the_index_answers_and_says_so(url: str, engine: LocalEn
 def test_so_many_wait_for_the_only_gateway_and_the_others_are_refused(url: str) -> None:
     most, deadline = SETTINGS["serve.max_waiting"], time.monotonic() + 300
     refused: list[Reply] = []
-    while not refused:  # those that come before the death is noticed wait with the dead one
+    while len(refused) < most / 2:  # those that come before the death is noticed wait with the dead one
         assert time.monotonic() < deadline
         kill_worker("ServeReplica:l2d_ray:Gateway")
         with ThreadPoolExecutor(2 * most) as pool:
@@ -225,14 +232,16 @@ def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEn
     for reply in replies:
         if reply.status == 200:
             for answer in reply.body["responses"]:
-                if not answer["partial"]:  # a shard that came too late
+                if answer["partial"]:  # a shard that came too late
+                    check_partial(engine, answer)
+                else:
                     check(engine, answer, [1, 2, 3], "global", 10)
         elif reply.status == 503:
             assert reply.headers["retry-after"] == "1"
             detail = reply.body["detail"].removesuffix(", or send fewer histories at once")
             assert detail.endswith("; come again later")
     reply = request(url, "/v1/recommend", {"history": history, "k": 10})
-    assert (reply.status, reply.seconds < 20) == (200, True)
+    assert (reply.status, reply.seconds < 5) == (200, True)
 
 
 def test_what_nobody_waits_for_is_not_run(endpoint: Running, engine: LocalEngine) -> None:
@@ -242,7 +251,7 @@ def test_what_nobody_waits_for_is_not_run(endpoint: Running, engine: LocalEngine
     before = endpoint.counts()
     assert request(endpoint.url, "/v1/recommend/batch", batch, timeout=0.2).status == 0
     reply = request(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
-    assert (reply.status, reply.seconds < 20) == (200, True)
+    assert (reply.status, reply.seconds < 5) == (200, True)
     check(engine, reply.body, [1, 2, 3], "global", 10)
     assert endpoint.counts()["requests"] - before["requests"] < 64
 
