@@ -31,9 +31,9 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.deployments import REPLICA_VARIABLES, start_of
+from l2d_ray.serve.endpoint import serve_until_stopped
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.models import BeamSearcher
-from l2d_ray.serve.operation import serve_until_stopped
 
 pytestmark = pytest.mark.ray
 BEAMS = 4
@@ -261,6 +261,9 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
 ) -> None:
     before = endpoint.version()
     write_endpoint(tmp_path, seed=2)
+    of_another_model = endpoint.promote(tmp_path, **{"prompt.suffix": "Then:"})
+    assert of_another_model.returncode == 2
+    assert "template" in of_another_model.stderr.splitlines()[-1]
     (file, *_) = tmp_path.glob("index/**/rows.faiss")
     file.write_bytes(file.read_bytes()[:-1])
     refused = endpoint.promote(tmp_path)

@@ -38,11 +38,10 @@ def file(tmp_path: Path) -> ReleaseFile:
     return ReleaseFile(str(tmp_path), "serving/me.json", FIRST)
 
 
-def test_gateways_and_shards_start_without_what_only_models_need() -> None:
+def test_gateways_shards_and_promotions_start_without_what_only_models_need() -> None:
     """In a process of its own: this one has read it all."""
-    needless = (
-        "import sys, l2d_ray.serve.gateway, l2d_ray.serve.shards; print({'torch', 'transformers'} & {*sys.modules})"
-    )
+    modules = "l2d_ray.serve.gateway, l2d_ray.serve.shards, l2d_ray.serve.operation"
+    needless = f"import sys, {modules}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", needless], text=True).strip() == "set()"
 
 

@@ -21,8 +21,9 @@ from l2d_ray.errors import InputError
 from l2d_ray.evaluation import samples_of
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
+from l2d_ray.serve.endpoint import endpoint
 from l2d_ray.serve.load import Load, load
-from l2d_ray.serve.operation import encoder_counts, endpoint
+from l2d_ray.serve.operation import encoder_counts
 from l2d_ray.serve.releases import Release
 from l2d_ray.timing import timed
 

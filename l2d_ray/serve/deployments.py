@@ -17,7 +17,7 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
 from l2d_ray.config import Config
 from l2d_ray.serve.gateway import Gateway, keys_of
-from l2d_ray.serve.models import BeamSearcher, Encoder
+from l2d_ray.serve.models import BeamSearcher, Encoder, model_origin
 from l2d_ray.serve.releases import Release, ReleaseFile
 from l2d_ray.serve.shards import MemoryShard
 
@@ -36,8 +36,9 @@ def build_app(config: Config) -> Application:
 
 
 def start_of(config: Config) -> ReleaseFile:
-    """What a new endpoint is to serve. Raises InputError if it is not there."""
+    """What a new endpoint is to serve. Raises InputError if it is not there, or if its index is of another model."""
     release = Release.plan(config)
+    model_origin(release)  # which every replica would refuse, later
     return ReleaseFile(release.config.workspace, f"serving/{uuid.uuid4().hex[:12]}.json", release)
 
 

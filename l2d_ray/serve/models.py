@@ -33,7 +33,7 @@ class _Model:
     batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
 
 
-def _origin(release: Release) -> tuple[MemoryIdentity, str]:
+def model_origin(release: Release) -> tuple[MemoryIdentity, str]:
     """What the model of a release is made from. Raises InputError if its index's memory was made with another."""
     manifest = release.open().manifest
     check_query(manifest.identity, identify_memory(release.config))
@@ -90,7 +90,7 @@ class Encoder(Part):
 
     def _load(self, release: Release, held: Sequence[_Model]) -> _Model:
         """The model of a release; the same one, if only the index is another."""
-        origin, config = _origin(release), release.config
+        origin, config = model_origin(release), release.config
         for model in held:
             if model.origin == origin:
                 return model
@@ -176,7 +176,7 @@ class BeamSearcher(Part):
 
     def _load(self, release: Release, held: Sequence[_Beams]) -> _Beams:
         """The model of a release; the same one, if only the index is another."""
-        origin, config = _origin(release), release.config
+        origin, config = model_origin(release), release.config
         for beams in held:
             if beams.origin == origin:
                 return beams
