@@ -4,8 +4,7 @@ Needs a workspace with a prepared dataset and no memory. The last line on stdout
 (`BuildBenchmark`).
 """
 
-from l2d_ray.distributed.bench_build import bench_build
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(bench_build)
+    run("l2d_ray.distributed.bench_build:bench_build")

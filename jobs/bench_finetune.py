@@ -4,8 +4,7 @@
 stdout is one JSON object (`FinetuneBenchmark`).
 """
 
-from l2d_ray.distributed.bench_finetune import bench_finetune
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(bench_finetune)
+    run("l2d_ray.distributed.bench_finetune:bench_finetune")

@@ -4,7 +4,6 @@ Needs Locust (`pip install locust`). The last line on stdout is one JSON object 
 """
 
 from l2d_ray.distributed.job import run
-from l2d_ray.serve.bench import bench_serve
 
 if __name__ == "__main__":
-    run(bench_serve)
+    run("l2d_ray.serve.bench:bench_serve")

@@ -4,8 +4,7 @@ The space, the FAISS index and the snapshot are `index.*`. Killed at any moment,
 missing. The last line on stdout is one JSON object (`IndexResult`).
 """
 
-from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(build_index)
+    run("l2d_ray.distributed.build_index:build_index")

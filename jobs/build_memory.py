@@ -4,8 +4,7 @@ The same under `ray job submit --working-dir . -- python jobs/build_memory.py â€
 command again builds what is missing. The last line on stdout is one JSON object (`BuildResult`).
 """
 
-from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(build_memory)
+    run("l2d_ray.distributed.build_memory:build_memory")

@@ -3,10 +3,7 @@
 The last line on stdout is one JSON object (`DemoResult`).
 """
 
-import sys
-
-from l2d_ray.distributed.demo import demo
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(lambda config: demo(config, sys.argv[1:]), on_ray=False)
+    run("l2d_ray.distributed.demo:demo", on_ray=False)

@@ -4,8 +4,7 @@
 .parquet in the workspace and prints the table. The last line on stdout is one JSON object (`EvaluateResult`).
 """
 
-from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(evaluate)
+    run("l2d_ray.distributed.evaluate:evaluate")

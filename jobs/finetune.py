@@ -4,8 +4,7 @@ The same under `ray job submit --working-dir . -- python jobs/finetune.py …`. 
 again goes on from the last checkpoint. The last line on stdout is one JSON object (`FinetuneResult`).
 """
 
-from l2d_ray.distributed.finetune import finetune
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run(finetune)
+    run("l2d_ray.distributed.finetune:finetune")

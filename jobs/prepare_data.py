@@ -9,7 +9,6 @@ The last line on stdout: users, items, interactions, samples, train, valid, test
 """
 
 from l2d_ray.distributed.job import run
-from l2d_ray.distributed.prepare import prepare
 
 if __name__ == "__main__":
-    run(prepare)
+    run("l2d_ray.distributed.prepare:prepare")

@@ -5,7 +5,6 @@ before roll it back. RAY_ADDRESS names the endpoint's Ray. The last line on stdo
 """
 
 from l2d_ray.distributed.job import run
-from l2d_ray.serve.operation import promote
 
 if __name__ == "__main__":
-    run(promote)
+    run("l2d_ray.serve.operation:promote")

@@ -5,7 +5,6 @@ cluster/serve.yaml` starts the same application. The last line on stdout is one 
 """
 
 from l2d_ray.distributed.job import run
-from l2d_ray.serve.endpoint import serve_until_stopped
 
 if __name__ == "__main__":
-    run(serve_until_stopped)
+    run("l2d_ray.serve.endpoint:serve_until_stopped")

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,8 @@ class DemoResult:
     workspace: str
 
 
-def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
-    """Run every stage there is; `overrides` is the command line that made `config`, passed on to the submitted job."""
+def demo(config: Config) -> DemoResult:
+    """Run every stage there is. The command line that made `config` is passed on to the submitted job."""
     workspace = Workspace.open(config.workspace)
     check(config)
     # Not ray.init, whose job agent listens on a fixed port, which another Ray on this machine may have.
@@ -81,7 +80,7 @@ def demo(config: Config, overrides: Sequence[str]) -> DemoResult:
     model = [f"model.name={tuned.name}", *([f"model.adapter={tuned.adapter}"] if tuned.adapter else [])]
     # Named, for Ray gives a job the address of any Ray that it finds on the machine.
     job = ["env", f"RAY_ADDRESS={cluster.address}", "python", "jobs/build_memory.py"]
-    job += [*overrides, f"workspace={workspace.root}", *model]
+    job += [*sys.argv[1:], f"workspace={workspace.root}", *model]
     _wait_for_agent(submit)
     if subprocess.run([*submit, "--", *job], check=False).returncode:
         raise InputError("the submitted job failed; its own message is above")

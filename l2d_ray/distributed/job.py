@@ -4,10 +4,10 @@ import dataclasses
 import json
 import logging
 import os
+import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,8 +25,11 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in a submitted job."""
 
 
-def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> NoReturn:
+def run(stage: str, on_ray: bool = True) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
+
+    The stage is `module:function`, from a Config to a dataclass: read when the command line is known to be right, for
+    the libraries behind it take seconds.
 
     Exit status: 0 done; 2 bad input or configuration and 1 no space, no permission and the like, both with one line on
     stderr; 1 with a traceback for anything else.
@@ -35,7 +38,7 @@ def run(stage: Callable[[Config], "DataclassInstance"], on_ray: bool = True) -> 
         config = load_config(sys.argv[1:])
         if on_ray:
             connect(config)
-        result = stage(config)
+        result: DataclassInstance = pkgutil.resolve_name(stage)(config)
     except InputError as error:
         _fail(2, str(error))
     except OSError as error:
