@@ -261,9 +261,11 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
 ) -> None:
     before = endpoint.version()
     write_endpoint(tmp_path, seed=2)
-    of_another_model = endpoint.promote(tmp_path, **{"prompt.suffix": "Then:"})
-    assert of_another_model.returncode == 2
-    assert "template" in of_another_model.stderr.splitlines()[-1]
+    for folder in (tmp_path, Path(engine.config.workspace)):
+        of_another_model = endpoint.promote(folder, **{"prompt.suffix": "Then:"})
+        assert of_another_model.returncode == 2
+        assert of_another_model.stderr.startswith("error: the memory was made with another template")
+        assert of_another_model.stderr.count("\n") == 1
     (file, *_) = tmp_path.glob("index/**/rows.faiss")
     file.write_bytes(file.read_bytes()[:-1])
     refused = endpoint.promote(tmp_path)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from l2d_ray.config import ServeConfig
+from l2d_ray.config import Config, ServeConfig
 from l2d_ray.errors import InputError
 from l2d_ray.serve import models
 from l2d_ray.serve.batching import LateError, TokenBatcher
@@ -22,7 +22,7 @@ from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
 from l2d_ray.serve.replicas import FEW, Replicas
 
 FIRST, SECOND, DAMAGED = (
-    Release(settings={"index": {"prior": None}, "recommend": {}}, index=name, manifest=name)
+    Release(settings=Config().model_dump(mode="json"), index=name, manifest=name)
     for name in ("first", "second", "damaged")
 )
 

@@ -40,7 +40,7 @@ def run(stage: str, on_ray: bool = True) -> NoReturn:
             connect(config)
         result: DataclassInstance = pkgutil.resolve_name(stage)(config)
     except InputError as error:
-        _fail(2, str(error))
+        _fail(2, str(input_error_in(str(error)) or error))  # of a replica's, str is its whole traceback
     except OSError as error:
         _fail(1, f"{error}; mend that and run the same command again")
     except RayError as error:

@@ -58,8 +58,8 @@ def serve_until_stopped(config: Config) -> ServeResult:
 def endpoint(config: Config) -> Iterator[str]:
     """The URL of an endpoint on `serve.host` and `serve.port`, that stops with the block. Needs a Ray.
 
-    Raises InputError if there is nothing to serve, if a replica cannot load it, or if it would be open to other
-    machines without a key.
+    Raises InputError if there is nothing to serve, if a replica cannot load it, if it would be open to other machines
+    without a key, or if this Ray has an endpoint already.
     """
     settings = config.serve
     if settings.host not in LOOPBACK and not keys_of(settings).required():
@@ -72,6 +72,10 @@ def endpoint(config: Config) -> Iterator[str]:
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is None:
         _check_port(settings.host, settings.port)
+    elif APPLICATION in serve.status().applications:
+        raise InputError(
+            "an endpoint runs on this Ray already: jobs/promote.py changes what it serves, `serve shutdown` ends it"
+        )
     elif (running.http_config.host, running.http_config.port) != (settings.host, settings.port):
         raise InputError(
             f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
@@ -81,14 +85,14 @@ def endpoint(config: Config) -> Iterator[str]:
     serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     ready = threading.Event()
     threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
-    try:
-        serve.run(app, name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        raise input_error_in(_complaints()) or error from None
-    finally:
-        ready.set()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     try:
+        try:
+            serve.run(app, name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            raise input_error_in(_complaints()) or error from None
+        finally:
+            ready.set()
         yield f"http://{host}:{settings.port}"
     finally:
         serve.delete(APPLICATION)  # not the whole of Serve, which others may use

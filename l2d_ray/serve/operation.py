@@ -17,8 +17,13 @@ from l2d_ray.serve.releases import Release, ReleaseFile
 APPLICATION = "l2d_ray"
 LOAD_SECONDS = 1800
 """A replica may take so long to load a release."""
+REPLACED_SECONDS = 300
+"""So long a replica that died has a successor."""
 ATTEMPTS = 5
-"""How often all replicas are told, where one dies meanwhile."""
+"""How often all replicas are told before what they hold is taken for another promotion's."""
+UNDER_WAY = "another promotion is under way; run the same command again when it is done"
+LOST = (RayError, RayServeException, TimeoutError)
+"""What it may mean that a replica died."""
 
 
 def encoder_counts() -> dict[str, int]:
@@ -50,7 +55,8 @@ def promote(config: Config) -> PromoteResult:
 
     Every replica loads it beside the old one; then the gateways turn to it; when no request is left that began
     before, the old one is forgotten. Killed at any moment, the same command again completes it. Raises InputError if
-    the release is not complete or does not fit the endpoint, or if there is no endpoint; what is served then stays.
+    the release is not complete, if its model is not the one that its index's memory was made with, if there is no
+    endpoint, or if another promotion is under way; what is served then stays.
     """
     started = time.monotonic()
     release = Release.plan(config)
@@ -63,20 +69,28 @@ def promote(config: Config) -> PromoteResult:
             f"no endpoint runs on this Ray ({type(error).__name__}); set RAY_ADDRESS to what jobs/serve.py prints"
         ) from None
     parts = [serve.get_deployment_handle(name, APPLICATION) for name in names]
-    old, *others = file.read()
+    old, *others = named = file.read()
+
+    def name(*releases: Release) -> None:
+        nonlocal named
+        if file.read() != named:
+            raise InputError(UNDER_WAY)
+        file.write(releases)
+        named = list(releases)
+
     if any(other.version not in (old.version, release.version) for other in others):  # of one that was killed
         _leave(gateway, file, old)
-    file.write([old, release])
+    name(old, release)
     try:
         _hold(parts * 2, [old.version, release.version])  # again for replicas that were starting
-    except RayError:
-        file.write([old])
+    except LOST:
+        name(old)
         raise
     loaded = time.monotonic()
     if old.version != release.version:
-        file.write([release, old])
+        name(release, old)
         _leave(gateway, file, release)
-    file.write([release])
+    name(release)
     _hold(parts, [release.version])
     return PromoteResult(
         version=release.version,
@@ -105,14 +119,16 @@ def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]
 
     One that dies meanwhile is replaced, and its successor reads for itself.
     """
-    for attempt in range(ATTEMPTS):
+    deadline, attempts = time.monotonic() + REPLACED_SECONDS, 0
+    while attempts < ATTEMPTS and time.monotonic() < deadline:
         try:
             held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
-        except RayError as error:
-            if isinstance(error, InputError) or attempt == ATTEMPTS - 1:
+        except LOST as error:
+            if isinstance(error, InputError) or time.monotonic() > deadline:
                 raise
         else:
-            if all(map(done, held)):
+            if held and all(map(done, held)):
                 return
+            attempts += bool(held)
         time.sleep(1)
-    raise InputError("another promotion is under way; run the same command again when it is done")
+    raise InputError(UNDER_WAY)

@@ -63,9 +63,10 @@ class Release(Record):
 
     @property
     def version(self) -> str:
-        """What tells it from every other: of all that decides an answer."""
+        """What tells it from every other: of all that decides an answer, and of what replicas load to give it."""
         index = self.config.index
-        decisive = [self.manifest, index.prior_in(index.space), self.settings["recommend"]]
+        parts = {name: self.settings[name] for name in ("history", "model", "prompt", "recommend")}
+        decisive = [self.manifest, index.prior_in(index.space), parts]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:12]
 
     def open(self) -> IndexReader:
