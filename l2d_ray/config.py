@@ -116,9 +116,9 @@ class ModelConfig(Section):
     """The language model whose last hidden state stands for a history."""
 
     name: str = "demo"
-    """A hub id, a folder, or a GGUF file; `demo` is SmolLM2-135M-Instruct, downloaded and cached."""
+    """A hub id, a folder or its URI, or a GGUF file; `demo` is SmolLM2-135M-Instruct, downloaded and cached."""
     adapter: str | None = None
-    """Folder or hub id of a PEFT adapter, merged into the model."""
+    """Folder, its URI, or hub id of a PEFT adapter, merged into the model."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first so many layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
@@ -176,12 +176,19 @@ class FinetuneConfig(Section):
     """The last so many are kept."""
     max_failures: int = Field(3, ge=0)
     """Go on from the last checkpoint after at most so many lost workers."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Of the order of samples, LoRA's start and dropout."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
     """Where metrics go, besides the report; MLflow and Weights & Biases must be installed."""
-    name: str = Field("adapter", pattern=r"^[\w.-]+$")
+    name: str = Field("adapter", pattern=r"^\w[\w.-]*$")
     """Folder of the workspace that the result goes to."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_other_folder(cls, name: str) -> str:
+        if name in ("checkpoints", "dataset", "index", "memory", "reports", "serving"):
+            raise ValueError("another stage keeps its files in that folder; take another name")
+        return name
 
 
 class MemoryConfig(Section):

@@ -2,6 +2,7 @@
 for and installed. Their own settings (server, project, key) are those of their environment variables."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,16 @@ def open_trackers(names: Sequence[str], run: str, folder: Path, settings: dict[s
         except ImportError:
             raise InputError(f"finetune.trackers={name!r}: not installed; pip install {MODULES[name]}") from None
     return [kinds[name](run, folder, settings) for name in names]
+
+
+def log_to(trackers: list[Tracker], step: int, metrics: Mapping[str, float]) -> None:
+    """Note these numbers with each tracker. One that fails is told of on stderr and dropped: a training goes on."""
+    for tracker in list(trackers):
+        try:
+            tracker.log(step, metrics)
+        except Exception as error:  # what a server that is away makes of it is the tracker's own
+            print(f"{type(tracker).__name__.strip('_')} takes no more numbers: {error}", file=sys.stderr)
+            trackers.remove(tracker)
 
 
 class _TensorBoard:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import Backbone, identify, load_backbone, resolve_dtype
+from l2d_ray.models.backbone import Backbone, identify, load_backbone, load_causal_model, resolve_dtype
 
 TOKENS = torch.arange(20, 60)[None]
 
@@ -281,6 +281,7 @@ def test_a_gguf_file_is_read(tmp_path: Path) -> None:
 
 def test_a_quantised_gguf_file_takes_an_adapter(llama: str, adapter: str, tmp_path: Path) -> None:
     save_gguf(tmp_path / "tiny.gguf", gguf.GGMLQuantizationType.Q8_0)
+    load_causal_model(ModelConfig(name=str(tmp_path / "tiny.gguf")), "float32").save_pretrained(tmp_path / "plain")
     merged = states(load_backbone(ModelConfig(name=str(tmp_path / "tiny.gguf"), adapter=adapter)))
     expected = states(load_backbone(ModelConfig(name=llama, adapter=adapter)))
     assert 1e-4 < (merged - expected).norm() / expected.norm() < 0.1  # 8 bits a weight

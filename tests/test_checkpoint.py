@@ -1,14 +1,18 @@
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub.constants
+import pyarrow.fs as pafs
 import pytest
 import torch
 from tiny_models import save_tiny, tiny_tokenizer
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
+from l2d_ray.models import checkpoint
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
+from l2d_ray.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,33 @@ def refusal(name: str | Path) -> str:
 
 def test_a_folder_is_found(model: Path) -> None:
     assert find_model(ModelConfig(name=str(model))) == Checkpoint(model)
+
+
+def test_a_folder_on_a_disk_may_be_named_by_its_uri(model: Path) -> None:
+    assert find_model(ModelConfig(name=model.as_uri())) == Checkpoint(model)
+
+
+def test_a_folder_elsewhere_is_copied_once_for_each_state(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    shutil.copytree(model, tmp_path / "bucket" / "model")
+    monkeypatch.setattr(checkpoint, "user_cache_path", lambda _: tmp_path / "cache")
+    here = Workspace.open
+
+    def there(uri: str) -> Workspace:
+        return Workspace(uri, store, uri.removeprefix("far://")) if uri.startswith("far://") else here(uri)
+
+    monkeypatch.setattr(Workspace, "open", there)
+    config = ModelConfig(name="far://bucket/model")
+    first = find_model(config)
+    assert first.digest() == Checkpoint(model).digest()
+    assert find_model(config) == first
+    time.sleep(0.01)  # so that the file is younger
+    shutil.copy(model / "config.json", tmp_path / "bucket" / "model" / "config.json")
+    assert find_model(config).folder != first.folder
+    with pytest.raises(InputError, match=r"model.name='far://bucket/none': cannot be fetched: no file is there"):
+        find_model(ModelConfig(name="far://bucket/none"))
 
 
 def test_a_gguf_file_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:

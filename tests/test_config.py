@@ -6,6 +6,8 @@ from l2d_ray.command_line import load_config
 from l2d_ray.config import Config, DataConfig
 from l2d_ray.errors import InputError
 
+CONFIGS = Path(__file__).parents[1] / "jobs/configs"
+
 
 def yaml_file(tmp_path: Path, content: str | bytes) -> str:
     path = tmp_path / "job.yaml"
@@ -43,6 +45,16 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     config = load_config([*form.format(path).split(), "data.max_title_words=9"])
     assert config.workspace == "from-file"
     assert config.data == DataConfig(min_interactions=3, max_title_words=9)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_of_ours_is_a_configuration(file: Path) -> None:
+    assert load_config(["--config", str(file)]) != Config()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "memory", "checkpoints", "a/b"])
+def test_a_result_does_not_go_into_the_folder_of_another_stage(name: str) -> None:
+    assert message(f"finetune.name={name}").startswith(f"the command line: finetune.name={name!r}: ")
 
 
 def test_null_unsets(tmp_path: Path) -> None:

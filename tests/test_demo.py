@@ -40,6 +40,8 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
     assert not set(result["recommended"]) & set(result["history"])
     assert '"problems": []' in process.stderr
     assert "constrained-beam-20" in process.stdout
+    rows = re.findall(r"^(before|after) +(l2d-\w+) +recall@20 ", process.stdout, re.MULTILINE)
+    assert rows == [(when, name) for name in ("l2d-global", "l2d-local") for when in ("before", "after")]
     assert Path(result["report"]).exists()
 
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -155,6 +155,7 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
         ({"model.dtype": "float16"}, "model.dtype='float16': a CPU does not train in it"),
         ({"model.dtype": "int8"}, "model.dtype='int8': a CPU does not train in it"),
         ({"model.adapter": "somewhere"}, "a base model is fine-tuned; leave it out"),
+        ({"workers.gpus": 0.5}, "workers.gpus=0.5: a training worker has one GPU"),
         ({"workers.max": 9}, "9 workers of workers.cpus=1 and workers.gpus=0 at once do not fit into 4 CPUs"),
         ({"finetune.trackers": '["wandb"]'}, "finetune.trackers='wandb': not installed; pip install wandb"),
     ],

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.files import join
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder, train
 from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.workers import check_room, workers_that_fit
@@ -39,7 +40,7 @@ from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.reports import plot_training
 from l2d_ray.schema import Split
-from l2d_ray.tracking import open_trackers
+from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
 
 FOLDER = "checkpoints"
@@ -114,6 +115,10 @@ def check(config: Config) -> None:
         raise InputError(
             f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
             f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
+        )
+    if config.workers.gpus not in (0, 1):
+        raise InputError(
+            f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to how many"
         )
     if config.model.dtype in ("float16", "int8") and not gpu:
         raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
@@ -198,7 +203,10 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
                 if isinstance(message, str):
                     bar.write(message, file=sys.stderr)
                     continue
-                started = started or (time.monotonic(), message)
+                if started is None or message["step"] < bar.n:  # the first, or of a run that goes on from a checkpoint
+                    started = time.monotonic(), message
+                    bar.reset()
+                    bar.initial = bar.n = message["step"]
                 seconds = max(time.monotonic() - started[0], 1e-9)
                 rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
                 loss = message["metrics"].get("loss", loss)
@@ -207,8 +215,7 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
                     refresh=False,
                 )
                 bar.update(message["step"] - bar.n)
-                for tracker in trackers:
-                    tracker.log(message["step"], message["metrics"])
+                log_to(trackers, message["step"], message["metrics"])
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
@@ -269,4 +276,4 @@ def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, 
 
 def _result(workspace: Workspace, config: Config, training: Training) -> FinetuneResult:
     fields = {key: value for key, value in training.model_dump().items() if key in FinetuneResult.__annotations__}
-    return FinetuneResult(**fields, adapter=workspace.path(config.finetune.name))
+    return FinetuneResult(**fields, adapter=join(workspace.uri, config.finetune.name))

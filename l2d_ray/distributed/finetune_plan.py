@@ -1,5 +1,6 @@
 """What the driver and the workers of a training agree on. Imports little: Ray's controller reads it, too."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ def best_folder(run: str, epoch: int) -> str:
 
 def train(plan: WorkerPlan) -> dict[str, Any]:
     """What each worker runs: `finetune_worker.train`, and with it DeepSpeed, which takes seconds to import."""
+    # Read at the import: DeepSpeed would take whatever GPU it sees.
+    os.environ["DS_ACCELERATOR"] = "cuda" if plan.config["workers"]["gpus"] else "cpu"
     from l2d_ray.distributed import finetune_worker
 
     return finetune_worker.train(plan)

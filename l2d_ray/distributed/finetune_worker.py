@@ -5,7 +5,6 @@ over the workers first, so that all of them always decide alike.
 """
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
 
 import deepspeed
 import numpy as np
@@ -154,8 +151,11 @@ class _Worker:
                 self._engine.step()
         loss_sum, distinct, one_by_one, failures = self._sum([*totals, len(strange)])
         if failures or not np.isfinite(loss_sum):
-            self._stop(strange)
+            self._stop("loss", strange)
         self._engine.step()
+        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage
+        if norm is not None and not np.isfinite(float(norm)) and self._config.model.dtype != "float16":
+            self._stop("gradient", [sample for batch in micro_batches for sample in batch.ids.tolist()])
         progress.step += 1
         progress.samples += int(samples)
         progress.distinct_tokens += int(distinct)
@@ -168,16 +168,16 @@ class _Worker:
             progress.curve.append(
                 {"step": progress.step, "loss": loss_sum / samples, "distinct_tokens": progress.distinct_tokens}
             )
-        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage
         metrics = {"loss": loss_sum / samples, "learning_rate": self._engine.get_lr()[0]}
         self._tell(metrics if norm is None else metrics | {"gradient_norm": float(norm)})
 
-    def _stop(self, strange: list[int]) -> None:
+    def _stop(self, what: str, strange: list[int]) -> None:
+        """Raise InputError with the samples of all workers; of float16, DeepSpeed itself skips such gradients."""
         everyone: list[list[int]] = [[]] * self._world
         dist.all_gather_object(everyone, strange)
         ids = [str(sample) for own in everyone for sample in own]
         raise InputError(
-            f"the loss is not finite in step {self._progress.step + 1}, samples {', '.join(ids[:20])}"
+            f"the {what} is not finite in step {self._progress.step + 1}, samples {', '.join(ids[:20])}"
             f"{' …' if len(ids) > 20 else ''}; lower finetune.learning_rate or look at these samples"
         )
 

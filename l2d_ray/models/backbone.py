@@ -14,7 +14,7 @@ from torch import nn
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
+from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, say_plain
 from l2d_ray.models.fused_layers import fuse_layers
 from l2d_ray.models.int8_linear import quantize
 
@@ -113,6 +113,8 @@ def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any
     transformers.utils.logging.disable_progress_bar()
     with _no_chatter():
         model = _read_weights(checkpoint, read_architecture(checkpoint, config), DTYPES[dtype], head)
+        if checkpoint.gguf:
+            say_plain(model)
         return _merge(model, adapter) if adapter else model
 
 

@@ -1,15 +1,19 @@
 """Where a model's files are, and what identifies them.
 
-`model.name` and `model.adapter` may be a folder, a GGUF file, a hub id, or (the name only) `demo`. Weights are read
-from safetensors or GGUF only: a pickle could run code, and no code from a model repository is ever run.
+`model.name` and `model.adapter` may be a folder or its URI (s3://…), a GGUF file, a hub id, or (the name only) `demo`.
+Weights are read from safetensors or GGUF only: a pickle could run code, and no code from a model repository is ever
+run.
 """
 
 import hashlib
+import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import torch
 import transformers
 from platformdirs import user_cache_path
@@ -17,6 +21,7 @@ from platformdirs import user_cache_path
 from l2d_ray.config import ModelConfig
 from l2d_ray.downloads import smollm2_gguf
 from l2d_ray.errors import InputError
+from l2d_ray.workspace import Workspace
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
@@ -69,8 +74,15 @@ def find_adapter(config: ModelConfig) -> Checkpoint | None:
     return checkpoint
 
 
+def say_plain(model: Any) -> None:
+    """Make a model of a GGUF file say that its weights are plain numbers, as they are: else it cannot be saved."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+
+
 def _find(name: str, key: str) -> Checkpoint:
-    path = Path(name).expanduser()
+    path = _fetch(name, key) if "://" in name else Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise InputError(f"{key}={name!r}: a file, but not *.gguf; give a folder, a hub id or a GGUF file")
@@ -83,6 +95,28 @@ def _find(name: str, key: str) -> Checkpoint:
             raise InputError(f"{key}={name!r}: holds {len(ggufs)} GGUF files; name one of them")
         return Checkpoint(path, ggufs[0].name)
     return Checkpoint(path)
+
+
+def _fetch(uri: str, key: str) -> Path:
+    """What is at a URI of pyarrow's filesystems: itself where that is a disk, else a copy in the cache, made once."""
+    try:
+        source = Workspace.open(uri)
+        if isinstance(source.filesystem, pafs.LocalFileSystem):
+            return Path(source.root)
+        infos = [source.filesystem.get_file_info(source.path(file)) for file in source.files("")]
+        if not infos:
+            raise InputError("no file is there")
+        state = json.dumps([uri, *((info.path, info.size, info.mtime_ns) for info in infos)])
+        folder = user_cache_path("l2d_ray") / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                source.copy("", Workspace.open(temporary), folder.name)
+                with suppress(OSError):  # another process was faster
+                    (Path(temporary) / folder.name).rename(folder)
+    except (InputError, OSError) as error:
+        raise InputError(f"{key}={uri!r}: cannot be fetched: {error}") from None
+    return folder
 
 
 def _download(name: str, key: str) -> Path:
@@ -106,9 +140,7 @@ def _demo_model() -> Path:
     gguf = smollm2_gguf()
     checkpoint = Checkpoint(gguf.parent, gguf.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(**checkpoint.arguments, dtype=torch.float32)
-    # A model that still says it is quantised cannot be saved; its weights are plain float32 by now.
-    del model.config.quantization_config
-    model.hf_quantizer = None
+    say_plain(model)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         converted = Path(temporary) / folder.name
         model.save_pretrained(converted)
