@@ -33,6 +33,7 @@ from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
 CUTOFFS = (20, 50, 100)
+GROUPS = ("dense", "sparse", "cold")
 SPACES = get_args(SpaceKind)
 GENERATING = ("constrained-beam", "grounded-beam")
 """Kinds of recommender that write text, which takes seconds a sample."""
@@ -69,8 +70,8 @@ class Outcome:
     ranks_U: IntArray
     seconds: float
     """For the whole batch, encoding included."""
-    tokens: int | None
-    """Tokens that went through the model to encode the batch: none without a model, None (uncounted) for writers."""
+    tokens: int
+    """Tokens that went through the model for the batch."""
 
 
 class Stand:
@@ -82,6 +83,7 @@ class Stand:
         self._dataset = Dataset.open(self._workspace)
         self._made: dict[Contender, Recommender] = {}
         self._indexes: dict[tuple[str, float], ShardedIndex] = {}
+        self._searched: list[SearchedOnce] = []
         self._filters = Filters(exclude_seen=config.recommend.exclude_seen)
 
     def run(
@@ -91,9 +93,10 @@ class Stand:
         of L2D-L over one index at several M, the largest of them first, the others are charged no search."""
         encoded: tuple[FloatArray, int, float] | None = None
         outcomes = []
+        for shard in self._searched:
+            shard.last.clear()  # of an earlier call, which may have asked the same
         for contender in contenders:
-            recommender, seconds = self._recommender(contender), 0.0
-            tokens = None if contender.generates else 0
+            recommender, tokens, seconds = self._recommender(contender), 0, 0.0
             if isinstance(recommender, L2DRecommender):
                 if encoded is None:
                     started = time.perf_counter()
@@ -104,7 +107,10 @@ class Stand:
                 items_UK, _ = recommender.decode(states_UD, histories, max(CUTOFFS), self._filters)
             else:
                 started = time.perf_counter()
+                writer = recommender.search if isinstance(recommender, ConstrainedBeam | GroundedBeam) else None
+                before = writer.tokens if writer else 0
                 items_UK, _ = recommender.recommend(histories, max(CUTOFFS), self._filters)
+                tokens = writer.tokens - before if writer else 0
             seconds += time.perf_counter() - started
             outcomes.append(Outcome(target_ranks(items_UK, targets_U), seconds, tokens))
         return outcomes
@@ -137,7 +143,9 @@ class Stand:
                 index = self._index(path, 0).with_prior(prior)
             else:
                 index = ShardedIndex.open(self._workspace, path)
-                index = replace(index, shards=[SearchedOnce(**vars(shard)) for shard in index.shards])
+                shards = [SearchedOnce(**vars(shard)) for shard in index.shards]
+                self._searched += shards
+                index = replace(index, shards=shards)
             self._indexes[path, prior] = index
         return self._indexes[path, prior]
 
@@ -188,7 +196,9 @@ def contender(name: str, config: Config, choices: dict[str, Choice]) -> Contende
 
 
 def spaces_of(names: Sequence[str], config: Config) -> list[str]:
-    """The spaces that recommenders of these names need indexes in; that of the configuration first."""
+    """The spaces that recommenders of these names need indexes in; that of the configuration first, if any is L2D."""
+    if not any(name.startswith("l2d") for name in names):
+        return []
     named = (match[1] for name in names if (match := re.match(r"l2d-(?:global|local)-([^+]+)", name)))
     return list(dict.fromkeys([config.index.space, *(space for space in named if space in SPACES)]))
 
@@ -236,27 +246,27 @@ def groups_of(targets_U: NDArray[np.integer], training_targets: NDArray[np.integ
 
 
 def summarise(
-    name: str, ranks_U: IntArray, users_U: IntArray, groups_U: NDArray[np.str_], seconds: float, tokens: float | None
+    name: str, ranks_U: IntArray, users_U: IntArray, groups_U: NDArray[np.str_], seconds: float, tokens: float
 ) -> dict[str, Any]:
-    """One row of the table: the metrics with their intervals and by group, and the cost of a sample."""
-    row: dict[str, Any] = {"recommender": name}
-    intervals: dict[str, Any] = {}
-    for metric, function in (("recall", recall), ("ndcg", ndcg)):
-        for k in CUTOFFS:
-            values_U = function(ranks_U, k)
-            row[f"{metric}@{k}"] = round(float(values_U.mean()), 5)
-            intervals[f"{metric}@{k}"] = [round(bound, 5) for bound in bootstrap_interval(values_U, users_U)]
+    """One row of the table: the metrics with their intervals and by group, and the cost of a sample.
+
+    What the table calls a user is a sample: one history and what came next. Intervals keep a user's samples together.
+    """
     return {
-        **row,
-        "users": int(ranks_U.size),
+        "recommender": name,
+        **_metrics(ranks_U, users_U),
         "seconds_per_user": round(seconds, 6),
-        "tokens_per_user": None if tokens is None else round(tokens, 1),
-        "intervals": intervals,
-        "groups": {group: _group(ranks_U[groups_U == group]) for group in ("dense", "sparse", "cold")},
+        "tokens_per_user": round(tokens, 1),
+        "groups": {group: _metrics(ranks_U[groups_U == group], users_U[groups_U == group]) for group in GROUPS},
     }
 
 
-def _group(ranks_U: IntArray) -> dict[str, Any]:
-    if not ranks_U.size:
-        return {"users": 0}
-    return {"users": int(ranks_U.size)} | {f"recall@{k}": round(float(recall(ranks_U, k).mean()), 5) for k in CUTOFFS}
+def _metrics(ranks_U: IntArray, users_U: IntArray) -> dict[str, Any]:
+    """`recall@K`, `ndcg@K`, their `intervals`, and `users`: of how many samples they are the means. None of none."""
+    means, intervals = dict[str, float](), dict[str, list[float]]()
+    for metric, function in (("recall", recall), ("ndcg", ndcg)):
+        for k in CUTOFFS if ranks_U.size else ():
+            values_U = function(ranks_U, k)
+            means[f"{metric}@{k}"] = round(float(values_U.mean()), 5)
+            intervals[f"{metric}@{k}"] = [round(bound, 5) for bound in bootstrap_interval(values_U, users_U)]
+    return {**means, "users": int(ranks_U.size), "intervals": intervals}

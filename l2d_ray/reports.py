@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from l2d_ray.evaluation import CUTOFFS
+from l2d_ray.evaluation import CUTOFFS, GROUPS
 from l2d_ray.finetuning import Training
 
 if TYPE_CHECKING:  # imported with the first plot: many processes that draw none read this module
@@ -15,16 +15,18 @@ Rows = Sequence[dict[str, Any]]
 
 
 def table(rows: Rows) -> str:
-    """The results, a line each: metrics in percent, the interval of Recall@20, and what a user costs."""
+    """The results, a line each: metrics in percent, Recall@20 with its interval and by group, and what a user costs."""
     columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
-    head = ["recommender", *columns, "95% of recall@20", "users", "s/user"]
+    head = ["recommender", *columns, "95% of recall@20", *GROUPS, "users", "s/user", "tokens/user"]
     lines = [
         [
             row["recommender"],
             *(f"{100 * row[column]:.2f}" for column in columns),
             "{:.2f}-{:.2f}".format(*(100 * bound for bound in row["intervals"]["recall@20"])),
+            *("" if "recall@20" not in own else f"{100 * own['recall@20']:.2f}" for own in row["groups"].values()),
             str(row["users"]),
             f"{row['seconds_per_user']:.4f}",
+            f"{row['tokens_per_user']:.0f}",
         ]
         for row in rows
     ]

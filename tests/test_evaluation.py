@@ -46,6 +46,7 @@ def test_targets_are_parted_by_their_training_samples() -> None:
 def test_a_name_says_which_recommender_in_which_space() -> None:
     config = Config()
     names = ["l2d-global", "l2d-local-none", "l2d-global-whiten-total+prior", "most-popular"]
+    assert spaces_of(["most-popular", "constrained-beam-7"], config) == []
     spaces = spaces_of(names, config)
     assert spaces == ["whiten-within", "none", "whiten-total"]
     choices = {space: Choice(f"index/{space}", top_m=len(space), prior=0.5) for space in spaces}
@@ -62,8 +63,10 @@ def test_the_table_and_the_plots_show_every_recommender() -> None:
     groups = np.array(["dense", "sparse", "cold", "dense"])
     rows = [summarise(name, ranks, users, groups, 0.25, 12.0) for name in ("first", "second")]
     assert (rows[0]["recall@20"], rows[0]["recall@50"], rows[0]["recall@100"]) == (0.25, 0.5, 0.75)
-    assert rows[0]["groups"]["cold"] == {"users": 1, "recall@20": 0, "recall@50": 0, "recall@100": 0}
-    assert rows[0]["groups"]["dense"]["recall@20"] == 0.5
+    cold, dense = (rows[0]["groups"][group] for group in ("cold", "dense"))
+    assert (cold["users"], cold["recall@100"], cold["ndcg@100"]) == (1, 0, 0)
+    assert (dense["recall@20"], dense["ndcg@20"], dense["intervals"]["recall@20"]) == (0.5, 0.5, [0, 1])
+    assert summarise("none", ranks, users, np.repeat("dense", 4), 0.25, 12.0)["groups"]["cold"]["users"] == 0
     lines = table(rows).splitlines()
     assert lines[1].startswith("first ")
     assert " 25.00 " in lines[1]

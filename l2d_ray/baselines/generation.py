@@ -15,7 +15,7 @@ from l2d_ray.models.backbone import LanguageModel
 Tokens = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
+@dataclass
 class BeamSearch:
     """Continues prompts in padded batches, with a KV cache that starts from one run of each prompt."""
 
@@ -27,6 +27,8 @@ class BeamSearch:
     end_tokens: list[int]
     batch_size: int
     """Prompts side by side."""
+    tokens: int = 0
+    """That went through the model so far: a prompt's once, then those of every beam."""
 
     def continuations(
         self, prompts: Sequence[Tokens], constraint: Callable[[NDArray[np.intp], int], LogitsProcessor] | None = None
@@ -68,6 +70,8 @@ class BeamSearch:
             return_dict_in_generate=True,
             output_scores=True,
         )
+        steps = output.sequences.shape[1] - width  # of which the last one's tokens are not run any more
+        self.tokens += int(mask.sum()) + (steps - 1) * self.beams * len(prompts)
         written = output.sequences[:, width:].cpu().numpy().astype(np.int32).reshape(len(prompts), self.beams, -1)
         scores = output.sequences_scores.cpu().numpy().reshape(len(prompts), self.beams)
         return [

@@ -68,4 +68,8 @@ class GroundedBeam:
         return as_arrays(lists, k)
 
     def _states(self, texts: Sequence[NDArray[np.int32]]) -> FloatArray:
-        return self.encoder.extract(Prompts.join(texts)).states.numpy() if texts else np.empty((0, 0))
+        if not texts:
+            return np.empty((0, 0))
+        result = self.encoder.extract(Prompts.join(texts))
+        self.search.tokens += result.tokens
+        return result.states.numpy()

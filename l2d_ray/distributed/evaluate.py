@@ -55,8 +55,8 @@ class EvaluateResult:
     """Location of the JSON report; the plots (.png) and the rank of every target (.parquet) lie beside it."""
     results: list[dict[str, Any]]
     """One row a recommender, over all test samples that it ran on."""
-    top_m: int
-    """M that validation chose for index.space."""
+    top_m: int | None
+    """M that validation chose for index.space, if any L2D took part."""
     seconds: float
 
 
@@ -73,7 +73,8 @@ class Run:
 def evaluate(config: Config) -> EvaluateResult:
     """Evaluate `evaluate.recommenders`, building the indexes that are missing; leave `reports/<evaluate.name>.*`.
 
-    Raises InputError if there is no dataset, memory or model, or if they do not belong together.
+    Raises InputError if there is no dataset or model, or no memory where L2D takes part, or if they do not belong
+    together.
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
@@ -83,7 +84,8 @@ def evaluate(config: Config) -> EvaluateResult:
     spaces = spaces_of(names, config)
     for name in names:  # an unknown name is refused before anything is built
         contender(name, config, dict.fromkeys(spaces, Choice("", 0, 0)))
-    config = _pinned(config, dataset)
+    if spaces:
+        config = _pinned(config, dataset)
     test = samples_of(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: has no test samples; prepare data with another data.split")
@@ -95,7 +97,7 @@ def evaluate(config: Config) -> EvaluateResult:
 
     valid = samples_of(dataset, Split.VALID, config.evaluate.samples)
     targets = training_pairs(dataset)[1]
-    choices, tried = _choose(config, names, indexes, valid, targets)
+    choices, tried = _choose(config, indexes, valid, targets)
     contenders = [contender(name, config, choices) for name in names]
     silent = [one for one in contenders if not one.generates]
     of_shares = [
@@ -140,24 +142,20 @@ def evaluate(config: Config) -> EvaluateResult:
     return EvaluateResult(
         report=workspace.path(f"{path}.json"),
         results=[{key: row[key] for key in row if key not in ("intervals", "groups")} for row in results],
-        top_m=choices[config.index.space].top_m,
+        top_m=choices[config.index.space].top_m if choices else None,
         seconds=round(time.monotonic() - started, 3),
     )
 
 
 def _choose(
-    config: Config,
-    names: Sequence[str],
-    indexes: dict[str, str],
-    valid: list[dict[str, Any]],
-    targets: NDArray[np.integer],
+    config: Config, indexes: dict[str, str], valid: list[dict[str, Any]], targets: NDArray[np.integer]
 ) -> tuple[dict[str, Choice], list[dict[str, Any]]]:
     """By space, the M and the prior of the best validation Recall@20 (of equals the smaller); and a row for everything
     that was tried, with its `top_m` and `prior`."""
     default = {
         space: Choice(index, config.recommend.top_m, config.index.prior_in(space)) for space, index in indexes.items()
     }
-    if not valid or not any(name.startswith("l2d") for name in names):
+    if not valid or not indexes:
         return default, []
     tried = {
         space: [
@@ -249,16 +247,14 @@ def _rows(runs: Sequence[Run], ranks: pa.Table, training_targets: Any) -> list[l
 
 def _row(name: str, number: int, ranks: pa.Table, training_targets: Any) -> dict[str, Any]:
     own = ranks.filter(pa.compute.equal(ranks["number"], number))
-    column = {key: own[key].to_numpy() for key in ("target", "rank", "user_hash", "seconds")}
-    groups = groups_of(column["target"], training_targets)
-    tokens = float(own["tokens"].to_numpy().mean())
+    column = {key: own[key].to_numpy() for key in ("target", "rank", "user_hash", "seconds", "tokens")}
     return summarise(
         name,
         column["rank"],
         column["user_hash"],
-        groups,
+        groups_of(column["target"], training_targets),
         column["seconds"].mean(),
-        None if np.isnan(tokens) else tokens,
+        column["tokens"].mean(),
     )
 
 
@@ -300,5 +296,5 @@ class EvaluationActor:
             "target": np.tile(targets, times),
             "rank": np.concatenate([outcome.ranks_U for outcome in outcomes]),
             "seconds": np.repeat([outcome.seconds / count for outcome in outcomes], count),
-            "tokens": np.repeat([np.nan if o.tokens is None else o.tokens / count for o in outcomes], count),
+            "tokens": np.repeat([outcome.tokens / count for outcome in outcomes], count),
         }

@@ -159,6 +159,11 @@ class VectorSearch:
             index.add(np.hstack([block, extra[rows].astype(np.float32)]))
         return cls(index, vectors_ND, offset_D, True, extra_N)
 
+    @classmethod
+    def scan(cls, vectors_ND: FloatArray, offset_D: Float64) -> "VectorSearch":
+        """An exact search over vectors of any number: the yardstick of the others."""
+        return cls(BlockScan(vectors_ND, offset_D), vectors_ND, offset_D, True)
+
     def set_search(self, setting: str) -> None:
         """Search as `narrowest_search` or one of `wider_searches` says."""
         values = _values(setting)
@@ -218,20 +223,23 @@ def blocks(vectors_ND: FloatArray, offset_D: Float64) -> Iterator[tuple[slice, N
 
 
 @dataclass(frozen=True)
-class Scan:
-    """The yardstick: every vector looked at, block by block, whatever their number. Searches as VectorSearch does."""
+class BlockScan:
+    """What `IndexFlatL2` is, over vectors that stay where they are and are looked at block by block."""
 
     vectors_ND: FloatArray
     offset_D: Float64
 
-    def search(self, queries_UD: FloatArray, count: int) -> list[tuple[IntArray, Float64]]:
-        """As in VectorSearch, but for ties beyond a margin."""
-        queries = (queries_UD - self.offset_D).astype(np.float32)
-        count = min(count + _MARGIN, len(self.vectors_ND))
-        near, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    @property
+    def ntotal(self) -> int:
+        """Vectors."""
+        return len(self.vectors_ND)
+
+    def search(self, queries_UD: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], IntArray]:
+        """[U, count] squared distances of the nearest vectors, ascending, and their numbers."""
+        near, found = np.empty((len(queries_UD), 0), np.float32), np.empty((len(queries_UD), 0), np.int64)
         for rows, block in blocks(self.vectors_ND, self.offset_D):
-            distances, numbers = faiss.knn(queries, block, min(count, len(block)))
+            distances, numbers = faiss.knn(queries_UD, block, min(count, len(block)))
             near, found = np.hstack([near, distances]), np.hstack([found, numbers + rows.start])
             keep = np.argsort(near, axis=1, kind="stable")[:, :count]
             near, found = np.take_along_axis(near, keep, axis=1), np.take_along_axis(found, keep, axis=1)
-        return [(n, squared_distances(q, self.vectors_ND[n])) for q, n in zip(queries_UD, found, strict=True)]
+        return near, found

@@ -35,8 +35,8 @@ class ShardMoments:
             content = io.BytesIO(stream.read())
         try:
             arrays = dict(np.load(content))
-        except (ValueError, BadZipFile) as error:
+            item_arrays = {name: arrays.pop(name) for name in ("items_I", "counts_I", "sums_ID")}
+            rows, items = int(arrays.pop("rows")), int(arrays.pop("items"))
+        except (ValueError, BadZipFile, EOFError, KeyError) as error:
             raise InputError(f"{workspace.path(path)}: damaged ({error}); delete it and run the job again") from None
-        item_arrays = {name: arrays.pop(name) for name in ("items_I", "counts_I", "sums_ID")}
-        rows, items = int(arrays.pop("rows")), int(arrays.pop("items"))
         return cls(**item_arrays, moments=Moments(rows=rows, items=items, **arrays))

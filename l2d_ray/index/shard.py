@@ -21,7 +21,7 @@ from l2d_ray.core.decoding import (
     scores_of,
 )
 from l2d_ray.errors import InputError
-from l2d_ray.index.faiss_index import EXHAUSTIVE, Scan, VectorSearch, from_bytes
+from l2d_ray.index.faiss_index import EXHAUSTIVE, VectorSearch, from_bytes
 from l2d_ray.index.files import REMEDY, read_array, read_bytes
 from l2d_ray.index.manifest import ShardRecord
 from l2d_ray.workspace import Workspace
@@ -31,7 +31,7 @@ from l2d_ray.workspace import Workspace
 class IndexShard:
     """Rows and item means of one shard, in the index's space. Queries are [U, D], mapped already."""
 
-    rows: VectorSearch | Scan
+    rows: VectorSearch
     row_items_M: NDArray[np.int32]
     sample_ids_M: IntArray
     centroids: VectorSearch

@@ -89,10 +89,9 @@ class IndexReader:
                 f"{workspace.path(path)}: is of snapshot {manifest.snapshot} with digest"
                 f" {manifest.snapshot_digest[:8]}, but lies in {folder}, where another's belongs{REMEDY}"
             )
-        if len(manifest.shards) != manifest.identity.num_shards:
-            raise InputError(
-                f"{workspace.path(path)}: lists {len(manifest.shards)} shards of {manifest.identity.num_shards}{REMEDY}"
-            )
+        listed = [shard.shard for shard in manifest.shards]
+        if listed != list(range(manifest.identity.num_shards)):
+            raise InputError(f"{workspace.path(path)}: lists shards {listed} of {manifest.identity.num_shards}{REMEDY}")
         space, offset_D = read_map(workspace, manifest.map)
         if offset_D.size != manifest.identity.dimension:
             raise InputError(
