@@ -120,7 +120,7 @@ def test_no_header_steers_ray(url: str, header: bytes) -> None:
 
 
 def test_the_id_of_a_client_comes_back_once(url: str) -> None:
-    for path in (b"/v1/recommend", b"/none"):
+    for path in (b"/v1/recommend", b"/v1/none"):
         reply = send(url, Hostile("headers", post(b"{}", b"X-Request-ID: mine-1", path=path)))
         assert reply.headers["x-request-id"] == "mine-1", path
 

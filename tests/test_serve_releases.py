@@ -9,17 +9,22 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from small_endpoint import LocalEngine
 
 from l2d_ray.config import Config, ServeConfig
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.errors import InputError
-from l2d_ray.serve import models
+from l2d_ray.index.sharding import answers, run
+from l2d_ray.serve import models, replicas
 from l2d_ray.serve.batching import LateError, TokenBatcher
-from l2d_ray.serve.engine import OverloadedError
+from l2d_ray.serve.engine import OverloadedError, Query, UnavailableError
 from l2d_ray.serve.models import BeamSearcher, Encoder
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
-from l2d_ray.serve.replicas import FEW, Replicas
+from l2d_ray.serve.replicas import FEW, Replicas, hops_of
 
 FIRST, SECOND, DAMAGED = (
     Release(settings=Config().model_dump(mode="json"), index=name, manifest=name)
@@ -133,10 +138,10 @@ class Shard:
         return question
 
 
-def ask_shard(shard: Shard, replicas: int, others: int = 0) -> str:
+def ask_shard(shard: Shard, count: int, others: int = 0) -> str:
     """What a gateway gets within 0.3 s."""
     asked = Replicas.__new__(Replicas)
-    asked.shards, asked.settings = [shard], ServeConfig(shard_seconds=0.3, shard_replicas=replicas)  # type: ignore[list-item]
+    asked.shards, asked.settings = [shard], ServeConfig(shard_seconds=0.3, shard_replicas=count)  # type: ignore[list-item]
     asked._shards, asked._asking = SimpleNamespace(observe=lambda *_, **__: None), Counter({0: others})
     return str(asyncio.run(asked._ask_part(0, "ask", "question")))
 
@@ -144,34 +149,78 @@ def ask_shard(shard: Shard, replicas: int, others: int = 0) -> str:
 @pytest.mark.parametrize("hanging", [0, 1, 2])
 def test_a_replica_that_hangs_is_not_waited_for_where_there_is_another(hanging: int) -> None:
     shard = Shard(hanging)
-    assert ask_shard(shard, replicas=2) == "question"
+    assert ask_shard(shard, 2) == "question"
     assert (shard.asked, shard.left) == (hanging + 1, hanging)
 
 
 def test_a_slow_replica_may_still_answer() -> None:
     shard = Shard(0, seconds=0.25)
-    assert ask_shard(shard, replicas=2) == "question"
+    assert ask_shard(shard, 2) == "question"
     assert (shard.asked, shard.left) == (3, 2)
 
 
 def test_a_shard_that_hangs_altogether_is_away() -> None:
-    for replicas, others, asked in ((1, 0, 1), (2, 0, 3), (2, FEW, 1)):
+    for count, others, asked in ((1, 0, 1), (2, 0, 3), (2, FEW, 1)):
         shard = Shard(9)
         with pytest.raises(TimeoutError):
-            ask_shard(shard, replicas, others)
+            ask_shard(shard, count, others)
         assert (shard.asked, shard.left) == (asked, asked)
 
 
-def test_a_gateway_does_not_wait_for_beams() -> None:
-    def part(*versions: str) -> SimpleNamespace:
+def agree(encoder: tuple[str, ...], *shards: tuple[str, ...]) -> None:
+    """Wait for what holds these versions to hold "v"; nothing holds beams."""
+
+    def part(versions: tuple[str, ...]) -> SimpleNamespace:
         async def remote() -> tuple[str, ...]:
             return versions
 
         return SimpleNamespace(versions=SimpleNamespace(remote=remote))
 
-    replicas = Replicas.__new__(Replicas)
-    replicas.encoder, replicas.shards, replicas.beams = part("v"), [part("u", "v")], part()  # type: ignore[assignment,list-item]
-    asyncio.run(replicas.agree("v"))
+    asked = Replicas.__new__(Replicas)
+    asked.encoder, asked.shards, asked.beams = part(encoder), [*map(part, shards)], part(())  # type: ignore[assignment,list-item]
+    asyncio.run(asked.agree("v"))
+
+
+def test_a_gateway_does_not_wait_for_beams() -> None:
+    agree(("v",), ("u", "v"))
+
+
+def test_a_gateway_does_not_start_where_a_part_is_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "START_SECONDS", 0.1)
+    with pytest.raises(InputError, match=r"^MemoryShard-1: cannot be reached, or of another release than v$"):
+        agree(("v",), ("v",), ("u",))
+
+
+def search(engine: LocalEngine, away: set[int], partial: bool) -> tuple[ScoredItems, list[int]]:
+    """What a gateway finds where some parts of the index, each of one shard, do not answer."""
+    shards = engine.index.shards
+    query = Query([1, 2, 3], 10, "local", 200, np.array([1, 2, 3]))
+    queries_UD = engine.index.space(engine.encoder.encode([query.history]).states_UD)
+
+    async def ask_part(number: int, method: str, version: str, *question: Any) -> Any:
+        if number in away:
+            raise TimeoutError
+        if method == "recommend":
+            return run(hops_of(question[0], 1, question[1]), [shards[number]])
+        return answers([shards[number]], *question)
+
+    asked = Replicas.__new__(Replicas)
+    asked.shards, asked.settings = [None] * len(shards), ServeConfig(partial=partial)  # type: ignore[list-item]
+    asked._ask_part = ask_part  # type: ignore[method-assign]
+    return asyncio.run(asked.search("v", len(shards), query, queries_UD))
+
+
+def test_without_a_shard_there_is_a_part_of_the_answer_only_where_the_operator_allows_it(engine: LocalEngine) -> None:
+    whole, missing = search(engine, set(), partial=False)
+    assert missing == []
+    with pytest.raises(UnavailableError, match=r"shards \[0\] of the index are away; come again later"):
+        search(engine, {0}, partial=False)
+    part, missing = search(engine, {0}, partial=True)
+    assert missing == [0]
+    assert part.items_I.tolist() != whole.items_I.tolist()
+    assert not np.isin(part.items_I, engine.index.shards[0].items_I).any()
+    with pytest.raises(UnavailableError):
+        search(engine, set(range(len(engine.index.shards))), partial=True)
 
 
 @pytest.mark.parametrize("kind", [Encoder, BeamSearcher])

@@ -41,9 +41,10 @@ class PromoteResult:
     version: str
     """As in every answer."""
     previous: str
-    """What was served before; its settings promote it again."""
+    """What was served before; its settings promote it again, with its memory named (index.snapshot)."""
     index: str
-    """Path of the index in its workspace."""
+    """Path of the index in its workspace: index/<snapshot>-<digest>/…"""
+    previous_index: str
     load_seconds: float
     """Until every replica held it."""
     seconds: float
@@ -96,6 +97,7 @@ def promote(config: Config) -> PromoteResult:
         version=release.version,
         previous=old.version,
         index=release.index,
+        previous_index=old.index,
         load_seconds=round(loaded - started, 3),
         seconds=round(time.monotonic() - started, 3),
     )

@@ -51,7 +51,7 @@ START_SECONDS = 120
 """A new gateway waits for so long for the other parts to hold its release."""
 AT_ONCE = 1024
 """Hidden size up to which the map of the index takes no longer than to have a thread do it (0.1 ms at 576)."""
-MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000]
 OUTCOMES = {OverloadedError: "overloaded", UnavailableError: "unavailable", asyncio.CancelledError: "late"}
 
 
