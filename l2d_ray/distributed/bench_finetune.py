@@ -12,9 +12,9 @@ from torch import Tensor
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.finetune import check, finetune
+from l2d_ray.distributed.finetune import FOLDER, check, finetune, identify_run
 from l2d_ray.distributed.phrasing import sample_phraser
-from l2d_ray.distributed.workers import check_room
+from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.finetuning import SampleTable
 from l2d_ray.models.backbone import resolve_dtype
 from l2d_ray.models.causal_loss import packed_loss, padded_loss
@@ -43,15 +43,16 @@ class FinetuneBenchmark:
     batch_size: int
     """Sequences side by side, the fastest of 1 to 16 for one-by-one."""
     threads: int
-    two_workers_over_one: float
-    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus."""
+    two_workers_over_one: float | None
+    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus. None where two
+    do not fit."""
 
 
 def bench_finetune(config: Config) -> FinetuneBenchmark:
     """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
     workers. Leaves nothing in the workspace."""
     check(config)
-    check_room(config, workers=2)
+    two = workers_that_fit(config) > 1
     dataset = Dataset.open(Workspace.open(config.workspace))
     settings = config.finetune.model_copy(update={"dropout": 0.0})
     gpu = config.workers.gpus > 0
@@ -80,7 +81,7 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
         samples=samples,
         batch_size=size,
         threads=torch.get_num_threads(),
-        two_workers_over_one=round(_rate(config, 2) / _rate(config, 1), 3),
+        two_workers_over_one=round(_rate(config, 2) / _rate(config, 1), 3) if two else None,
     )
 
 
@@ -124,7 +125,9 @@ def _rate(config: Config, workers: int) -> float:
         }
     )
     workspace = Workspace.open(config.workspace)
-    workspace.delete(name)
+    checkpoints = f"{FOLDER}/{identify_run(own, Dataset.open(workspace))}"
+    for left in (name, checkpoints):  # by a run that was killed
+        workspace.delete(left)
     result = finetune(own)
     workspace.delete(name)
     return result.samples / result.seconds
