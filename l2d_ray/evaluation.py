@@ -20,7 +20,7 @@ from l2d_ray.baselines.grounded_beam import GroundedBeam
 from l2d_ray.baselines.most_popular import MostPopular
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import FloatArray
-from l2d_ray.core.metrics import IntArray, bootstrap_interval, ndcg, recall, target_ranks
+from l2d_ray.core.metrics import IntArray, bootstrap_intervals, ndcg, recall, target_ranks
 from l2d_ray.core.samples import in_fraction, sample_ids
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.data.dataset import Dataset
@@ -262,11 +262,11 @@ def summarise(
 
 
 def _metrics(ranks_U: IntArray, users_U: IntArray) -> dict[str, Any]:
-    """`recall@K`, `ndcg@K`, their `intervals`, and `users`: of how many samples they are the means. None of none."""
-    means, intervals = dict[str, float](), dict[str, list[float]]()
-    for metric, function in (("recall", recall), ("ndcg", ndcg)):
-        for k in CUTOFFS if ranks_U.size else ():
-            values_U = function(ranks_U, k)
-            means[f"{metric}@{k}"] = round(float(values_U.mean()), 5)
-            intervals[f"{metric}@{k}"] = [round(bound, 5) for bound in bootstrap_interval(values_U, users_U)]
-    return {**means, "users": int(ranks_U.size), "intervals": intervals}
+    """`recall@K`, `ndcg@K`, their `intervals`, and `users`: of how many samples they are the means."""
+    if not ranks_U.size:
+        return {"users": 0}
+    metrics = {"recall": recall, "ndcg": ndcg}
+    values = {f"{name}@{k}": metric(ranks_U, k) for name, metric in metrics.items() for k in CUTOFFS}
+    bounds = bootstrap_intervals(np.stack([*values.values()], axis=1), users_U).round(5).tolist()
+    means = {name: round(float(values_U.mean()), 5) for name, values_U in values.items()}
+    return {**means, "users": int(ranks_U.size), "intervals": dict(zip(values, bounds, strict=True))}

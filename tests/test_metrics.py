@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
-from l2d_ray.core.metrics import NOT_RANKED, bootstrap_interval, ndcg, recall, target_ranks
+from l2d_ray.core.metrics import NOT_RANKED, bootstrap_intervals, ndcg, recall, target_ranks
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -37,11 +37,12 @@ def test_a_missing_target_counts_as_nothing() -> None:
 def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
     random = np.random.default_rng(1)
     hits = (random.random(4000) < 0.2).astype(float)
-    low, high = bootstrap_interval(hits, np.arange(4000))
+    (low, high), twice = bootstrap_intervals(np.stack([hits, 2 * hits], axis=1), np.arange(4000))
+    np.testing.assert_allclose(twice, [2 * low, 2 * high])
     assert low < hits.mean() < high
     normal = 1.96 * hits.std() / np.sqrt(4000)
     assert (high - low) / 2 == pytest.approx(normal, rel=0.1)
     # Ten samples a user that are all alike are worth one.
-    low, high = bootstrap_interval(np.repeat(hits[:400], 10), np.repeat(np.arange(400), 10))
+    ((low, high),) = bootstrap_intervals(np.repeat(hits[:400], 10)[:, None], np.repeat(np.arange(400), 10))
     assert (high - low) / 2 == pytest.approx(1.96 * hits[:400].std() / np.sqrt(400), rel=0.15)
-    assert np.isnan(bootstrap_interval(np.empty(0), np.empty(0, np.int64))).all()
+    assert np.isnan(bootstrap_intervals(np.empty((0, 3)), np.empty(0, np.int64))).all()

@@ -34,21 +34,22 @@ def ndcg(ranks_U: IntArray, k: int) -> FloatArray:
     return gains_U
 
 
-def bootstrap_interval(
-    values_U: FloatArray, users_U: NDArray[np.integer], resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95% percentile interval of the mean of `values_U`, resampling *users*.
+def bootstrap_intervals(
+    values_UV: FloatArray, users_U: NDArray[np.integer], resamples: int = 1000, seed: int = 0
+) -> FloatArray:
+    """[V, 2] the 95% percentile intervals of the means of V values of U samples, resampling *users*.
 
-    The samples of one user resemble each other; to resample them one by one would claim too much. (nan, nan) where
-    there are no samples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13; Field and Welsh
-    (2007) for clusters.
+    The samples of one user resemble each other; to resample them one by one would claim too much. nan where there are
+    no samples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13; Field and Welsh (2007) for
+    clusters.
     """
-    if not values_U.size:
-        return float("nan"), float("nan")
+    if not len(values_UV):
+        return np.full((values_UV.shape[1], 2), np.nan)
     _, user_U = np.unique(users_U, return_inverse=True)
-    sums, counts = np.bincount(user_U, weights=values_U), np.bincount(user_U)
+    counts_G = np.bincount(user_U)
+    sums_GV = np.stack([np.bincount(user_U, weights=values_U) for values_U in values_UV.T], axis=1)
     random = np.random.default_rng(seed)
-    drawn = (random.integers(0, sums.size, sums.size) for _ in range(resamples))
-    means = [sums[draw].sum() / counts[draw].sum() for draw in drawn]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    drawn = (random.integers(0, counts_G.size, counts_G.size) for _ in range(resamples))
+    means = [sums_GV[draw].sum(axis=0) / counts_G[draw].sum() for draw in drawn]
+    bounds_V2: FloatArray = np.percentile(means, [2.5, 97.5], axis=0).T
+    return bounds_V2

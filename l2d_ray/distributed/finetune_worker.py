@@ -153,8 +153,8 @@ class _Worker:
         if failures or not np.isfinite(loss_sum):
             self._stop("loss", strange)
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage
-        if norm is not None and not np.isfinite(float(norm)) and self._config.model.dtype != "float16":
+        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage; ZeRO's is -1 for infinite
+        if norm is not None and not 0 <= float(norm) < np.inf and self._config.model.dtype != "float16":
             self._stop("gradient", [sample for batch in micro_batches for sample in batch.ids.tolist()])
         progress.step += 1
         progress.samples += int(samples)
