@@ -101,7 +101,6 @@ def quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # The only way, at Ray 2.60, to bound the retries of a task (build_memory).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 

@@ -1,5 +1,6 @@
 """An endpoint that runs: what its encoders have done, and changing what it serves. Holds no model: starts at once."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from l2d_ray.config import Config
 from l2d_ray.errors import InputError
 from l2d_ray.serve.releases import Release, ReleaseFile
 
+logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has made it tell of every handle
 APPLICATION = "l2d_ray"
 LOAD_SECONDS = 1800
 """A replica may take so long to load a release."""

@@ -5,8 +5,6 @@ they only read. Ray takes `middlewares` in by an environment variable of the nod
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=l2d_ray.serve.proxy:middlewares, which a job sets for the Ray that it starts.
 """
 
-import re
-
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,9 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from l2d_ray.serve.api import problem, request_id_of, with_headers
 
 POSTS = ("/v1/recommend", "/v1/recommend/batch", "/v1/beam_search")
-"""What may run twice besides GET."""
-OWN = re.compile(r"/(v1/.*|static/.*|healthz|docs|openapi\.json)?", re.DOTALL)
-"""Paths of this endpoint: the same Ray Serve may have other applications."""
+"""What may run twice besides GET: the same Ray Serve may have other applications."""
 ATTEMPTS = 2
 """No more, lest a request that kills gateways kills them all."""
 STEERING = {
@@ -46,10 +42,7 @@ class Again:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Keeps what it receives (which the proxy does as well) until the answer begins. Leaves other paths alone."""
-        if not OWN.fullmatch(scope["path"]):
-            await self._app(scope, receive, send)
-            return
+        """Keeps what it receives (which the proxy does as well) until the answer begins."""
         request_id = request_id_of(scope)
         own = {b"x-request-id": request_id.encode()}
         kept = [pair for pair in scope["headers"] if pair[0].replace(b"_", b"-") not in STEERING]
