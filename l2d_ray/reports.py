@@ -17,7 +17,15 @@ Rows = Sequence[dict[str, Any]]
 def table(rows: Rows) -> str:
     """The results, a line each: metrics in percent, Recall@20 with its interval and by group, and what a user costs."""
     columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
-    head = ["recommender", *columns, "95% of recall@20", *GROUPS, "users", "s/user", "tokens/user"]
+    head = [
+        "recommender",
+        *columns,
+        "95% of recall@20",
+        *(f"{group}@20" for group in GROUPS),
+        "users",
+        "s/user",
+        "tokens/user",
+    ]
     lines = [
         [
             row["recommender"],
