@@ -24,7 +24,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from running_endpoint import Reply, Running, ask, free_port, request, running
 from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import config_of, kill_worker, run_job, workers
+from small_workspace import command, config_of, kill_worker, run_job, workers
 
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
@@ -277,6 +277,14 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     status, answer = ask(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (status, answer["version"]) == (200, before)
     check(engine, answer, [1, 2, 3], "global", 10)
+
+
+def test_a_second_start_does_not_replace_the_endpoint(endpoint: Running, engine: LocalEngine) -> None:
+    job, before = command("serve", Path(engine.config.workspace), **endpoint.settings), endpoint.version()
+    second = subprocess.run(job, env=endpoint.environment(), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[-1].startswith("error: an endpoint runs on this Ray already: jobs/promote.py")
+    assert endpoint.version() == before
 
 
 def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:
