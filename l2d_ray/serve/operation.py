@@ -124,15 +124,17 @@ def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]
     One that dies meanwhile is replaced, and its successor reads for itself.
     """
     deadline, attempts = time.monotonic() + REPLACED_SECONDS, 0
-    while attempts < ATTEMPTS and time.monotonic() < deadline:
+    while attempts < ATTEMPTS:
         try:
             held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
+            if not held:
+                raise TimeoutError(f"{part.deployment_name}: no replica is there")
         except LOST as error:
             if isinstance(error, InputError) or time.monotonic() > deadline:
                 raise
         else:
-            if held and all(map(done, held)):
+            if all(map(done, held)):
                 return
-            attempts += bool(held)
+            attempts += 1
         time.sleep(1)
     raise InputError(UNDER_WAY)
