@@ -222,7 +222,7 @@ class IndexConfig(Section):
     """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
     100,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
     target_recall: float = Field(0.995, gt=0, le=1)
-    """An approximate index searches as widely as it takes to find this share of the exact top K."""
+    """An approximate index searches as widely as it takes to find this share of the exact top K, with M up to 1,000."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the memory's rows to index, chosen by sample id: 0.3 is a subset of 0.5."""
 

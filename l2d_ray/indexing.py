@@ -210,9 +210,11 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
         return write_array(workspace, f"{folder}/{name}.npy", shape, dtype, parts)
 
+    with faiss_index.lists_on_gpus(index):
+        rows_file = write("rows", (count, dimension), np.float16, mapped())
     means = read_means(workspace, fitted.means)(space(part.sums_ID / part.counts_I[:, None]), part.counts_I)
     files = {
-        "rows": write("rows", (count, dimension), np.float16, mapped()),
+        "rows": rows_file,
         "row_items": write("row_items", (count,), np.int32, [row_items]),
         "sample_ids": write("sample_ids", (count,), np.int64, [sample_ids]),
         "items": write("items", (items,), np.int32, [part.items_I]),

@@ -48,8 +48,8 @@ def table(rows: Rows) -> str:
     )
 
 
-def plot(report: dict[str, Any]) -> bytes:
-    """A PNG: accuracy against cost, Recall against M, Recall against the share of the memory."""
+def plot(report: dict[str, Any]) -> "Figure":
+    """Three plots: accuracy against cost, Recall against M, Recall against the share of the memory."""
     figure = _figure(width=15)
     cost, neighbours, share = figure.subplots(1, 3)
     _accuracy_against_cost(cost, report["results"])
@@ -57,11 +57,11 @@ def plot(report: dict[str, Any]) -> bytes:
     _curves(neighbours, local, "top_m", "M, rows averaged", "L2D-L on validation data")
     _curves(share, report["fractions"], "fraction", "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
-    return _png(figure)
+    return figure
 
 
-def plot_training(training: Training) -> bytes:
-    """A PNG: the loss along the way, and after each epoch on training and validation samples."""
+def plot_training(training: Training) -> "Figure":
+    """The loss along the way, and after each epoch on training and validation samples."""
     figure = _figure(width=7)
     axes = figure.subplots()
     axes.plot([p["step"] for p in training.curve], [p["loss"] for p in training.curve], alpha=0.4, label="batch")
@@ -71,7 +71,14 @@ def plot_training(training: Training) -> bytes:
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("cross-entropy of a title's token")
     axes.legend(fontsize=8)
-    return _png(figure)
+    return figure
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
 def _figure(width: float) -> "Figure":
@@ -81,12 +88,6 @@ def _figure(width: float) -> "Figure":
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _png(figure: "Figure") -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
 
 
 def _accuracy_against_cost(axes: "Axes", rows: Rows) -> None:

@@ -180,6 +180,16 @@ def test_an_evaluation_with_another_model_is_refused(folder: Path) -> None:
         evaluate(config_of(folder, **SETTINGS, **{"model.num_layers": 1, "evaluate.recommenders": '["l2d-local"]'}))
 
 
+def test_a_damaged_index_is_refused_by_name(folder: Path) -> None:
+    config = config_of(folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'})
+    index = Path(build_index(config).index)
+    file = folder / json.loads(index.read_text())["shards"][1]["files"]["faiss"]["path"]
+    file.write_bytes(file.read_bytes()[:-10])
+    process = run_job("evaluate", folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'})
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1].startswith(f"error: {file}: ")
+
+
 def test_a_memory_of_another_dataset_is_refused(folder: Path) -> None:
     """Its items have other indices, and its rows may be what is now a test target."""
     write_dataset(folder, users=61)

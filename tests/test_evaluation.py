@@ -8,7 +8,7 @@ from l2d_ray.bench_search import bench_search
 from l2d_ray.config import Config
 from l2d_ray.core.metrics import NOT_RANKED
 from l2d_ray.evaluation import Choice, contender, groups_of, samples_of, spaces_of, summarise, training_pairs
-from l2d_ray.reports import plot, table
+from l2d_ray.reports import plot, png, table
 from l2d_ray.schema import Split
 
 
@@ -72,9 +72,15 @@ def test_the_table_and_the_plots_show_every_recommender() -> None:
     assert " 25.00 " in lines[1]
     assert len({len(line) for line in lines}) == 1
     tried = [{"recommender": "l2d-local", "top_m": top_m, "recall@20": top_m / 100} for top_m in (0, 10, 20)]
-    for same in ([], rows):
-        report = {"results": rows, "same_users": same, "validation": {"results": tried}, "fractions": []}
-        assert plot(report).startswith(b"\x89PNG")
+    shares = [{"recommender": "first", "fraction": share, "recall@20": share / 2} for share in (0.1, 1.0)]
+    figure = plot({"results": rows, "validation": {"results": tried}, "fractions": shares})
+    cost, neighbours, share = figure.axes
+    assert [text.get_text() for text in cost.get_legend().get_texts()] == ["first (4 users)", "second (4 users)"]
+    assert [bars[0].get_xydata().tolist() for bars in cost.containers] == [[[0.25, 0.25]], [[0.25, 0.25]]]
+    assert neighbours.lines[0].get_xydata().tolist() == [[10, 0.1], [20, 0.2]]  # L2D-G has no M
+    assert share.lines[0].get_xydata().tolist() == [[0.1, 0.05], [1, 0.5]]
+    assert png(figure).startswith(b"\x89PNG")
+    plot({"results": rows, "validation": {"results": []}, "fractions": []})
 
 
 def test_the_search_benchmark_measures_every_index() -> None:

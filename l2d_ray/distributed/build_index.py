@@ -82,7 +82,8 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
     shards = range(plan.num_shards)
     _each("moments", config, sum_moments, [(plan, shard) for shard in shards])
     (fitted,) = _each("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
-    records: list[ShardRecord] = _each("shards", config, build_shard, [(plan, fitted, shard) for shard in shards])
+    builds = [(plan, fitted, shard) for shard in shards]
+    records: list[ShardRecord] = _each("shards", config, build_shard, builds, gpus=config.workers.gpus)
     tuned = _tune(config, plan, fitted, records)
     return finish(plan, fitted, records, tuned, started), reused
 

@@ -42,7 +42,7 @@ from l2d_ray.evaluation import (
 )
 from l2d_ray.indexing import plan_index
 from l2d_ray.records import check_query
-from l2d_ray.reports import plot, table
+from l2d_ray.reports import plot, png, table
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
@@ -133,7 +133,7 @@ def evaluate(config: Config) -> EvaluateResult:
     path = f"reports/{config.evaluate.name}"
     workspace.write_json(f"{path}.json", report)
     with workspace.create(f"{path}.png") as stream:
-        stream.write(plot(report))
+        stream.write(png(plot(report)))
     with workspace.create(f"{path}.parquet") as stream:
         pq.write_table(ranks.drop_columns(["number", "seconds", "tokens"]), stream, compression="zstd")
     for title, lines in (("test", results), ("test, all on the same samples", same_users)):

@@ -38,7 +38,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
-from l2d_ray.reports import plot_training
+from l2d_ray.reports import plot_training, png
 from l2d_ray.schema import Split
 from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
@@ -268,7 +268,7 @@ def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, 
     )
     workspace.copy(best_folder(run, best), workspace, name)
     with workspace.create(f"{name}/training.png") as stream:
-        stream.write(plot_training(training))
+        stream.write(png(plot_training(training)))
     training.write(workspace, f"{name}/training.json")
     workspace.delete(f"{FOLDER}/{run}")
     return _result(workspace, config, training)

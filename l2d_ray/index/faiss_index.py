@@ -6,6 +6,7 @@ so that what an index loses is candidates only, never the precision of a score.
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +86,30 @@ def training_rows(index: Any) -> int:
 def train(index: Any, vectors_ND: FloatArray) -> None:
     """Train on a sample of vectors; on all GPUs where faiss-gpu finds some (k-means is most of the work)."""
     inverted = faiss.try_extract_index_ivf(index)
-    if inverted and hasattr(faiss, "index_cpu_to_all_gpus") and faiss.get_num_gpus():
+    if inverted and _gpus():
         inverted.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(inverted.d))
     index.train(vectors_ND.astype(np.float32))
+
+
+@contextmanager
+def lists_on_gpus(index: Any) -> Iterator[None]:
+    """While this is open, the inverted list of a vector that is added is found on all GPUs where faiss-gpu finds some:
+    that is most of the work unless the means of the lists have a graph of their own (IVF…_HNSW32)."""
+    inverted = faiss.try_extract_index_ivf(index)
+    if not (inverted and _gpus() and isinstance(faiss.downcast_index(inverted.quantizer), faiss.IndexFlat)):
+        yield
+        return
+    means = inverted.quantizer
+    inverted.quantizer = on_gpus = faiss.index_cpu_to_all_gpus(means)  # the name keeps it: FAISS has a mere pointer
+    try:
+        yield
+    finally:
+        inverted.quantizer = means
+        del on_gpus
+
+
+def _gpus() -> int:
+    return int(faiss.get_num_gpus()) if hasattr(faiss, "index_cpu_to_all_gpus") else 0
 
 
 def narrowest_search(index: Any) -> str:

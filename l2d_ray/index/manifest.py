@@ -35,6 +35,7 @@ class IndexQuality(Record):
 
     queries: int
     top_m: int
+    """Of the M that were looked at (index/tuning.py) the one at which it recommends least of the exact top K."""
     recall_top_m: float
     """Share of the exact top M rows that it finds."""
     k: int

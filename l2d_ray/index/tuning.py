@@ -11,10 +11,13 @@ from l2d_ray.core.decoding import Cut, Float64, FloatArray, IntArray, Neighbours
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import VectorSearch
 from l2d_ray.index.manifest import IndexQuality
-from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.shard import IndexShard, SearchedOnce
 from l2d_ray.index.sharding import Hop, run
 
-QUALITY_QUERIES, QUALITY_TOP_M, QUALITY_K = 200, 200, 20
+QUALITY_QUERIES, QUALITY_K = 200, 20
+QUALITY_TOP_M = 1000, 200, 20
+"""M, from the largest that jobs/evaluate.py tries to the smallest: many rows lie in more of the index, and of few each
+counts for more."""
 
 
 class TrialShard:
@@ -23,7 +26,8 @@ class TrialShard:
     def __init__(self, shard: IndexShard) -> None:
         """The setting of the shard's own index is changed."""
         self._shard = shard
-        self._exact = replace(shard, rows=VectorSearch.scan(shard.rows.vectors_ND, shard.rows.offset_D))
+        exact = replace(shard, rows=VectorSearch.scan(shard.rows.vectors_ND, shard.rows.offset_D))
+        self._exact = SearchedOnce(**vars(exact))
 
     def sample(self, step: int) -> tuple[NDArray[np.float16], IntArray]:
         """Every so many rows, and their ids."""
@@ -60,7 +64,8 @@ def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality
 
 
 def tuning_hops(rows: Sequence[int], target: float) -> Generator[Hop, list[Any], tuple[str, IndexQuality]]:
-    """A search setting whose top K agrees with the exact one to `target`, and what it gives; `rows` is of each shard.
+    """A search setting whose top K agrees with the exact one to `target` at any M of `QUALITY_TOP_M`, and what it gives
+    where it gives least; `rows` is of each shard.
 
     From the narrowest on, the step that gains most is taken until the target is reached; if it is out of reach, the
     best of all that was tried is taken. It stays in force. Queries are rows of the memory, each left out of its own
@@ -69,37 +74,29 @@ def tuning_hops(rows: Sequence[int], target: float) -> Generator[Hop, list[Any],
     largest = int(np.argmax(rows))
     sampled = yield _all(rows, "sample", max(1, sum(rows) // QUALITY_QUERIES))
     queries, own_ids = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    exact = yield from _lists(rows, queries, own_ids, exact=True)
-    rows_wanted = sum(best.near_M.size for best in exact)
-    items_wanted = sum(best.items_K.size for best in exact if not best.tied)
+    exact = {}
+    for top_m in QUALITY_TOP_M:
+        exact[top_m] = yield from _lists(rows, queries, own_ids, top_m, exact=True)
 
     def search(setting: str) -> Generator[Hop, list[Any], IndexQuality]:
         yield _all(rows, "set_search", setting)
-        found = yield from _lists(rows, queries, own_ids, exact=False)
-        pairs = list(zip(found, exact, strict=True))
-        clear = [(own, best) for own, best in pairs if not best.tied]
-        return IndexQuality(
-            queries=len(queries),
-            top_m=QUALITY_TOP_M,
-            recall_top_m=_share([(own.near_M <= best.near_M.max(initial=0)).sum() for own, best in pairs], rows_wanted),
-            k=QUALITY_K,
-            recall_top_k=_share([np.isin(own.items_K, best.items_K).sum() for own, best in clear], items_wanted),
-        )
+        of_each_m = []
+        for top_m, best in exact.items():
+            found = yield from _lists(rows, queries, own_ids, top_m, exact=False)
+            of_each_m.append(_quality(top_m, found, best))
+        return min(of_each_m, key=_gain)
 
     setting = (yield _all(rows, "narrowest_search"))[largest]
     tried = {setting: (yield from search(setting))}
 
-    def gain(setting: str) -> tuple[float, float]:
-        return tried[setting].recall_top_k, tried[setting].recall_top_m
-
-    while gain(setting)[0] < target:
+    while tried[setting].recall_top_k < target:
         options = (yield _all(rows, "wider_searches", setting))[largest]
         if not options:
             break
         for option in options:
             tried[option] = yield from search(option)
-        setting = max(options, key=gain)
-    best = max(tried, key=gain) if gain(setting)[0] < target else setting
+        setting = max(options, key=lambda option: _gain(tried[option]))
+    best = setting if tried[setting].recall_top_k >= target else max(tried, key=lambda one: _gain(tried[one]))
     yield _all(rows, "set_search", best)
     return best, tried[best]
 
@@ -122,21 +119,45 @@ class _Found:
 
 
 def _lists(
-    shards: Sequence[Any], queries_UD: NDArray[np.float16], own_ids_U: IntArray, exact: bool
+    shards: Sequence[Any], queries_UD: NDArray[np.float16], own_ids_U: IntArray, top_m: int, exact: bool
 ) -> Generator[Hop, list[Any], list[_Found]]:
-    near = yield _all(shards, "nearest_rows", queries_UD, own_ids_U, QUALITY_TOP_M, exact)
+    near = yield _all(shards, "nearest_rows", queries_UD, own_ids_U, top_m, exact)
     of_query = list(zip(*near, strict=True))
-    cuts = [global_cut(parts, QUALITY_TOP_M) for parts in of_query]
+    cuts = [global_cut(parts, top_m) for parts in of_query]
     items = yield Hop("aggregate_rows", [(queries_UD, own, cuts) for own in near])
     return [
         _Found(
             near_M=np.concatenate([part.up_to(cut).distances_M for part in parts]),
-            tied=sum(int((part.distances_M <= cut[0]).sum()) for part in parts) > QUALITY_TOP_M,
+            tied=sum(int((part.distances_M <= cut[0]).sum()) for part in parts) > top_m,
             items_K=best_items(found, QUALITY_K).items_I,
         )
         for cut, parts, found in zip(cuts, of_query, zip(*items, strict=True), strict=True)
     ]
 
 
-def _share(hits: Sequence[int], wanted: int) -> float:
-    return round(sum(map(int, hits)) / wanted, 5) if wanted else 1.0
+def _quality(top_m: int, found: Sequence[_Found], exact: Sequence[_Found]) -> IndexQuality:
+    pairs = list(zip(found, exact, strict=True))
+    recall_top_m = _share(
+        sum((own.near_M <= best.near_M.max(initial=0)).sum() for own, best in pairs),
+        sum(best.near_M.size for _, best in pairs),
+    )
+    clear = [(own, best) for own, best in pairs if not best.tied]
+    recall_top_k = _share(
+        sum(np.isin(own.items_K, best.items_K).sum() for own, best in clear),
+        sum(best.items_K.size for _, best in clear),
+    )
+    return IndexQuality(
+        queries=len(pairs),
+        top_m=top_m,
+        recall_top_m=recall_top_m,
+        k=QUALITY_K,
+        recall_top_k=recall_top_k if clear else recall_top_m,  # where all are tied, only the rows can tell
+    )
+
+
+def _gain(quality: IndexQuality) -> tuple[float, float]:
+    return quality.recall_top_k, quality.recall_top_m
+
+
+def _share(hits: int, wanted: int) -> float:
+    return round(int(hits) / wanted, 5) if wanted else 1.0
