@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from small_workspace import wait_for
 
 USERS = 12
 LEARNING = {
@@ -14,6 +15,11 @@ LEARNING = {
     "finetune.valid_samples": 12,
     "finetune.dropout": 0,  # which draws other numbers in another worker
 }
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
+    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")))
 
 
 def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:

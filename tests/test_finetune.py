@@ -1,15 +1,16 @@
 import json
 import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_training import LEARNING, USERS, assert_same, weights
-from small_workspace import config_of, run_job, write_dataset
-from tiny_models import save_tiny
+from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
+from small_workspace import config_of, kill_worker, run_job, write_dataset
+from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
@@ -86,9 +87,17 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     assert report.results[0]["users"] == 12
 
 
-def test_two_workers_learn_what_one_does(folder: Path, tuned: tuple[Path, FinetuneResult]) -> None:
-    """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has."""
-    finetune(config(folder, **{"finetune.zero_stage": 2, "workers.max": 2}))
+def test_two_workers_learn_what_one_does_also_where_one_is_killed(
+    folder: Path, tuned: tuple[Path, FinetuneResult]
+) -> None:
+    """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has. Checkpoints go by time."""
+    settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
+    training = threading.Thread(target=lambda: finetune(config(folder, **settings)))
+    training.start()
+    wait_for_checkpoint(folder)
+    kill_worker("RayTrainWorker")
+    assert not (folder / "adapter" / "training.json").exists()
+    training.join()
     assert_same(weights(folder), weights(tuned[0]), tolerance=2e-3)
 
 
@@ -137,6 +146,19 @@ def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: 
     ((*parts,),) = list(schedule.deal(table, own.finetune.seed))[step - 1]
     assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
     assert not (folder / "adapter" / "training.json").exists()
+
+
+def test_a_gradient_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:
+    """What the last norm makes small, the head makes large again: squares of its gradient do not fit into float32."""
+    model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
+    with torch.no_grad():
+        model.model.norm.weight *= 1e-25
+        model.lm_head.weight *= 1e25
+    model.save_pretrained(folder / "steep")
+    tiny_tokenizer().save_pretrained(folder / "steep")
+    settings = {"finetune.method": "full", "model.name": folder / "steep"}
+    with pytest.raises(InputError, match=r"the gradient is not finite in step 1, samples -?\d+, .*; lower"):
+        finetune(config(folder, **settings))
 
 
 def test_the_benchmark_compares_the_same_gradients(dataset: Path, ray_session: None) -> None:

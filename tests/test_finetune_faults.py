@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_training import LEARNING, USERS, assert_same, weights
+from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
 from small_workspace import command, config_of, environment, kill_worker, wait_for, workers
 
 from l2d_ray.data.dataset import Dataset
@@ -26,15 +26,11 @@ def users() -> int:
 
 LONG = LEARNING | {
     "finetune.checkpoint_steps": 3,
+    "finetune.keep_checkpoints": 1,
     "finetune.epochs": 3,
     "finetune.patience": 3,
     "finetune.dropout": 0.1,
 }
-
-
-def wait_for_checkpoint(folder: Path) -> None:
-    """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
-    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +69,7 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     training = threading.Thread(target=lambda: finetune(config_of(interrupted, **LONG)))
     training.start()
     wait_for(lambda: noted.read_text() != before)
+    wait_for(lambda: len(list(noted.parent.glob("checkpoint_*/"))) == 1)  # the newest only
     kill_worker("RayTrainWorker")
     assert not (interrupted / "adapter" / "training.json").exists()
     training.join()

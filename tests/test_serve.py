@@ -24,7 +24,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from running_endpoint import Reply, Running, ask, free_port, request, running
 from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import command, config_of, kill_worker, run_job, workers
+from small_workspace import command, config_of, kill_worker, run_job, wait_for, workers
 
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
@@ -277,6 +277,29 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     status, answer = ask(endpoint.url, "/v1/recommend", {"history": ["i1", "i2", "i3"], "k": 10})
     assert (status, answer["version"]) == (200, before)
     check(engine, answer, [1, 2, 3], "global", 10)
+
+
+def test_a_promotion_that_finds_a_part_without_replicas_names_it_and_goes_back(
+    endpoint: Running, engine: LocalEngine, tmp_path: Path
+) -> None:
+    """The encoder has died, and its successor cannot start: its model is away."""
+    write_endpoint(tmp_path, seed=2)
+    before, model = endpoint.version(), Path(engine.config.model.name)
+    model.rename(model.with_name("away"))
+    try:
+        kill_worker("ServeReplica:l2d_ray:Encoder")
+        program = "from l2d_ray.serve import operation; operation.REPLACED_SECONDS = 20"
+        job = endpoint.promotion(tmp_path)
+        job[1:2] = ["-c", f"{program}; from l2d_ray.distributed.job import run; run('l2d_ray.serve.operation:promote')"]
+        failed = subprocess.run(job, env=endpoint.environment(), capture_output=True, text=True, check=False)
+    finally:
+        model.with_name("away").rename(model)
+    assert failed.returncode == 1
+    assert "Encoder: no replica is there" in failed.stderr
+    wait_for(lambda: request(endpoint.url, "/v1/recommend", {"history": ["i1"]}).status == 200)
+    assert endpoint.version() == before
+    (file,) = Path(engine.config.workspace).glob("serving/*.json")
+    assert len(json.loads(file.read_text())["releases"]) == 1
 
 
 def test_a_second_start_does_not_replace_the_endpoint(endpoint: Running, engine: LocalEngine) -> None:

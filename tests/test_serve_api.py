@@ -186,6 +186,7 @@ def test_keys(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text("fifth\n")
     assert (status("first"), status("fifth")) == (401, 200)
     assert [http.get(path).status_code for path in ("/v1/items", "/v1/status", "/healthz", "/")] == [401, 401, 200, 200]
+    assert http.post("/v1/recommend", content=b"{").status_code == 401  # a stranger's body is not even read
 
 
 @pytest.mark.parametrize(

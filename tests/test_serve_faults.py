@@ -200,6 +200,24 @@ def test_a_promotion_that_is_killed_is_completed_by_the_same_command(
     assert endpoint.version() == after
 
 
+def test_of_promotions_at_once_one_is_refused_and_no_answer_mixes(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
+) -> None:
+    """One there, one back: whichever comes first, every replica ends with the one release that the file names."""
+    before = endpoint.version()
+    after = other(folders, before)
+    with load(endpoint.url, BODIES, RATE) as replies:
+        there = start_promotion(endpoint, folders[after], engine, lambda versions: len(versions) == 2)
+        back = endpoint.promote(folders[before])
+        _, said = there.communicate(timeout=300)
+        ended = endpoint.version()
+    assert sorted((there.returncode, back.returncode)) == [0, 2], (said, back.stderr)
+    assert "another promotion is under way; run the same command again" in said + back.stderr
+    assert named(engine) == [ended] == [after if there.returncode == 0 else before]
+    assert check(replies, right) == {200: len(replies)}
+    assert result_of(endpoint.promote(folders[after]))["version"] == after == endpoint.version()
+
+
 def test_an_encoder_that_dies_while_a_release_is_loaded_does_not_stop_it(
     endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
 ) -> None:

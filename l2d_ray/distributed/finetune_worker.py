@@ -152,9 +152,12 @@ class _Worker:
         loss_sum, distinct, one_by_one, failures = self._sum([*totals, len(strange)])
         if failures or not np.isfinite(loss_sum):
             self._stop("loss", strange)
+        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
+        own_norm = torch.nn.utils.get_total_norm(gradients)  # at stage 0 of float32, where DeepSpeed does not tell
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()  # not known to DeepSpeed at every stage; ZeRO's is -1 for infinite
-        if norm is not None and not 0 <= float(norm) < np.inf and self._config.model.dtype != "float16":
+        norm = self._engine.get_global_grad_norm()  # ZeRO's is -1 for infinite
+        norm = float(own_norm if norm is None else norm)
+        if not 0 <= norm < np.inf and self._config.model.dtype != "float16":
             self._stop("gradient", [sample for batch in micro_batches for sample in batch.ids.tolist()])
         progress.step += 1
         progress.samples += int(samples)
@@ -169,7 +172,7 @@ class _Worker:
                 {"step": progress.step, "loss": loss_sum / samples, "distinct_tokens": progress.distinct_tokens}
             )
         metrics = {"loss": loss_sum / samples, "learning_rate": self._engine.get_lr()[0]}
-        self._tell(metrics if norm is None else metrics | {"gradient_norm": float(norm)})
+        self._tell(metrics | {"gradient_norm": norm})
 
     def _stop(self, what: str, strange: list[int]) -> None:
         """Raise InputError with the samples of all workers; of float16, DeepSpeed itself skips such gradients."""

@@ -7,17 +7,18 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,6 +44,7 @@ from l2d_ray.serve.security import Keys
 KEYS_VARIABLE = "L2D_RAY_KEYS"
 logger = logging.getLogger("ray.serve")  # what it gets becomes JSON lines, once Ray Serve runs this
 STATIC = Path(__file__).parent / "static"
+BEARER = HTTPBearer(auto_error=False)
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": meaning}
@@ -62,16 +64,9 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     """The application."""
     summary = "Recommend with a large language model without generating a token."
     app = FastAPI(title="l2d_ray", summary=summary, redirect_slashes=False, docs_url=None, redoc_url=None)
-    bearer = HTTPBearer(auto_error=False)
-
-    async def known(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        given = credentials.credentials if credentials else None
-        try:  # a thread for the file only: it takes a tenth of a gateway's time
-            accepted = await asyncio.to_thread(keys.accepts, given) if keys.file else keys.accepts(given)
-        except (OSError, UnicodeDecodeError):
-            raise UnavailableError("the keys cannot be read at the moment; come again later") from None
-        if not accepted:
-            raise HTTPException(401, "a key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+    v1 = APIRouter(
+        prefix="/v1", route_class=_asking_for(keys), responses=PROBLEMS, dependencies=[Depends(BEARER)]
+    )  # the dependency is for the documentation
 
     async def respond(
         ask: Callable[[engines.Query], Awaitable[Answer]],
@@ -89,7 +84,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
             for request, response in zip(requests, responses, strict=True):
                 logger.info(method, extra={"request": request.model_dump(), "response": response.model_dump()})
 
-    @app.post("/v1/recommend", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+    @v1.post("/recommend", tags=["recommend"])
     async def recommend(request: RecommendRequest) -> RecommendResponse:
         """What to recommend after one history."""
         served = engine.current()
@@ -98,7 +93,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         log("recommend", [request], [response])
         return response
 
-    @app.post("/v1/recommend/batch", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+    @v1.post("/recommend/batch", tags=["recommend"])
     async def recommend_batch(batch: BatchRequest) -> BatchResponse:
         """The same for several histories; one that is bad refuses them all."""
         _at_most(len(batch.requests), settings.max_batch, ("body", "requests"), "requests", "serve.max_batch")
@@ -120,7 +115,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
 
     if settings.beams:
 
-        @app.post("/v1/beam_search", responses=PROBLEMS, dependencies=[Depends(known)], tags=["recommend"])
+        @v1.post("/beam_search", tags=["recommend"])
         async def beam_search(request: RecommendRequest) -> RecommendResponse:
             """What constrained beam search writes after the same history, to compare with; it takes seconds.
 
@@ -132,7 +127,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
             log("beam_search", [request], [response])
             return response
 
-    @app.get("/v1/items", responses=PROBLEMS, dependencies=[Depends(known)], tags=["catalogue"])
+    @v1.get("/items", tags=["catalogue"])
     async def items(
         query: Annotated[
             str, Query(description="Words that the title holds", max_length=settings.max_title_chars)
@@ -147,11 +142,13 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         titled = [Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found]
         return ItemsResponse(items=titled, version=served.version)
 
-    @app.get("/v1/status", responses=PROBLEMS, dependencies=[Depends(known)], tags=["operation"])
+    @v1.get("/status", tags=["operation"])
     async def status() -> dict[str, Any]:
         """What is served."""
         served = engine.current()
         return {"version": served.version, "snapshot": served.snapshot, "model": served.model, **served.status()}
+
+    app.include_router(v1)
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:
@@ -180,6 +177,29 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+def _asking_for(keys: Keys) -> type[APIRoute]:
+    """Routes that look at the key before they read the body."""
+
+    class Guarded(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def guarded(request: Request) -> Response:
+                credentials = await BEARER(request)
+                given = credentials.credentials if credentials else None
+                try:  # a thread for the file only: it takes a tenth of a gateway's time
+                    accepted = await asyncio.to_thread(keys.accepts, given) if keys.file else keys.accepts(given)
+                except (OSError, UnicodeDecodeError):
+                    raise UnavailableError("the keys cannot be read at the moment; come again later") from None
+                if not accepted:
+                    raise HTTPException(401, "a key is needed: Authorization: Bearer …", {"WWW-Authenticate": "Bearer"})
+                return await handle(request)
+
+            return guarded
+
+    return Guarded
 
 
 def _query(
