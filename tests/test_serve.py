@@ -294,8 +294,9 @@ def test_a_promotion_that_finds_a_part_without_replicas_names_it_and_goes_back(
         failed = subprocess.run(job, env=endpoint.environment(), capture_output=True, text=True, check=False)
     finally:
         model.with_name("away").rename(model)
-    assert failed.returncode == 1
-    assert "Encoder: no replica is there" in failed.stderr
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines()[-1].startswith("error: Encoder: no replica has answered for 20 s (")
+    assert "Traceback" not in failed.stderr
     wait_for(lambda: request(endpoint.url, "/v1/recommend", {"history": ["i1"]}).status == 200)
     assert endpoint.version() == before
     (file,) = Path(engine.config.workspace).glob("serving/*.json")

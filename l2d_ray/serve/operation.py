@@ -28,6 +28,10 @@ LOST = (RayError, RayServeException, TimeoutError)
 """What it may mean that a replica died."""
 
 
+class NoReplicaError(InputError):
+    """No replica of a part has answered for `REPLACED_SECONDS`."""
+
+
 def encoder_counts() -> dict[str, int]:
     """What the encoders of the running endpoint have done since they started, in all."""
     counts: Counter[str] = Counter()
@@ -59,7 +63,7 @@ def promote(config: Config) -> PromoteResult:
     Every replica loads it beside the old one; then the gateways turn to it; when no request is left that began
     before, the old one is forgotten. Killed at any moment, the same command again completes it. Raises InputError if
     the release is not complete, if its model is not the one that its index's memory was made with, if there is no
-    endpoint, or if another promotion is under way; what is served then stays.
+    endpoint, if another promotion is under way, or if a part has no replica; what is served then stays.
     """
     started = time.monotonic()
     release = Release.plan(config)
@@ -86,7 +90,7 @@ def promote(config: Config) -> PromoteResult:
     name(old, release)
     try:
         _hold(parts * 2, [old.version, release.version])  # again for replicas that were starting
-    except LOST:
+    except (*LOST, NoReplicaError):
         name(old)
         raise
     loaded = time.monotonic()
@@ -128,10 +132,15 @@ def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]
         try:
             held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
             if not held:
-                raise TimeoutError(f"{part.deployment_name}: no replica is there")
+                raise TimeoutError
         except LOST as error:
-            if isinstance(error, InputError) or time.monotonic() > deadline:
+            if isinstance(error, InputError):
                 raise
+            if time.monotonic() > deadline:
+                raise NoReplicaError(
+                    f"{part.deployment_name}: no replica has answered for {REPLACED_SECONDS} s"
+                    f" ({type(error).__name__}); `serve status` says why; run the same command again when one is there"
+                ) from None
         else:
             if all(map(done, held)):
                 return
