@@ -89,7 +89,7 @@ class HistoryConfig(Section):
     stride: int = Field(10, ge=1)
     """The window's left edge moves in steps of this many items, so that neighbouring samples share their beginning and
     histories are max_items to max_items + stride - 1 long. 1 is the paper's window; 10 runs several times fewer
-    tokens (README, results)."""
+    tokens (RESULTS.md)."""
 
 
 class PromptConfig(Section):
@@ -100,7 +100,7 @@ class PromptConfig(Section):
     """One item's form; it must contain {title} once."""
     suffix: str = ""
     """Without one, a title that fine-tuning predicts is at once the history of the next sample: fewer tokens, no less
-    Recall (README, results)."""
+    Recall (RESULTS.md)."""
     max_item_tokens: int = Field(32, ge=1)
     """Titles are cut to this many tokens."""
 
@@ -123,7 +123,7 @@ class ModelConfig(Section):
     """Keep only the first so many layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively). int8
-    is for CPUs with VNNI, where it is twice as fast (README, results): 8-bit weights, inputs of 16 bits. A memory and
+    is for CPUs with VNNI, where it is twice as fast (RESULTS.md): 8-bit weights, inputs of 16 bits. A memory and
     what queries it need the same dtype; fine-tuning does not know int8."""
 
 
@@ -211,13 +211,13 @@ class IndexConfig(Section):
     """Which snapshot of the memory. None: the newest."""
     space: Literal["none", "centre", "whiten-total", "whiten-within"] = "whiten-within"
     """Where distances are taken (core/space.py): `none` is plain L2, the paper's; `whiten-within` divides by the
-    covariance inside items, with which L2D-G finds most of all (README, results)."""
+    covariance inside items, with which L2D-G finds most of all (RESULTS.md)."""
     shrinkage: float = Field(0.01, ge=0, le=1)
     """Of the covariance, towards a multiple of the identity."""
     prior: float | None = Field(None, ge=0)
     """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item). None: 2 in the space
-    whiten-within, where 1 would be that of linear discriminant analysis, and validation data prefer more (README,
-    results), else 0."""
+    whiten-within, where 1 would be that of linear discriminant analysis, and validation data prefer more (RESULTS.md),
+    else 0."""
     factory: str = "auto"
     """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
     100,000 rows in a shard, then inverted lists, compressed above 5,000,000."""

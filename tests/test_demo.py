@@ -57,16 +57,17 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_what_is_there() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme, results = ((ROOT / name).read_text() for name in ("README.md", "RESULTS.md"))
     tree = readme.split("## The tree")[1].split("```")[1]
     for line in tree.splitlines():
         if match := re.match(r"  (\w+(?:\.py|/)) ", line):
             assert (ROOT / "l2d_ray" / match[1]).exists(), line
-    for command in re.findall(r"python (jobs/\w+\.py)", readme):
+    for command in re.findall(r"python (jobs/\w+\.py)", readme + results):
         assert (ROOT / command).exists(), command
     command = [sys.executable, "jobs/prepare_data.py", "--help"]
     keys = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for key in re.findall(
-        r"\b(?:data|model|finetune|workers|history|memory|index|recommend|evaluate|serve|bench)\.\w+(?==)", readme
+        r"\b(?:data|model|finetune|workers|history|memory|index|recommend|evaluate|serve|bench)\.\w+(?==)",
+        readme + results,
     ):
         assert f"--{key} " in keys, key

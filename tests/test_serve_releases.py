@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +31,7 @@ FIRST, SECOND, DAMAGED = (
 )
 
 
-def load(release: Release, held: Sequence[str]) -> str:
+def load(release: Release) -> str:
     if release.index == "damaged":
         raise InputError("damaged")
     return release.index
@@ -67,6 +66,18 @@ def test_it_follows_the_file(file: ReleaseFile) -> None:
     asyncio.run(scenario())
 
 
+def test_releases_of_one_origin_share_a_part(file: ReleaseFile) -> None:
+    async def scenario() -> None:
+        file.write([FIRST, SECOND])
+        held = Held(file, lambda release: [release.index], lambda release: release.index == "damaged")
+        assert await held.get(FIRST.version) is await held.get(SECOND.version)
+        file.write([SECOND, DAMAGED])
+        await held.refresh()
+        assert (await held.get(SECOND.version), await held.get(DAMAGED.version)) == (["first"], ["damaged"])
+
+    asyncio.run(scenario())
+
+
 def test_a_damaged_release_beside_the_served_one_is_told_but_stops_nothing(file: ReleaseFile) -> None:
     """A promotion of it may have been killed, and replicas that die afterwards must be replaced."""
 
@@ -87,7 +98,7 @@ def test_a_damaged_release_beside_the_served_one_is_told_but_stops_nothing(file:
 
 
 def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: ReleaseFile) -> None:
-    def load_slowly(release: Release, held: Sequence[str]) -> str:
+    def load_slowly(release: Release) -> str:
         file.write([FIRST, SECOND])
         return release.index
 
@@ -238,7 +249,7 @@ def test_a_replica_whose_model_hangs_is_unhealthy(
     async def scenario() -> None:
         batcher = TokenBatcher(run, abs, 10)
         replica = kind.__new__(kind)
-        replica.held = Held(file, lambda *_: SimpleNamespace(batcher=batcher))
+        replica.held = Held(file, lambda _: SimpleNamespace(batcher=batcher))
         vars(replica).update(_run=batcher, _longest=0.1)  # a beam searcher's
         waiting = asyncio.create_task(batcher(1))
         await asyncio.sleep(0)

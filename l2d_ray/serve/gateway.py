@@ -40,7 +40,7 @@ class Gateway(Part):
         if needs_key and not self._keys.required():
             raise InputError(f"{KEYS_VARIABLE} is not set on this node, but is where the endpoint was started")
         replicas = Replicas(encoder, shards, beams, self._settings)
-        self.held = await asyncio.to_thread(Held, file, lambda release, _: ServedRelease(release, replicas))
+        self.held = await asyncio.to_thread(Held, file, lambda release: ServedRelease(release, replicas))
         await replicas.agree(self.held.served)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

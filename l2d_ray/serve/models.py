@@ -28,13 +28,15 @@ WEDGED_SECONDS = 60
 class _Model:
     """A model, and what waits for it."""
 
-    origin: tuple[MemoryIdentity, str]
     encoder: HistoryEncoder
     batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
 
 
 def model_origin(release: Release) -> tuple[MemoryIdentity, str]:
-    """What the model of a release is made from. Raises InputError if its index's memory was made with another."""
+    """What the model of a release is made from: where only the index is another, it is the same one.
+
+    Raises InputError if its index's memory was made with another model.
+    """
     manifest = release.open().manifest
     check_query(manifest.identity, identify_memory(release.config))
     return manifest.identity, manifest.dataset
@@ -64,7 +66,7 @@ class Encoder(Part):
         self._waiting = serve.metrics.Gauge("l2d_ray_waiting", "Requests that wait for the next batch")
         self._counts: Counter[str] = Counter()
         self._cache_bytes = round(file.first.config.serve.cache_megabytes * 1e6)
-        self.held = Held(file, self._load)
+        self.held = Held(file, self._load, model_origin)
 
     async def encode(self, version: str, history: list[int | str], within: float) -> NDArray[np.float32]:
         """The state [D] of one history.
@@ -88,14 +90,9 @@ class Encoder(Part):
         for model in models:
             _check_not_hanging(model.batcher, WEDGED_SECONDS)
 
-    def _load(self, release: Release, held: Sequence[_Model]) -> _Model:
-        """The model of a release; the same one, if only the index is another."""
-        origin, config = model_origin(release), release.config
-        for model in held:
-            if model.origin == origin:
-                return model
+    def _load(self, release: Release) -> _Model:
         titles = release.dataset().items()["title"].to_pylist()
-        encoder = HistoryEncoder(config, titles, cache_bytes=self._cache_bytes)
+        encoder = HistoryEncoder(release.config, titles, cache_bytes=self._cache_bytes)
 
         def run(histories: list[PhrasedHistory]) -> list[NDArray[np.float32]]:
             hits = encoder.cache.hits
@@ -104,7 +101,7 @@ class Encoder(Part):
             return list(result.states.numpy())
 
         batcher = TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk)
-        return _Model(origin, encoder, batcher)
+        return _Model(encoder, batcher)
 
     def _observe(self, models: Sequence[_Model]) -> None:
         self._waiting.set(max(model.batcher.waiting() for model in models))
@@ -117,14 +114,6 @@ class Encoder(Part):
         for counter, count in ((self._hits, hits), (self._misses, requests - hits)):
             if count:
                 counter.inc(count)
-
-
-@dataclass(frozen=True)
-class _Beams:
-    """A model that writes."""
-
-    origin: tuple[MemoryIdentity, str]
-    beam: ConstrainedBeam
 
 
 @dataclass(frozen=True)
@@ -156,14 +145,14 @@ class BeamSearcher(Part):
         self._beams = beams
         self._longest = file.first.config.serve.beam_seconds + WEDGED_SECONDS
         self._run = TokenBatcher[_BeamSearch, ScoredItems](lambda alone: [alone[0].run()], lambda _: 1, 1)
-        self.held = Held(file, self._load)
+        self.held = Held(file, self._load, model_origin)
 
     async def recommend(self, version: str, query: Query) -> ScoredItems:
         """The K most probable titles' items. Raises VersionError if this replica does not hold that release.
 
         A search whose caller is cancelled ends with its next token: the next one need not wait for it.
         """
-        search = _BeamSearch((await self.held.get(version)).beam, query)
+        search = _BeamSearch(await self.held.get(version), query)
         try:
             return await self._run(search)
         finally:
@@ -174,13 +163,8 @@ class BeamSearcher(Part):
         await super().check_health()
         _check_not_hanging(self._run, self._longest)
 
-    def _load(self, release: Release, held: Sequence[_Beams]) -> _Beams:
-        """The model of a release; the same one, if only the index is another."""
-        origin, config = model_origin(release), release.config
-        for beams in held:
-            if beams.origin == origin:
-                return beams
+    def _load(self, release: Release) -> ConstrainedBeam:
         titles = release.dataset().items()["title"].to_pylist()
-        model = language_model(config)
-        encoder = HistoryEncoder(config, titles, model.backbone)
-        return _Beams(origin, ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1))
+        model = language_model(release.config)
+        encoder = HistoryEncoder(release.config, titles, model.backbone)
+        return ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1)

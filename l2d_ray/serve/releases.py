@@ -10,8 +10,9 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from l2d_ray.config import Config
@@ -124,10 +125,15 @@ class ReleaseFile:
 class Held(Generic[T]):
     """What one replica holds of each release that the file names."""
 
-    def __init__(self, file: ReleaseFile, load: Callable[[Release, Sequence[T]], T]) -> None:
-        """Load all that the file names. `load(release, what is held already)` raises InputError for what is wrong."""
-        self._file, self._load = file, load
-        self._parts: dict[str, T] = {}
+    def __init__(
+        self,
+        file: ReleaseFile,
+        load: Callable[[Release], T],
+        origin: Callable[[Release], Hashable] = attrgetter("version"),
+    ) -> None:
+        """Load all that the file names; releases of one `origin` share a part. Both may raise InputError."""
+        self._file, self._load, self._origin = file, load, origin
+        self._parts: dict[str, tuple[Hashable, T]] = {}
         self._lock = asyncio.Lock()
         self.served = ""
         """The version that is served."""
@@ -139,7 +145,7 @@ class Held(Generic[T]):
             await self.refresh()
         if version not in self._parts:
             raise VersionError
-        return self._parts[version]
+        return self._parts[version][1]
 
     def versions(self) -> list[str]:
         """All that are held, the served one first."""
@@ -147,11 +153,11 @@ class Held(Generic[T]):
 
     def parts(self) -> list[T]:
         """All that is held."""
-        return list(self._parts.values())
+        return [part for _, part in self._parts.values()]
 
     def current(self) -> T:
         """The part of the release that is served."""
-        return self._parts[self.served]
+        return self._parts[self.served][1]
 
     async def refresh(self) -> list[str]:
         """Load what the file names, forget what it does not. The versions held, the served one first.
@@ -183,12 +189,11 @@ class Held(Generic[T]):
 
     def _follow(self) -> None:
         releases, failure = self._file.read(), None
-        parts: dict[str, T] = {}
+        parts: dict[str, tuple[Hashable, T]] = {}
         for release in releases:
-            held = self._parts.get(release.version)
-            known = [*self._parts.values(), *parts.values()]
+            held = [*self._parts.values(), *parts.values()]
             try:
-                parts[release.version] = self._load(release, known) if held is None else held
+                parts[release.version] = self._parts.get(release.version) or self._part(release, dict(held))
             except (InputError, OSError) as error:
                 if not parts:  # the one that is served
                     raise
@@ -199,6 +204,10 @@ class Held(Generic[T]):
         self._parts = parts
         if failure:
             raise failure
+
+    def _part(self, release: Release, held: dict[Hashable, T]) -> tuple[Hashable, T]:
+        origin = self._origin(release)
+        return origin, held[origin] if origin in held else self._load(release)
 
 
 class Part:

@@ -52,7 +52,7 @@ class RecommendRequest(Body):
     k: int = Field(20, ge=1, le=MOST_RESULTS)
     """Items to recommend."""
     aggregation: Aggregation = "global"
-    """`global`: L2D-G, from all training sequences of an item, which finds more (README, results); `local`: L2D-L, from
+    """`global`: L2D-G, from all training sequences of an item, which finds more (RESULTS.md); `local`: L2D-L, from
     those most like this history."""
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: how many sequences. None: the server's setting."""

@@ -22,7 +22,7 @@ class MemoryShard(Part):
     def __init__(self, file: ReleaseFile, number: int, parts: int) -> None:
         """Open the shards of part `number` of so many. Raises InputError, naming the file, for what is wrong."""
 
-        def load(release: Release, held: Sequence[list[IndexShard]]) -> list[IndexShard]:
+        def load(release: Release) -> list[IndexShard]:
             reader = release.open()
             manifest = reader.manifest
             prior = release.config.index.prior_in(manifest.space)
