@@ -9,6 +9,7 @@ raise `InputError` with the key, the value and what would be accepted.
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ def load_config(argv: Sequence[str]) -> Config:
 
     Raises InputError. `--help` prints every key with its default and exits.
     """
-    arguments = [f"--{a}" if re.match(r"[a-z_]+(\.[a-z_]+)*=", a) else a for a in argv]
+    arguments: list[str] = []
+    for before, argument in pairwise(["", *argv]):
+        is_value = before.startswith("--") and "=" not in before  # of `--key value`, whatever it looks like
+        is_key = re.match(r"[a-z_]+(\.[a-z_]+)*=", argument) and not is_value
+        arguments.append(f"--{argument}" if is_key else argument)
     path, arguments = _take_config(arguments)
     origin = path or "the command line"
     try:

@@ -304,7 +304,7 @@ class ServeConfig(Section):
 
     host: str = "127.0.0.1"
     """Address to listen on. Beyond this machine (0.0.0.0) only with keys. Of jobs/serve.py; with `serve deploy`, the
-    YAML's http_options say it."""
+    YAML's http_options say it. Ray's own ports, between its processes, are Ray's to guard (its token, its TLS)."""
     port: int = Field(8000, ge=1, le=65_535)
     gateways: int = Field(1, ge=1)
     """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, serve.max_waiting requests
@@ -325,7 +325,7 @@ class ServeConfig(Section):
     """A request that takes longer is answered with 504."""
     shard_seconds: float = Field(3, gt=0)
     """A shard that does not answer for so long counts as away. With serve.shard_replicas, another one is asked beside
-    it after a third of that."""
+    it after a third of that, unless many questions are on their way already."""
     max_waiting: int = Field(200, ge=1)
     """Requests that may wait in an encoder, as many in a gateway for a place there, and as many on a node for a
     gateway. The next ones, and those that could not be done within the deadline for what waits already, are answered

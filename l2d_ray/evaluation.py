@@ -77,9 +77,9 @@ class Outcome:
 class Stand:
     """Makes contenders and runs them. Models and indexes are loaded once, when they are first needed."""
 
-    def __init__(self, config: Config) -> None:
-        """Nothing is loaded yet."""
-        self._config, self._workspace = config, Workspace.open(config.workspace)
+    def __init__(self, config: Config, writes: bool) -> None:
+        """Nothing is loaded yet. `writes`: some contender will, so that the model is loaded with its head."""
+        self._config, self._workspace, self._writes = config, Workspace.open(config.workspace), writes
         self._dataset = Dataset.open(self._workspace)
         self._made: dict[Contender, Recommender] = {}
         self._indexes: dict[tuple[str, float], ShardedIndex] = {}
@@ -121,15 +121,16 @@ class Stand:
         return self._made[contender]
 
     def _make(self, contender: Contender) -> Recommender:
-        num_items, batch_size = len(self._dataset.items()), self._config.evaluate.generation_batch_size
+        batch_size = self._config.evaluate.generation_batch_size
         if contender.kind == "most-popular":
             return MostPopular.fit(self._training[1])
         if contender.kind == "co-occurrence":
             return CoOccurrence.fit(*self._training)
         if contender.kind == "constrained-beam":
-            return ConstrainedBeam.over(self._language_model, self._encoder, num_items, contender.beams, batch_size)
+            model, num_items = self._language_model, len(self._titles)
+            return ConstrainedBeam.over(model, self._encoder, num_items, contender.beams, batch_size)
         if contender.kind == "grounded-beam":
-            return GroundedBeam.over(self._language_model, self._encoder, num_items, batch_size)
+            return GroundedBeam.over(self._language_model, self._encoder, len(self._titles), batch_size)
         return L2DRecommender(
             lambda histories: self._encoder.encode(histories).states_UD,
             self._index(contender.index, contender.prior),
@@ -158,8 +159,13 @@ class Stand:
         return language_model(self._config)
 
     @cached_property
+    def _titles(self) -> list[str]:
+        titles: list[str] = self._dataset.items()["title"].to_pylist()
+        return titles
+
+    @cached_property
     def _encoder(self) -> HistoryEncoder:
-        return HistoryEncoder(self._config, self._dataset.items()["title"].to_pylist(), self._language_model.backbone)
+        return HistoryEncoder(self._config, self._titles, self._language_model.backbone if self._writes else None)
 
 
 @dataclass(frozen=True)
@@ -222,9 +228,8 @@ def samples_of(dataset: Dataset, split: Split, most: int) -> list[dict[str, Any]
         for user in users.to_pylist():
             positions = np.flatnonzero(np.array(user["splits"]) == split)
             ids = sample_ids(np.full(positions.size, user["user_hash"], np.int64), positions)
-            for position, sample_id in zip(
-                positions[in_fraction(ids, share)], ids[in_fraction(ids, share)], strict=True
-            ):
+            kept = in_fraction(ids, share)
+            for position, sample_id in zip(positions[kept], ids[kept], strict=True):
                 items = user["item_indices"]
                 chosen.append(
                     {

@@ -153,7 +153,7 @@ class Schedule:
     workers: int
     batch_size: int
     micro_batch_size: int
-    """At most so many."""
+    """At most so many, or one more where the steps of an epoch differ by a sample."""
 
     @property
     def steps_per_epoch(self) -> int:

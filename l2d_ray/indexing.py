@@ -27,6 +27,7 @@ from l2d_ray.config import Config, IndexConfig
 from l2d_ray.core.aggregation import Moments, add_rows
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.core.space import fit_map, fit_means
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.files import (
@@ -117,6 +118,18 @@ def plan_index(config: Config) -> IndexPlan:
     return IndexPlan(workspace.uri, snapshot, config.index, factory)
 
 
+def dataset_of(plan: IndexPlan) -> Dataset:
+    """The dataset that the memory is of. Raises InputError if the workspace has another one now."""
+    dataset = Dataset.open(Workspace.open(plan.workspace))
+    if dataset.digest != plan.snapshot.dataset:
+        raise InputError(
+            f"snapshot {plan.snapshot.number} of the memory is of another dataset than"
+            f" {dataset.workspace.path('dataset')}; run jobs/build_memory.py again, or name its snapshot with"
+            " index.snapshot"
+        )
+    return dataset
+
+
 def sum_moments(plan: IndexPlan, shard: int) -> None:
     """Step 1."""
     workspace, path = Workspace.open(plan.workspace), _moments_path(plan, shard)
@@ -183,6 +196,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     part, dimension = ShardMoments.read(workspace, _moments_path(plan, shard)), plan.snapshot.identity.dimension
     count, items = part.moments.rows, part.moments.items
     index = faiss_index.from_bytes(read_bytes(workspace, fitted.trained))
+    add = faiss_index.adding_to(index)
     row_items, sample_ids = np.empty(count, np.int32), np.empty(count, np.int64)
 
     def mapped() -> Iterator[NDArray[np.float16]]:
@@ -199,7 +213,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
                     f"index.space={plan.config.space!r}: mapped rows do not fit into float16; raise index.shrinkage"
                 )
             try:
-                index.add((states - offset_D).astype(np.float32))
+                add((states - offset_D).astype(np.float32))
             except RuntimeError as error:
                 raise InputError(
                     f"index.factory={plan.factory!r}: FAISS cannot add rows to it block by block"
@@ -210,11 +224,9 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
         return write_array(workspace, f"{folder}/{name}.npy", shape, dtype, parts)
 
-    with faiss_index.lists_on_gpus(index):
-        rows_file = write("rows", (count, dimension), np.float16, mapped())
     means = read_means(workspace, fitted.means)(space(part.sums_ID / part.counts_I[:, None]), part.counts_I)
     files = {
-        "rows": rows_file,
+        "rows": write("rows", (count, dimension), np.float16, mapped()),
         "row_items": write("row_items", (count,), np.int32, [row_items]),
         "sample_ids": write("sample_ids", (count,), np.int64, [sample_ids]),
         "items": write("items", (items,), np.int32, [part.items_I]),

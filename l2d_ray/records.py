@@ -25,7 +25,7 @@ class Record(BaseModel):
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise InputError(
                 f"{workspace.path(path)}: {where}: {error.errors()[0]['msg']}; the file is damaged or of another"
-                " version of l2d_ray"
+                " version of l2d_ray: delete it (of an index, its folder) and run the job that writes it again"
             ) from None
 
     def digest(self) -> str:

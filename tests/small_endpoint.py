@@ -32,6 +32,7 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     workspace = Workspace.open(str(folder))
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)
     build_units(config)
+    store.keep_items(dataset.digest, dataset.items())
     store.take_snapshot(store.units(), dataset.digest, 1.0)
     build(workspace)
     return config
@@ -46,7 +47,7 @@ class LocalEngine:
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         prior = config.index.prior_in(config.index.space)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
-        self.top_m = 20
+        self.top_m, self.exclude_seen = 20, True
         self.version, self.snapshot, self.model = "v", "1-x", "m"
         self.failure: Exception | None = None
         self.delay = 0.0

@@ -39,6 +39,10 @@ def test_overrides_come_in_three_forms(argv: list[str]) -> None:
     assert (config.data.num_blocks, config.workspace, config.data.split) == (3, "/w", "leave-one-out")
 
 
+def test_a_value_may_look_like_a_key() -> None:
+    assert load_config(["--data.interactions", "year=2024/part", "workspace=/w"]).data.interactions == "year=2024/part"
+
+
 @pytest.mark.parametrize("form", ["--config {}", "--config={}"])
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path, form: str) -> None:
     path = yaml_file(tmp_path, "workspace: from-file\ndata: {min_interactions: 3, max_title_words: 7}\n")

@@ -65,6 +65,7 @@ def test_metadata_of_every_edition(tmp_path: Path) -> None:
         ("Salt &amp; Pepper &quot;Set&quot;", 'Salt & Pepper "Set'),
         (' "Quoted" ', "Quoted"),
         ('<span id="x" class="a-size-base">', ""),
+        ("Nice \ud83d cap", "Nice  cap"),
     ],
 )
 def test_titles_are_cleaned(tmp_path: Path, raw: str, title: str) -> None:
@@ -84,6 +85,8 @@ def test_of_repeated_metadata_the_first_counts(tmp_path: Path) -> None:
         ("['B1']\n", "line 1: neither JSON nor a Python dict; give the metadata file"),
         ('{"title": "x"}\n', "line 1: neither parent_asin nor asin; give the metadata file"),
         ("", "the file is empty; give the complete file"),
+        ("[" * 100_000, "line 1: neither JSON nor a Python dict"),
+        ('{"asin": "B\\ud83d"}\n', r"line 1: asin='B\\ud83d' is none; correct the line"),
     ],
 )
 def test_bad_metadata_are_refused(tmp_path: Path, metadata: str, problem: str) -> None:
@@ -101,6 +104,7 @@ def test_bad_metadata_are_refused(tmp_path: Path, metadata: str, problem: str) -
         ([OLD, {"reviewerID": "A1", "asin": "B1"}], "line 2: no key 'unixReviewTime'; complete the row or remove it"),
         ([OLD, OLD | {"unixReviewTime": None}], "row 2: unixReviewTime is null; fill it in or remove the row"),
         ([OLD, OLD | {"unixReviewTime": "yesterday"}], "row 2: unixReviewTime='yesterday': expected int or float"),
+        ([OLD, OLD | {"asin": "B\ud83d"}], r"row 2: asin='B\\ud83d' holds half a character; correct the row"),
         ([OLD, OLD | {"asin": ["B1"]}], r"row 2: asin=\['B1'\]: expected str or int"),
     ],
 )

@@ -96,6 +96,13 @@ def test_a_history_that_does_not_continue_the_user_is_refused(tmp_path: Path) ->
     )
 
 
+def test_an_item_that_only_a_later_row_of_a_user_knows_is_refused(tmp_path: Path) -> None:
+    """Its number and title are learnt from first rows only; it must not become another item."""
+    broken = PUBLISHED | {"train": [sample("v", [("B2", 14)], "B1", 25), sample("v", [("B3", 12)], "B2", 14)]}
+    with pytest.raises(InputError, match=r"row 2: item_asins=\['B3'\] names items that are in no target and not"):
+        group(publish(tmp_path, broken))
+
+
 def test_an_empty_history_is_refused(tmp_path: Path) -> None:
     broken = PUBLISHED | {"test": [sample("w", [], "B1", 50)]}
     with pytest.raises(InputError, match=r"test/CDs_2015\.csv: row 1: item_asins=\[\] does not continue what user 'w'"):

@@ -135,6 +135,8 @@ def test_text_times_are_refused_where_the_format_has_types(tmp_path: Path) -> No
         ("log.parquet", b"PAR1 but not really", "Parquet.*; the Parquet file is damaged, write it again"),
         ("log.csv", b"", "the file is empty; give the complete file"),
         ("log.jsonl", b"\n", "the file is empty; give the complete file"),
+        ("log.jsonl", b"[" * 100_000, "line 1: not JSON"),
+        ("log.jsonl", b'{"who": "\\ud83d", "what": "a", "when": 1}', r"row 1: who='\\ud83d' holds half a character"),
         (
             "log.xlsx",
             b"x",
@@ -146,6 +148,20 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: bytes, proble
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"{name}: {problem}"):
         read(config_of(tmp_path / name))
+
+
+def test_parquet_with_a_damaged_page_or_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    table = pa.table({"who": ["a"] * 50, "what": ["b"] * 50, "when": range(50)})
+    pq.write_table(table, path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"log\.parquet: .*; the Parquet file is damaged, write it again"):
+        read(config_of(path))
+    pq.write_table(pa.Table.from_arrays([*table.columns, table["who"]], ["who", "what", "when", "who"]), path)
+    with pytest.raises(InputError, match=r"log\.parquet: .*who.*write it again"):
+        read(config_of(path))
 
 
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:

@@ -239,7 +239,8 @@ def test_rows_that_are_equally_near_are_no_loss(rows_of_a_state: int, widest: st
 
 def test_lists_found_on_gpus_make_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here with a copy of the means on the CPU in the place of those on GPUs."""
-    here = [build(write_memory(tmp_path / "here"), factory=name) for name in ("IVF4,Flat", "HNSW16")]
+    factories = ("IVF4,Flat", "IVF4,SQfp16", "IVF4,PQ4x4", "HNSW16")
+    here = [build(write_memory(tmp_path / "here"), factory=name) for name in factories]
     copies = []
 
     def to_all_gpus(index: Any) -> Any:
@@ -248,8 +249,8 @@ def test_lists_found_on_gpus_make_the_same_index(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", to_all_gpus, raising=False)
-    there = [build(write_memory(tmp_path / "there"), factory=name) for name in ("IVF4,Flat", "HNSW16")]
-    assert [copy.ntotal for copy in copies] == [4, 4, 4, 4]  # k-means, then the means of three shards
+    there = [build(write_memory(tmp_path / "there"), factory=name) for name in factories]
+    assert [copy.ntotal for copy in copies] == 3 * [4, 4, 4, 4]  # k-means, then the means of three shards
     for (_, one), (_, other) in zip(here, there, strict=True):
         for own, same in zip(one.shards, other.shards, strict=True):
             assert own.files["faiss"].sha256 == same.files["faiss"].sha256

@@ -191,18 +191,20 @@ def test_a_snapshot_lists_its_units_and_counts(store: MemoryStore) -> None:
     assert sorted(ids) == list(range(50))
 
 
-def test_the_same_units_again_are_the_same_snapshot(store: MemoryStore) -> None:
+def test_what_is_built_is_the_newest_snapshot_and_the_same_one_if_it_is_that_already(store: MemoryStore) -> None:
+    """Later stages take the newest: a share of a memory, then the whole again, must not leave them with the share."""
     for unit in "ab":
         commit(store, unit)
     first = store.take_snapshot(["a"], "d", 1.0)
     second = store.take_snapshot(["a", "b"], "d", 1.0)
     before = files(store)
-    assert store.take_snapshot(["a"], "d", 1.0) == first
     assert store.take_snapshot(["b", "a"], "d", 1.0) == second
     assert (first.number, second.number) == (1, 2)
     assert files(store) == before
-    assert store.snapshots() == [first, second]
-    assert store.snapshot() == second
+    again = store.take_snapshot(["a"], "d", 1.0)
+    assert (again.number, again.units) == (3, first.units)
+    assert store.snapshots() == [first, second, again]
+    assert store.snapshot() == again
     assert store.snapshot(1) == first
 
 

@@ -213,12 +213,17 @@ def test_so_many_wait_for_the_only_gateway_and_the_others_are_refused(url: str) 
 
 @pytest.mark.parametrize("part", ["Encoder", "Gateway"])
 def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) -> None:
-    body = {"history": ["i1", "i2", "i3"], "k": 10}
-    kill_worker(f"ServeReplica:l2d_ray:{part}")
-    replies, deadline = [request(url, "/v1/recommend", body)], time.monotonic() + 300
-    while [reply.status for reply in replies[-5:]] != [200] * 5:
-        assert time.monotonic() < deadline, replies
-        replies.append(request(url, "/v1/recommend", body))
+    """Also while newer data is prepared in its workspace, and the dataset is away."""
+    body, dataset = {"history": ["i1", "i2", "i3"], "k": 10}, Path(engine.config.workspace) / "dataset"
+    dataset.rename(dataset.with_name("away"))
+    try:
+        kill_worker(f"ServeReplica:l2d_ray:{part}")
+        replies, deadline = [request(url, "/v1/recommend", body)], time.monotonic() + 300
+        while [reply.status for reply in replies[-5:]] != [200] * 5:
+            assert time.monotonic() < deadline, replies
+            replies.append(request(url, "/v1/recommend", body))
+    finally:
+        dataset.with_name("away").rename(dataset)
     for reply in replies:
         if reply.status == 200:
             check(engine, reply.body, [1, 2, 3], "global", 10)

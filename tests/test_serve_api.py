@@ -77,6 +77,13 @@ def test_filters(engine: LocalEngine) -> None:
     assert recommend(engine, allow=[]).json()["items"] == []
 
 
+def test_what_is_seen_comes_back_where_the_server_says_so(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "exclude_seen", False)
+    assert set(HISTORY) <= {item["item_id"] for item in recommend(engine, k=30).json()["items"]}
+    kept = recommend(engine, k=30, exclude_seen=True).json()["items"]
+    assert not {item["item_id"] for item in kept} & set(HISTORY)
+
+
 def test_a_title_that_the_catalogue_does_not_know_is_read(engine: LocalEngine) -> None:
     history = ["i3", {"title": "A film of tomorrow"}]
     answer = recommend(engine, history=history).json()

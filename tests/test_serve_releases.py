@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_endpoint import LocalEngine
+from small_endpoint import LocalEngine, write_endpoint
 
 from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import answers, run
 from l2d_ray.serve import models, replicas
-from l2d_ray.serve.batching import LateError, TokenBatcher
+from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import OverloadedError, Query, UnavailableError
 from l2d_ray.serve.models import BeamSearcher, Encoder
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
 from l2d_ray.serve.replicas import FEW, Replicas, hops_of
+from l2d_ray.workspace import Workspace
 
 FIRST, SECOND, DAMAGED = (
     Release(settings=Config().model_dump(mode="json"), index=name, manifest=name)
@@ -47,6 +51,21 @@ def test_gateways_shards_and_promotions_start_without_what_only_models_need() ->
     modules = "l2d_ray.serve.gateway, l2d_ray.serve.shards, l2d_ray.serve.operation"
     needless = f"import sys, {modules}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", needless], text=True).strip() == "set()"
+
+
+def test_a_release_does_not_need_the_dataset_which_a_newer_one_replaces(tmp_path: Path) -> None:
+    config = write_endpoint(tmp_path)
+    items = Dataset.open(Workspace.open(str(tmp_path))).items()
+    shutil.rmtree(tmp_path / "dataset")
+    release = Release.plan(config)
+    assert release.items().equals(items)
+    (file,) = (tmp_path / "memory" / "items").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{file}: damaged .*; delete it and run jobs/build_memory.py again"):
+        release.items()
+    file.unlink()
+    with pytest.raises(InputError, match=rf"{file}: missing; delete it and"):
+        Release.plan(config)
 
 
 def test_it_follows_the_file(file: ReleaseFile) -> None:
@@ -111,11 +130,9 @@ def test_other_encoders_are_tried_where_one_has_no_time(encoders: int) -> None:
         """Of encoders that sessions are hashed to; the first one never has time."""
 
         def options(self, session_id: str) -> SimpleNamespace:
-            async def remote(version: str, history: list[int], within: float) -> str:
+            async def remote(version: str, history: list[int], within: float) -> str | None:
                 assert 0 < within <= 8
-                if hashlib.sha256(session_id.encode()).digest()[0] % encoders == 0:
-                    raise LateError
-                return "state"
+                return None if hashlib.sha256(session_id.encode()).digest()[0] % encoders == 0 else "state"
 
             return SimpleNamespace(encode=SimpleNamespace(remote=remote))
 
@@ -178,11 +195,12 @@ def test_a_shard_that_hangs_altogether_is_away() -> None:
         assert (shard.asked, shard.left) == (asked, asked)
 
 
-def agree(encoder: tuple[str, ...], *shards: tuple[str, ...]) -> None:
-    """Wait for what holds these versions to hold "v"; nothing holds beams."""
+def agree(encoder: tuple[str, ...], *shards: tuple[str, ...], starting: float = 0) -> None:
+    """Wait for what holds these versions, once it has started, to hold "v"; nothing holds beams."""
 
     def part(versions: tuple[str, ...]) -> SimpleNamespace:
         async def remote() -> tuple[str, ...]:
+            await asyncio.sleep(starting)
             return versions
 
         return SimpleNamespace(versions=SimpleNamespace(remote=remote))
@@ -196,10 +214,40 @@ def test_a_gateway_does_not_wait_for_beams() -> None:
     agree(("v",), ("u", "v"))
 
 
-def test_a_gateway_does_not_start_where_a_part_is_of_another_release(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_waits_for_parts_that_take_long_to_start_but_not_for_those_of_another_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(replicas, "START_SECONDS", 0.1)
-    with pytest.raises(InputError, match=r"^MemoryShard-1: cannot be reached, or of another release than v$"):
+    agree(("v",), ("v",), starting=0.3)
+    with pytest.raises(InputError, match=r"^MemoryShard-1: of another release than v$"):
         agree(("v",), ("v",), ("u",))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "failure", "outcome"),
+    [
+        (0.0, asyncio.CancelledError, "cancelled"),
+        (0.1, asyncio.CancelledError, "late"),
+        (0.1, OverloadedError, "overloaded"),
+        (0.0, ValueError, "failed"),
+    ],
+)
+def test_a_request_that_is_cancelled_is_late_only_at_its_deadline(
+    seconds: float, failure: type[BaseException], outcome: str
+) -> None:
+    counted: list[str] = []
+    asked = Replicas.__new__(Replicas)
+    asked.settings = ServeConfig(deadline_seconds=0.1)
+    asked._outcomes = SimpleNamespace(inc=lambda tags: counted.append(tags["outcome"]))
+
+    def ask() -> None:
+        with asked.counted("v", "recommend"):
+            time.sleep(seconds)
+            raise failure
+
+    with pytest.raises(failure):
+        ask()
+    assert counted == [outcome]
 
 
 def search(engine: LocalEngine, away: set[int], partial: bool) -> tuple[ScoredItems, list[int]]:

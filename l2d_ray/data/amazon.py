@@ -30,6 +30,8 @@ def read_items(config: Config) -> pa.Table:
             item_id = record.get("parent_asin") or record.get("asin")
             if not isinstance(item_id, str):
                 raise InputError(f"{path}: line {line}: neither parent_asin nor asin; give the metadata file (meta_…)")
+            if not item_id.isprintable():
+                raise InputError(f"{path}: line {line}: asin={item_id!r} is none; correct the line")
             titles.setdefault(item_id, _clean(record.get("title")))
     return columns.items([(pa.array(titles.keys(), pa.string()), pa.array(titles.values(), pa.string()))])
 
@@ -67,7 +69,7 @@ def _metadata(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _literal(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return ast.literal_eval(line.strip())
@@ -78,7 +80,8 @@ def _literal(line: str) -> Any:
 def _clean(title: Any) -> str:
     if not isinstance(title, str) or "<span id" in title:
         return ""
-    return html.unescape(title).strip(" ").strip('"')
+    whole = title.encode(errors="ignore").decode()  # without halves of characters, which JSON may hold
+    return html.unescape(whole).strip(" ").strip('"')
 
 
 def _edition(path: str, first: tuple[int, dict[str, Any]]) -> tuple[str, str, str]:

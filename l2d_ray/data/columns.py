@@ -123,6 +123,9 @@ def _one_array(column: Any, path: str, name: str, first_row: int, accepted: tupl
         return column
     try:
         return pa.array(column)
+    except UnicodeEncodeError as error:  # of JSON, which may say one half of a character
+        row, value = first_row + column.index(error.object), error.object
+        raise InputError(f"{path}: row {row}: {name}={value!r} holds half a character; correct the row") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         for row, value in enumerate(column, start=first_row):
             if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):

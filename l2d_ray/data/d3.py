@@ -117,6 +117,11 @@ def _sequence(rows: list[dict[str, Any]], files: Sequence[str]) -> _User:
     splits = [int(Split.NONE)] * len(items)
     for row in rows:
         history, split = row["found"], int(tuple(SPLITS.values())[row["file"]])
+        if min(history, default=0) < 0:
+            raise InputError(
+                f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} names items that are in"
+                f" no target and not in the first row of user {row['user_id']!r}; {_REMEDY}, in the order of time"
+            )
         if not history or items[-len(history) :] != history or len(times) != len(items) or split < splits[-1]:
             raise InputError(
                 f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} does not continue"

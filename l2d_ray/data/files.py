@@ -70,9 +70,7 @@ def readable(path: str) -> Iterator[pa.NativeFile]:
 
     Raises InputError if the file is empty, or when what is read turns out not to be gzip or to be cut short.
     """
-    if size(path) == 0:
-        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
-    filesystem, local = _locate(path)
+    filesystem, local = _filled(path)
     try:
         with filesystem.open_input_stream(local, compression="detect") as stream:
             yield stream
@@ -85,9 +83,7 @@ def readable(path: str) -> Iterator[pa.NativeFile]:
 @contextmanager
 def seekable(path: str) -> Iterator[pa.NativeFile]:
     """The same for formats read by offset (Parquet); never decompressed."""
-    if size(path) == 0:
-        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
-    filesystem, local = _locate(path)
+    filesystem, local = _filled(path)
     with filesystem.open_input_file(local) as file:
         yield file
 
@@ -105,7 +101,7 @@ def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int
                 seen = True
                 yield number, text
     if not seen:
-        raise InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
+        raise _empty(path)
 
 
 def json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -113,7 +109,7 @@ def json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {number}: not JSON ({error}); give one JSON object a line") from None
         if not isinstance(value, dict):
             raise InputError(f"{path}: line {number}: {line[:40]!r} is no JSON object; give one JSON object a line")
@@ -128,6 +124,16 @@ def _decode(line: bytes, fallback: str | None, where: str) -> str:
             return line.decode(fallback)
         bad = line[error.start : error.start + 1]
         raise InputError(f"{where}: byte {bad!r} is not UTF-8; convert the file (iconv -f latin1 -t utf-8)") from None
+
+
+def _filled(path: str) -> tuple[pafs.FileSystem, str]:
+    if size(path) == 0:
+        raise _empty(path)
+    return _locate(path)
+
+
+def _empty(path: str) -> InputError:
+    return InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:

@@ -75,8 +75,9 @@ def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.
             for batch in file.iter_batches(_CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
                 yield row, pa.Table.from_batches([batch])
                 row += batch.num_rows
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: {error}; the Parquet file is damaged, write it again") from None
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: {reason}; the Parquet file is damaged, write it again") from None
     if row == 1:
         raise InputError(f"{path}: no rows; give the complete file, or take it out of the folder")
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.workers import workers_that_fit
+from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.manifest import UnitRecord
@@ -70,6 +70,7 @@ def build_memory(config: Config) -> BuildResult:
     built = list(_progress(_build(config, identity, missing), len(missing)))
     records = [*(known[unit.name] for unit in units if unit.name in known), *built]
     names = [unit.name for unit in units]
+    store.keep_items(dataset.digest, dataset.items())
     snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
     store.remove_strays(names)
     if any(record.tokens == record.tokens_one_by_one > 10_000 for record in built):
@@ -127,19 +128,10 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
 def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
     """One pass of Ray Data over these units."""
     workers = config.workers
-    fit = workers_that_fit(config)
-    growing = len(ray.nodes()) > 1  # a cluster: more nodes may join
-    most = min(workers.max or (len(units) if growing else fit), len(units))
-    pool = ray.data.ActorPoolStrategy(
-        min_size=min(workers.min, most),
-        max_size=most,
-        initial_size=min(fit, most),  # the pool would start at its minimum and take a minute to grow
-        max_tasks_in_flight_per_actor=2,
-    )
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
         UnitActor,
         batch_size=1,
-        compute=pool,
+        compute=actor_pool(config, len(units)),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         max_task_retries=3,

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.files import join
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
@@ -80,7 +81,7 @@ def demo(config: Config) -> DemoResult:
     model = [f"model.name={tuned.name}", *([f"model.adapter={tuned.adapter}"] if tuned.adapter else [])]
     # Named, for Ray gives a job the address of any Ray that it finds on the machine.
     job = ["env", f"RAY_ADDRESS={cluster.address}", "python", "jobs/build_memory.py"]
-    job += [*sys.argv[1:], f"workspace={workspace.root}", *model]
+    job += [*sys.argv[1:], f"workspace={workspace.uri}", *model]
     _wait_for_agent(submit)
     if subprocess.run([*submit, "--", *job], check=False).returncode:
         raise InputError("the submitted job failed; its own message is above")
@@ -99,7 +100,7 @@ def demo(config: Config) -> DemoResult:
 
 def _evaluate_untuned(config: Config, workspace: Workspace) -> EvaluateResult:
     """L2D with the model as it comes, in a workspace of its own with the same dataset."""
-    own = Workspace.open(workspace.path("untuned"))
+    own = Workspace.open(join(workspace.uri, "untuned"))
     workspace.copy("dataset", own, "dataset")
     settings = config.evaluate.model_copy(update={"recommenders": COMPARED, "fractions": []})
     config = config.model_copy(update={"workspace": own.uri, "evaluate": settings})

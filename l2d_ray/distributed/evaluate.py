@@ -5,8 +5,9 @@ L2D at every M and prior of the configuration, whose best go into the test pass.
 of the test samples only, and all the others are run on that part once more, beside them, for a fair comparison: that
 is a second `Run` of the same pass.
 
-Every actor holds its indexes as a whole (FAISS's part and the item means; rows stay on a disk that nodes share). Where
-a node has no room for that, `index.sample_fraction` evaluates a share of the memory; serving needs no such node.
+Every actor holds its indexes as a whole (FAISS's part and the item means; rows stay on a disk that nodes share, and are
+read into memory from an object store). Where a node has no room for that, `index.sample_fraction` evaluates a share of
+the memory; serving needs no such node.
 """
 
 import time
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import build_index
-from l2d_ray.distributed.workers import workers_that_fit
+from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.evaluation import (
@@ -40,7 +41,7 @@ from l2d_ray.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.indexing import plan_index
+from l2d_ray.indexing import dataset_of, plan_index
 from l2d_ray.records import check_query
 from l2d_ray.reports import plot, png, table
 from l2d_ray.schema import Split
@@ -85,7 +86,7 @@ def evaluate(config: Config) -> EvaluateResult:
     for name in names:  # an unknown name is refused before anything is built
         contender(name, config, dict.fromkeys(spaces, Choice("", 0, 0)))
     if spaces:
-        config = _pinned(config, dataset)
+        config = _pinned(config)
     test = samples_of(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: has no test samples; prepare data with another data.split")
@@ -184,14 +185,11 @@ def _choose(
     return choices, [{"top_m": one.top_m, "prior": one.prior} | row for one, row in zip(everything, rows, strict=True)]
 
 
-def _pinned(config: Config, dataset: Dataset) -> Config:
-    """The configuration with its snapshot named, which must be of this dataset and of this model."""
-    snapshot = plan_index(config).snapshot
-    if snapshot.dataset != dataset.digest:
-        raise InputError(
-            f"snapshot {snapshot.number} of the memory is of another dataset than {dataset.workspace.path('dataset')};"
-            " run jobs/build_memory.py again, or name its snapshot with index.snapshot"
-        )
+def _pinned(config: Config) -> Config:
+    """The configuration with its snapshot named, which must be of the workspace's dataset and of this model."""
+    plan = plan_index(config)
+    dataset_of(plan)
+    snapshot = plan.snapshot
     check_query(snapshot.identity, identify_memory(config))
     return config.model_copy(update={"index": config.index.model_copy(update={"snapshot": snapshot.number})})
 
@@ -216,13 +214,11 @@ def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:
     size = config.evaluate.batch_size
     samples = [{"run": run.label} | sample for run in runs if run.contenders for sample in run.samples]
     batches = -(-len(samples) // size)
-    fit = workers_that_fit(config)
-    workers = min(config.workers.max or fit, fit, batches)
     contenders = {run.label: [asdict(one) for one in run.contenders] for run in runs}
     outcomes = ray.data.from_items(samples, override_num_blocks=batches).map_batches(
         EvaluationActor,
         batch_size=size,
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=actor_pool(config, batches),
         num_cpus=config.workers.cpus,
         num_gpus=config.workers.gpus,
         fn_constructor_args=(config.model_dump(mode="json"), contenders),
@@ -266,8 +262,8 @@ class EvaluationActor:
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
         faiss.omp_set_num_threads(settings.workers.cpus)
-        self._stand = Stand(settings)
         self._contenders = {run: [Contender(**one) for one in own] for run, own in contenders.items()}
+        self._stand = Stand(settings, any(one.generates for own in self._contenders.values() for one in own))
         self._warm: set[str] = set()
 
     def __call__(self, samples: dict[str, Any]) -> dict[str, Any]:

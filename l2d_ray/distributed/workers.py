@@ -4,6 +4,7 @@ import os
 import sys
 
 import ray
+from ray.data import ActorPoolStrategy
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import joins_a_cluster
@@ -36,6 +37,20 @@ def workers_that_fit(config: Config) -> int:
     if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has
         fit = min(fit, (os.cpu_count() or 1) // config.workers.cpus)
     return max(config.workers.min, fit)
+
+
+def actor_pool(config: Config, pieces: int) -> ActorPoolStrategy:
+    """Actors for so many pieces of work: as many as fit now, and on a cluster that may grow as many as it grows to
+    hold."""
+    workers, fit = config.workers, workers_that_fit(config)
+    growing = len(ray.nodes()) > 1 or _room(config) < workers.min
+    most = min(workers.max or (pieces if growing else fit), pieces)
+    return ActorPoolStrategy(
+        min_size=min(workers.min, most),
+        max_size=most,
+        initial_size=min(fit, most),  # the pool would start at its minimum and take a minute to grow
+        max_tasks_in_flight_per_actor=2,
+    )
 
 
 def _room(config: Config) -> int:

@@ -5,8 +5,7 @@ so that what an index loses is candidates only, never the precision of a score.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,8 @@ from l2d_ray.errors import InputError
 EXHAUSTIVE = "Flat"
 """The factory string whose candidates are all there are, ties included."""
 EXACT_BELOW_ROWS = 100_000
-"""Rows of a shard up to which `auto` scans them all: 34 ms a query of dimension 576 (RESULTS.md), less than a
-tenth of what encoding the query takes there."""
+"""Rows of a shard up to which `auto` scans them all: 34 ms a query of dimension 576 (RESULTS.md), a quarter
+of what encoding the query takes there, or less."""
 COMPRESSED_ABOVE_ROWS = 5_000_000
 TRAINING_ROWS_PER_MEAN = 64
 """FAISS's k-means warns below 39 and takes at most 256; the mean of 64 vectors is placed well enough."""
@@ -91,21 +90,19 @@ def train(index: Any, vectors_ND: FloatArray) -> None:
     index.train(vectors_ND.astype(np.float32))
 
 
-@contextmanager
-def lists_on_gpus(index: Any) -> Iterator[None]:
-    """While this is open, the inverted list of a vector that is added is found on all GPUs where faiss-gpu finds some:
-    that is most of the work unless the means of the lists have a graph of their own (IVF…_HNSW32)."""
-    inverted = faiss.try_extract_index_ivf(index)
-    if not (inverted and _gpus() and isinstance(faiss.downcast_index(inverted.quantizer), faiss.IndexFlat)):
-        yield
-        return
-    means = inverted.quantizer
-    inverted.quantizer = on_gpus = faiss.index_cpu_to_all_gpus(means)  # the name keeps it: FAISS has a mere pointer
-    try:
-        yield
-    finally:
-        inverted.quantizer = means
-        del on_gpus
+def adding_to(index: Any) -> Callable[[NDArray[np.float32]], None]:
+    """What adds vectors to an index. Where faiss-gpu finds GPUs, they find the inverted list of a vector: that is most
+    of the work, unless the means of the lists have a graph of their own (IVF…_HNSW32)."""
+    means = faiss.downcast_index(index.quantizer) if isinstance(index, faiss.IndexIVF) else None
+    if not (_gpus() and isinstance(means, faiss.IndexFlat)):
+        return index.add  # type: ignore[no-any-return]
+    on_gpus = faiss.index_cpu_to_all_gpus(means)
+
+    def add(vectors_ND: NDArray[np.float32]) -> None:
+        _, lists_N1 = on_gpus.search(vectors_ND, 1)
+        index.add_core(len(vectors_ND), faiss.swig_ptr(vectors_ND), None, faiss.swig_ptr(lists_N1))
+
+    return add
 
 
 def _gpus() -> int:

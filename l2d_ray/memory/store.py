@@ -15,7 +15,7 @@ from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
-UNITS, SNAPSHOTS = "memory/units", "memory/snapshots"
+UNITS, SNAPSHOTS, ITEMS = "memory/units", "memory/snapshots", "memory/items"
 
 
 class MemoryStore:
@@ -95,7 +95,7 @@ class MemoryStore:
         return snapshots[-1]
 
     def take_snapshot(self, units: Iterable[str], dataset: str, sample_fraction: float) -> Snapshot:
-        """Record that these committed units make one memory; the same list again gives the same snapshot.
+        """Record that these committed units make one memory: the newest. If it is that already, nothing changes.
 
         Raises InputError, by name, if the units disagree in what they must share or one is not committed.
         """
@@ -110,9 +110,9 @@ class MemoryStore:
             if differences:
                 raise InputError(f"units {name} and {first.unit} differ in {', '.join(differences)}")
         earlier = self.snapshots()
-        for snapshot in earlier:
-            if snapshot.units == names and snapshot.identity == first.identity:
-                return snapshot
+        for newest in earlier[-1:]:
+            if (newest.units, newest.identity, newest.dataset) == (names, first.identity, dataset):
+                return newest
         snapshot = Snapshot(
             number=earlier[-1].number + 1 if earlier else 1,
             identity=first.identity,
@@ -124,6 +124,26 @@ class MemoryStore:
         )
         snapshot.write(self.workspace, f"{SNAPSHOTS}/{snapshot.number}.json")
         return snapshot
+
+    def keep_items(self, dataset: str, items: pa.Table) -> None:
+        """Keep the items (`schema.ITEMS`) of the dataset with this digest: the workspace may have a newer one some day.
+
+        To be called before a snapshot of it is taken.
+        """
+        if not self.workspace.exists(_items_path(dataset)):
+            with self.workspace.create(_items_path(dataset)) as stream:
+                pq.write_table(items, stream, compression="zstd")
+
+    def items(self, dataset: str) -> pa.Table:
+        """What `keep_items` kept. Raises InputError if it is missing or damaged."""
+        path = self.workspace.path(_items_path(dataset))
+        try:
+            return pq.read_table(path, filesystem=self.workspace.filesystem)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+            raise InputError(
+                f"{path}: {reason}; delete it and run jobs/build_memory.py again, with the dataset that it was made of"
+            ) from None
 
     def read(
         self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None
@@ -137,3 +157,7 @@ class MemoryStore:
                         self.workspace.path(file.path), filesystem=self.workspace.filesystem
                     ) as parquet:
                         yield from parquet.iter_batches(columns=columns)
+
+
+def _items_path(dataset: str) -> str:
+    return f"{ITEMS}/{dataset[:16]}.parquet"

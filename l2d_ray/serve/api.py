@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": meaning}
     for status, meaning in {
-        400: "Body is not text",
+        400: "Body cannot be read as JSON",
         401: "Missing or wrong key",
         408: "The body did not come in time",
         413: "Body too large",
@@ -64,6 +65,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     """The application."""
     summary = "Recommend with a large language model without generating a token."
     app = FastAPI(title="l2d_ray", summary=summary, redirect_slashes=False, docs_url=None, redoc_url=None)
+    searches = ThreadPoolExecutor(2)  # of their own: long ones must not delay what else has threads do
     v1 = APIRouter(
         prefix="/v1", route_class=_asking_for(keys), responses=PROBLEMS, dependencies=[Depends(BEARER)]
     )  # the dependency is for the documentation
@@ -138,7 +140,7 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
         served = engine.current()
         catalogue = served.catalogue
         async with asyncio.timeout(settings.deadline_seconds):
-            found = await asyncio.to_thread(catalogue.search, query, most)
+            found = await asyncio.get_running_loop().run_in_executor(searches, catalogue.search, query, most)
         titled = [Item(item_id=catalogue.ids[n], title=catalogue.titles[n]) for n in found]
         return ItemsResponse(items=titled, version=served.version)
 
@@ -174,7 +176,11 @@ def create_app(engine: Engine, settings: ServeConfig, keys: Keys) -> FastAPI:
     app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes, body_seconds=settings.deadline_seconds)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "X-Request-ID"],
         )
     return app
 
@@ -224,7 +230,8 @@ def _query(
         raise _invalid(at, f"unknown items: {', '.join(item[:100] for item in unknown[:10])}")
     if not history:
         raise _invalid(at, "holds no item that the catalogue knows")
-    seen = [item for item in history if isinstance(item, int)] if request.exclude_seen else []
+    exclude_seen = served.exclude_seen if request.exclude_seen is None else request.exclude_seen
+    seen = [item for item in history if isinstance(item, int)] if exclude_seen else []
     return engines.Query(
         history=history,
         k=request.k,

@@ -20,6 +20,7 @@ from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
 from l2d_ray.evaluation import samples_of
 from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.indexing import dataset_of, plan_index
 from l2d_ray.schema import Split
 from l2d_ray.serve.endpoint import endpoint
 from l2d_ray.serve.load import Load, load
@@ -75,7 +76,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
     torch.set_num_threads(config.workers.cpus)
     faiss.omp_set_num_threads(1)
     release, histories = _prepare(config)
-    ids = release.dataset().items()["item_id"].to_pylist()
+    ids = release.items()["item_id"].to_pylist()
 
     def bodies(of: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
         return [{"history": [ids[item] for item in history], "k": K, "aggregation": "global"} for history in of]
@@ -137,7 +138,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
 
 def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
     release = Release.plan(config)
-    samples = samples_of(release.dataset(), Split.TEST, config.bench.samples)
+    samples = samples_of(dataset_of(plan_index(config)), Split.TEST, config.bench.samples)
     histories = [sample["history"][-config.serve.max_history :] for sample in samples if sample["history"]]
     if not any(len(history) > STEPS for history in histories):
         raise InputError(f"{config.workspace}: no test sample has a history of more than {STEPS} items to ask with")
@@ -150,7 +151,7 @@ class _Bare:
     def __init__(self, release: Release) -> None:
         config, reader = release.config, release.open()
         prior = config.index.prior_in(config.index.space)
-        self._encoder = HistoryEncoder(config, release.dataset().items()["title"].to_pylist())
+        self._encoder = HistoryEncoder(config, release.items()["title"].to_pylist())
         self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(prior)
 
     def per_second(self, histories: Sequence[list[int]], repeats: int) -> float:

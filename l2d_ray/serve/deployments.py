@@ -91,6 +91,7 @@ def _deployment(kind: type, resources: dict[str, float], logs_requests: bool = F
     environment["env_vars"] = environment.get("env_vars", {}) | REPLICA_VARIABLES
     return serve.deployment(
         health_check_period_s=5,
+        health_check_timeout_s=10,
         graceful_shutdown_timeout_s=20,
         logging_config=logging_config,
         ray_actor_options={**resources, "runtime_env": environment},

@@ -55,6 +55,7 @@ class Served(Protocol):
     """Its model."""
     catalogue: Catalogue
     top_m: int
+    exclude_seen: bool
     """What a query gets that names none."""
 
     async def recommend(self, query: Query) -> Answer:

@@ -16,7 +16,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.recommender import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
-from l2d_ray.serve.batching import TokenBatcher
+from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.engine import Query
 from l2d_ray.serve.releases import Held, Part, Release, ReleaseFile
 
@@ -68,14 +68,17 @@ class Encoder(Part):
         self._cache_bytes = round(file.first.config.serve.cache_megabytes * 1e6)
         self.held = Held(file, self._load, model_origin)
 
-    async def encode(self, version: str, history: list[int | str], within: float) -> NDArray[np.float32]:
-        """The state [D] of one history.
+    async def encode(self, version: str, history: list[int | str], within: float) -> NDArray[np.float32] | None:
+        """The state [D] of one history; None if it cannot be done within so many seconds: an error Ray would write to
+        its logs in full, just when there is least time for it.
 
-        Raises VersionError if this replica does not hold that release, LateError if it cannot be done within so many
-        seconds.
+        Raises VersionError if this replica does not hold that release.
         """
         model = await self.held.get(version)
-        state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrased(history), within)
+        try:
+            state_D: NDArray[np.float32] = await model.batcher(model.encoder.phrased(history), within)
+        except LateError:
+            return None
         return state_D
 
     def counts(self) -> dict[str, int]:
@@ -91,7 +94,7 @@ class Encoder(Part):
             _check_not_hanging(model.batcher, WEDGED_SECONDS)
 
     def _load(self, release: Release) -> _Model:
-        titles = release.dataset().items()["title"].to_pylist()
+        titles = release.items()["title"].to_pylist()
         encoder = HistoryEncoder(release.config, titles, cache_bytes=self._cache_bytes)
 
         def run(histories: list[PhrasedHistory]) -> list[NDArray[np.float32]]:
@@ -105,7 +108,7 @@ class Encoder(Part):
 
     def _observe(self, models: Sequence[_Model]) -> None:
         self._waiting.set(max(model.batcher.waiting() for model in models))
-        self._bytes.set(max(model.encoder.cache.bytes for model in models))
+        self._bytes.set(sum(model.encoder.cache.bytes for model in set(models)))
 
     def _note(self, requests: int, tokens: int, hits: int) -> None:
         self._counts.update(batches=1, requests=requests, tokens=tokens, hits=hits)
@@ -164,7 +167,7 @@ class BeamSearcher(Part):
         _check_not_hanging(self._run, self._longest)
 
     def _load(self, release: Release) -> ConstrainedBeam:
-        titles = release.dataset().items()["title"].to_pylist()
+        titles = release.items()["title"].to_pylist()
         model = language_model(release.config)
         encoder = HistoryEncoder(release.config, titles, model.backbone)
         return ConstrainedBeam.over(model, encoder, len(titles), self._beams, batch_size=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -134,7 +134,7 @@ def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]
             if not held:
                 raise TimeoutError
         except LOST as error:
-            if isinstance(error, InputError):
+            if isinstance(error, RayTaskError):  # a replica's answer: it cannot
                 raise
             if time.monotonic() > deadline:
                 raise NoReplicaError(

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+import pyarrow as pa
+
 from l2d_ray.config import Config
-from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
 from l2d_ray.indexing import plan_index
+from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
 from l2d_ray.workspace import Workspace
 
@@ -44,7 +46,7 @@ class Release(Record):
 
     @classmethod
     def plan(cls, config: Config) -> "Release":
-        """The release of a configuration. Raises InputError if there is no index of its dataset.
+        """The release of a configuration. Raises InputError if it has no index or no items.
 
         Whether the model is the one that the index's memory was made with, shows what loads it.
         """
@@ -54,7 +56,7 @@ class Release(Record):
             raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")
         manifest = IndexReader.open(workspace, path).manifest.digest()
         release = cls(settings=config.model_dump(mode="json"), index=path, manifest=manifest)
-        release.dataset()
+        release.items()
         return release
 
     @property
@@ -78,15 +80,10 @@ class Release(Record):
             raise InputError(f"{workspace.path(self.index)}: was replaced since it was first served")
         return reader
 
-    def dataset(self) -> Dataset:
-        """Its dataset. Raises InputError if that is another than the one that its index is of."""
-        dataset = Dataset.open(Workspace.open(self.config.workspace))
-        if dataset.digest != IndexManifest.read(dataset.workspace, self.index).dataset:
-            raise InputError(
-                f"{dataset.workspace.path('dataset')}: is another dataset than the one that the index is of; run"
-                " jobs/build_memory.py and jobs/build_index.py again"
-            )
-        return dataset
+    def items(self) -> pa.Table:
+        """Ids and titles (`schema.ITEMS`), as the memory keeps them. Raises InputError if they are not there."""
+        workspace = Workspace.open(self.config.workspace)
+        return MemoryStore(workspace).items(IndexManifest.read(workspace, self.index).dataset)
 
 
 class ReleaseList(Record):

@@ -1,11 +1,12 @@
 """One release, asked of the replicas that hold it: retries, deadlines, what to do where one is away, and metrics."""
 
 import asyncio
+import math
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,7 +25,6 @@ from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.core.samples import last_window
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import Hop, Hops, dealt, global_hops, local_hops
-from l2d_ray.serve.batching import LateError
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
 from l2d_ray.serve.releases import Release, VersionError
@@ -48,11 +48,13 @@ SESSIONS = 4
 ENCODING = 0.8
 """Share of a request's deadline in which the model must be done."""
 START_SECONDS = 120
-"""A new gateway waits for so long for the other parts to hold its release."""
+"""A new gateway waits for so long for parts that have started to hold its release."""
 AT_ONCE = 1024
 """Hidden size up to which the map of the index takes no longer than to have a thread do it (0.1 ms at 576)."""
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000]
-OUTCOMES = {OverloadedError: "overloaded", UnavailableError: "unavailable", asyncio.CancelledError: "late"}
+OUTCOMES = {OverloadedError: "overloaded", UnavailableError: "unavailable", asyncio.CancelledError: "cancelled"}
+ALMOST = 0.95
+"""What is cancelled after this share of its deadline is late; before, its client left, or one of its batch failed."""
 
 
 class Replicas:
@@ -82,20 +84,22 @@ class Replicas:
         )
 
     async def agree(self, version: str) -> None:
-        """Return when an encoder and every shard hold that release. Raises InputError if that takes too long."""
+        """Return when an encoder and every shard hold that release, however long they take to start.
+
+        Raises InputError if those that have started still hold others after `START_SECONDS`.
+        """
         # Not beams, which are optional: one search at a time, whoever asks waits for it.
         parts = {"Encoder": self.encoder} | {f"MemoryShard-{n}": shard for n, shard in enumerate(self.shards)}
-        others = list(parts)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while True:
-                    held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
-                    others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
-                    if not others:
-                        return
-                    await asyncio.sleep(1)
-        except TimeoutError:
-            raise InputError(f"{', '.join(others)}: cannot be reached, or of another release than {version}") from None
+        deadline = math.inf
+        while True:
+            held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
+            others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
+            if not others:
+                return
+            deadline = min(deadline, time.monotonic() + START_SECONDS)
+            if time.monotonic() > deadline:
+                raise InputError(f"{', '.join(others)}: of another release than {version}")
+            await asyncio.sleep(1)
 
     async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
         """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has time.
@@ -108,8 +112,9 @@ class Replicas:
             _set_request_context(_internal_request_id=uuid.uuid4().hex)
             encoder = self.encoder.options(session_id=f"{session} {attempt}")
             within = deadline - time.monotonic()
-            with suppress(LateError):
-                state_D: NDArray[np.float32] = await _ask_for("the model", encoder.encode, version, history, within)
+            state_D: NDArray[np.float32] | None
+            state_D = await _ask_for("the model", encoder.encode, version, history, within)
+            if state_D is not None:
                 return state_D
         raise _overloaded("the model")
 
@@ -185,11 +190,14 @@ class Replicas:
     @contextmanager
     def counted(self, version: str, method: str) -> Iterator[list[str]]:
         """Count a request by its outcome: the last of the list, or what the exception says."""
-        outcomes = ["failed"]
+        outcomes, started, settings = ["failed"], time.monotonic(), self.settings
+        deadline = settings.beam_seconds if method == "beam_search" else settings.deadline_seconds
         try:
             yield outcomes
         except BaseException as error:
             outcomes.append(OUTCOMES.get(type(error), "failed"))
+            if outcomes[-1] == "cancelled" and time.monotonic() - started > ALMOST * deadline:
+                outcomes.append("late")
             raise
         finally:
             self._outcomes.inc(tags={"outcome": outcomes[-1], "version": version, "method": method})
@@ -209,7 +217,8 @@ class ServedRelease:
         manifest, self._replicas, self._space = reader.manifest, replicas, reader.space
         identity = manifest.identity
         self.version, self.top_m = release.version, config.recommend.top_m
-        self.catalogue = Catalogue(release.dataset().items())
+        self.exclude_seen = config.recommend.exclude_seen
+        self.catalogue = Catalogue(release.items())
         self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
         self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
         self._manifest, self._window = manifest, config.history
@@ -265,7 +274,7 @@ def hops_of(query: Query, shards: int, queries_UD: Float64) -> Hops:
 
 
 async def _ask_for(what: str, method: Any, *arguments: Any) -> Any:
-    """`_ask`, or an error in a client's words, other than LateError."""
+    """`_ask`, or an error in a client's words."""
     try:
         return await _ask(method, *arguments)
     except BackPressureError:

@@ -56,8 +56,8 @@ class RecommendRequest(Body):
     those most like this history."""
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: how many sequences. None: the server's setting."""
-    exclude_seen: bool = True
-    """Do not recommend what is in the history."""
+    exclude_seen: bool | None = None
+    """Do not recommend what is in the history. None: the server's setting, most often true."""
     deny: ItemIds = []
     """Item ids that are not to be recommended. Unknown ones are ignored."""
     allow: ItemIds | None = None

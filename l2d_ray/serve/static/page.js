@@ -7,6 +7,7 @@ const history = []; // {item_id, title}, or {title} for what the catalogue does 
 let found = []; // the same, of the last search
 let beams = null; // of constrained beam search, where the server offers it
 let l2d = null; // {request, seconds} of the L2D-G that is shown
+let version = null; // of what the foot of the page describes
 
 async function ask(signal, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -152,6 +153,7 @@ async function recommend(signal) {
       return { aggregation, answer, seconds: (performance.now() - started) / 1000 };
     }));
     show({ request, seconds: answers[0].seconds }, answers);
+    if (answers.some(({ answer }) => answer.version !== version)) run(showServed); // another release is served since
   } catch (error) {
     if (!signal.aborted) show();
     throw error;
@@ -159,6 +161,7 @@ async function recommend(signal) {
 }
 
 function show(shown = null, answers = []) {
+  at("shown").textContent = answers.length ? `${answers[0].answer.items.length} recommendations each.` : "";
   at("lists").replaceChildren(...answers.map(({ aggregation, answer, seconds }) => card(aggregation, answer, seconds)));
   at("lists").removeAttribute("aria-busy");
   l2d = shown;
@@ -203,6 +206,7 @@ async function showServed(signal) {
   const parts = [["items"], ["rows", "sequences"], ["shards"]];
   const counts = parts.filter(([name]) => name in status).map(([name, words]) => `${status[name]} ${words ?? name}`);
   const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
+  version = status.version;
   at("served").textContent = [...counts, ...names].join(", ");
   if (beams === (status.beams ?? null)) return;
   beams = status.beams ?? null;
