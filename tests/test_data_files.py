@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from l2d_ray.data.files import children, file_name, folder_of, join, json_objects, numbered_lines, size, suffix
+from l2d_ray.data.files import children, file_name, folder_of, join, json_chunks, numbered_lines, size, suffix
 from l2d_ray.errors import InputError
 
 
@@ -83,4 +83,4 @@ def test_lines_that_are_no_objects_are_refused(tmp_path: Path, line: str, proble
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(InputError, match=rf"a\.jsonl: line 2: {problem}.*; give one JSON object a line$"):
-        list(json_objects(str(path)))
+        list(json_chunks(str(path)))

@@ -8,17 +8,15 @@ import ast
 import html
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from l2d_ray.config import Config
 from l2d_ray.data import columns
-from l2d_ray.data.files import children, json_objects, numbered_lines
+from l2d_ray.data.files import children, json_chunks, numbered_lines
 from l2d_ray.errors import InputError
 
-_CHUNK_ROWS = 200_000
 _EDITIONS = (("reviewerID", "asin", "unixReviewTime"), ("user_id", "parent_asin", "timestamp"))
 
 
@@ -43,9 +41,7 @@ def interaction_files(config: Config) -> list[str]:
 
 def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
     """The reviews in the order of the file, in Unix seconds (2014, 2018) or milliseconds (2023)."""
-    records = json_objects(path)
-    row = 1
-    while chunk := list(islice(records, _CHUNK_ROWS)):
+    for row, chunk in json_chunks(path):
         user, item, time = keys = _edition(path, chunk[0])
         values = zip(*(_values(path, line, record, keys) for line, record in chunk), strict=True)
         users, items, times = (list(column) for column in values)
@@ -55,7 +51,6 @@ def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
         yield columns.interactions(
             columns.ids(users, path, user, row), columns.ids(items, path, item, row), moments, row
         )
-        row += len(chunk)
 
 
 def _metadata(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,10 +25,11 @@ _WHOLE = "give whole numbers, such as Unix seconds, or an Arrow timestamp column
 
 
 def require(path: str, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Raise InputError unless every wanted column is there."""
+    """Raise InputError unless every wanted column is there, once."""
     for name in wanted:
-        if name not in found:
-            raise InputError(f"{path}: no column {name!r} among {', '.join(map(repr, found))}; {remedy}")
+        if list(found).count(name) != 1:
+            what = "more than one column" if name in found else "no column"
+            raise InputError(f"{path}: {what} {name!r} among {', '.join(map(repr, found))}; {remedy}")
 
 
 def interactions(user: Any, item: Any, timestamp: Any, first_row: int) -> pa.Table:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError
+
+CHUNK_ROWS = 200_000
+"""Rows that are read at once."""
 
 
 def children(key: str, value: str) -> list[str]:
@@ -104,8 +108,18 @@ def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int
         raise _empty(path)
 
 
-def json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file, with their line numbers. Raises InputError for anything else."""
+def json_chunks(path: str) -> Iterator[tuple[int, list[tuple[int, dict[str, Any]]]]]:
+    """The objects of a JSON-lines file with their line numbers, in chunks, each with the number of its first row.
+
+    Raises InputError for anything else.
+    """
+    records, row = _json_objects(path), 1
+    while chunk := list(islice(records, CHUNK_ROWS)):
+        yield row, chunk
+        row += len(chunk)
+
+
+def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in numbered_lines(path):
         try:
             value = json.loads(line)

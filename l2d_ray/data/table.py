@@ -5,7 +5,6 @@ which become microseconds.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -14,10 +13,9 @@ import pyarrow.parquet as pq
 from l2d_ray.config import Config
 from l2d_ray.data import columns
 from l2d_ray.data.delimited import read_delimited
-from l2d_ray.data.files import children, json_objects, seekable, suffix
+from l2d_ray.data.files import CHUNK_ROWS, children, json_chunks, seekable, suffix
 from l2d_ray.errors import InputError
 
-_CHUNK_ROWS = 200_000
 _REMEDY = "name the column in data.columns"
 
 
@@ -72,10 +70,10 @@ def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.
         with seekable(path) as stream:
             file = pq.ParquetFile(stream)
             columns.require(path, wanted, file.schema_arrow.names, _REMEDY)
-            for batch in file.iter_batches(_CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
+            for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
                 yield row, pa.Table.from_batches([batch])
                 row += batch.num_rows
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: {reason}; the Parquet file is damaged, write it again") from None
     if row == 1:
@@ -83,9 +81,6 @@ def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.
 
 
 def _json_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-    records = json_objects(path)
-    row = 1
-    while chunk := list(islice(records, _CHUNK_ROWS)):
+    for row, chunk in json_chunks(path):
         columns.require(path, wanted, list(chunk[0][1]), _REMEDY)
         yield row, {name: [record.get(name) for _, record in chunk] for name in wanted}
-        row += len(chunk)

@@ -72,16 +72,15 @@ def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
 
 
 def write_arrays(workspace: Workspace, path: str, arrays: dict[str, Any]) -> IndexFile:
-    """Write small arrays as one .npz."""
+    """Write small arrays, those that there are, as one .npz."""
     stream = io.BytesIO()
-    np.savez(stream, **arrays)
+    np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
     return write_bytes(workspace, path, [stream.getbuffer()])
 
 
 def write_map(workspace: Workspace, path: str, space: LinearMap, offset_D: Float64) -> IndexFile:
     """Write the map of a space, and what to subtract from mapped vectors before float32."""
-    parts = {"mean": space.mean_D, "matrix": space.matrix_DD, "offset": offset_D}
-    return write_arrays(workspace, path, {name: part for name, part in parts.items() if part is not None})
+    return write_arrays(workspace, path, {"mean": space.mean_D, "matrix": space.matrix_DD, "offset": offset_D})
 
 
 def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]:
@@ -92,8 +91,7 @@ def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]
 
 def write_means(workspace: Workspace, path: str, means: ItemMeans) -> IndexFile:
     """Write how items are estimated."""
-    parts = {"axes": means.axes_DD, "signal": means.signal_D}
-    return write_arrays(workspace, path, {name: part for name, part in parts.items() if part is not None})
+    return write_arrays(workspace, path, {"axes": means.axes_DD, "signal": means.signal_D})
 
 
 def read_means(workspace: Workspace, file: IndexFile) -> ItemMeans:
