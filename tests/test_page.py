@@ -265,6 +265,17 @@ def test_a_bad_request_is_told(page: Page, complaints: list[str]) -> None:
     complaints.clear()
 
 
+def test_another_release_is_told_with_its_first_answer(
+    page: Page, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(page, "title 10")
+    expect(page.locator("#shown")).to_have_text("10 recommendations each.")
+    expect(page.locator("#served")).to_contain_text("version v,")
+    monkeypatch.setattr(engine, "version", "w")
+    take(page, "title 11")
+    expect(page.locator("#served")).to_contain_text("version w,")
+
+
 def test_only_the_newest_answer_is_shown(page: Page, url: str, engine: LocalEngine) -> None:
     engine.delay = 1.5
     take(page, "title 10")
