@@ -310,11 +310,12 @@ class ServeConfig(Section):
     """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, serve.max_waiting requests
     wait for its successor, however long it takes."""
     encoders: int = Field(1, ge=1)
-    """Replicas of the model, each with workers.cpus and workers.gpus. With two, one may die without a user noticing; one
-    that hangs is replaced within a minute, and until then requests of those who were sent to it are answered with 504."""
+    """Replicas of the model, each with workers.cpus and workers.gpus. With two, one may die without a user noticing. One
+    that hangs is replaced within a minute; until then, those who were sent to it get 504."""
     cache_megabytes: float = Field(1024, ge=0)
-    """For keys and values of recent histories in each encoder (twice, while it holds two models for a promotion), so that
-    of a user who returns only the new items run. A history takes tokens x layers x 2 x the size of a key (SmolLM2-135M: 46 KB a token, Llama-3.2-1B: 33 KB)."""
+    """For keys and values of recent histories in each encoder, so that of a user who returns only the new items run;
+    twice, while a promotion has it hold two models. A history takes tokens x layers x 2 x the size of a key
+    (SmolLM2-135M: 46 KB a token, Llama-3.2-1B: 33 KB)."""
     shard_replicas: int = Field(1, ge=1)
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
     shard_megabytes: float = Field(256, gt=0)
