@@ -2,12 +2,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_endpoint import write_endpoint
 from small_workspace import write_dataset
+from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.bench_search import bench_search
 from l2d_ray.config import Config
 from l2d_ray.core.metrics import NOT_RANKED
-from l2d_ray.evaluation import Choice, contender, groups_of, samples_of, spaces_of, summarise, training_pairs
+from l2d_ray.errors import InputError
+from l2d_ray.evaluation import (
+    Choice,
+    Contender,
+    Stand,
+    contender,
+    groups_of,
+    samples_of,
+    spaces_of,
+    summarise,
+    training_pairs,
+)
+from l2d_ray.indexing import plan_index
 from l2d_ray.reports import plot, png, table
 from l2d_ray.schema import Split
 
@@ -23,6 +37,19 @@ def test_training_pairs_are_those_of_training_samples_only(tmp_path: Path) -> No
         if split == Split.TRAIN
     ]
     assert list(zip(lasts.tolist(), targets.tolist(), strict=True)) == expected
+
+
+def test_l2d_needs_no_head(tmp_path: Path) -> None:
+    model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
+    model.model.save_pretrained(tmp_path / "headless")
+    tiny_tokenizer().save_pretrained(tmp_path / "headless")
+    config = write_endpoint(tmp_path, **{"model.name": tmp_path / "headless"})
+    l2d = Contender("l2d-global", "l2d-global", index=plan_index(config).manifest)
+    histories, targets = [np.array([3, 4], np.int32)], np.array([5], np.int32)
+    (outcome,) = Stand(config, writes=False).run([l2d], histories, targets)
+    assert 0 <= outcome.ranks_U[0] < 28
+    with pytest.raises(InputError, match=r"lm_head\.weight"):
+        Stand(config, writes=True).run([l2d], histories, targets)
 
 
 def test_samples_are_chosen_by_id_so_that_fewer_are_a_part_of_more(tmp_path: Path) -> None:
