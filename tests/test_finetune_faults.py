@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -69,7 +70,6 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     training = threading.Thread(target=lambda: finetune(config_of(interrupted, **LONG)))
     training.start()
     wait_for(lambda: noted.read_text() != before)
-    wait_for(lambda: len(list(noted.parent.glob("checkpoint_*/"))) == 1)  # the newest only
     kill_worker("RayTrainWorker")
     assert not (interrupted / "adapter" / "training.json").exists()
     training.join()
@@ -77,7 +77,11 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     whole.start()
     wait_for(lambda: bool(workers("_QueueActor")))
     kill_worker("_QueueActor")
-    whole.join()
+    seen = [0]
+    while whole.is_alive():
+        seen.append(len(list((folder / "checkpoints").glob("*/checkpoint_*/"))))
+        time.sleep(0.01)
+    assert 1 <= max(seen) <= 3  # of eight: the newest, one that is written, one that is being deleted
     assert_same(weights(interrupted), weights(folder))
     ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (interrupted, folder))
     for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):
