@@ -11,7 +11,7 @@ from test_memory_store import IDENTITY
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.schema import SAMPLES
+from l2d_ray.schema import ITEMS, SAMPLES
 from l2d_ray.workspace import Workspace
 
 
@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
         samples = pa.table([ids, ids, pa.array(items), ids], schema=SAMPLES)
         with store.write_unit(f"u{number}", IDENTITY) as writer:
             writer.write(samples, np.ones((10, IDENTITY.dimension), np.float16))
+    store.keep_items("digest", ITEMS.empty_table())
     store.take_snapshot(["u0", "u1"], "digest", 1.0)
     return tmp_path
 
@@ -55,6 +56,17 @@ def test_a_changed_byte_is_found(folder: Path) -> None:
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert line.startswith(f"error: {victim}: its checksum is not the recorded one; delete its unit's record")
+
+
+def test_items_that_were_not_kept_are_missed(folder: Path) -> None:
+    (items,) = (folder / "memory" / "items").iterdir()
+    items.unlink()
+    process = run("verify", folder)
+    assert process.returncode == 1
+    assert process.stderr == (
+        f"error: snapshot 1: {items}: missing; run jobs/build_memory.py again, with the dataset that the memory"
+        " was made of\n"
+    )
 
 
 def test_a_missing_file_is_found(folder: Path) -> None:

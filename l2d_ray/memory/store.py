@@ -130,9 +130,8 @@ class MemoryStore:
 
         To be called before a snapshot of it is taken.
         """
-        if not self.workspace.exists(_items_path(dataset)):
-            with self.workspace.create(_items_path(dataset)) as stream:
-                pq.write_table(items, stream, compression="zstd")
+        with self.workspace.create(_items_path(dataset)) as stream:
+            pq.write_table(items, stream, compression="zstd")
 
     def items(self, dataset: str) -> pa.Table:
         """What `keep_items` kept. Raises InputError if it is missing or damaged."""
@@ -140,9 +139,9 @@ class MemoryStore:
         try:
             return pq.read_table(path, filesystem=self.workspace.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())})"
             raise InputError(
-                f"{path}: {reason}; delete it and run jobs/build_memory.py again, with the dataset that it was made of"
+                f"{path}: {reason}; run jobs/build_memory.py again, with the dataset that the memory was made of"
             ) from None
 
     def read(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2d_ray.core.samples import item_shards
+from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import DataFile, Snapshot, UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import hidden_states
@@ -95,6 +96,10 @@ def _check_snapshot(store: MemoryStore, snapshot: Snapshot, units: dict[str, Uni
     if missing:
         yield f"{name}: not committed: {', '.join(missing)}"
         return
+    try:
+        store.items(snapshot.dataset)
+    except InputError as error:
+        yield f"{name}: {error}"
     parts = [units[unit] for unit in snapshot.units]
     counts = sum(part.rows for part in parts), sum(part.quarantined for part in parts)
     if counts != (snapshot.rows, snapshot.quarantined):
