@@ -268,7 +268,7 @@ class EvaluateConfig(Section):
     """Prompts that beam search continues side by side."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
     """Values of recommend.top_m tried on validation data."""
-    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.0, 3.0], min_length=1)
+    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.0, 3.0, 4.0], min_length=1)
     """Values of index.prior tried on validation data, for `+prior`."""
     fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
     """Shares of the memory for Recall against memory size (the paper's 30% study)."""

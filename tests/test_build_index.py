@@ -142,10 +142,12 @@ def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Pa
     validation = {(row["recommender"], row["top_m"], row["prior"]): row for row in report["validation"]["results"]}
     best = max((5, 20), key=lambda m: validation["l2d-local-whiten-within", m, 2]["recall@20"])  # of equals the smaller
     assert result["top_m"] == report["validation"]["chosen"]["whiten-within"]["top_m"] == best
+    by_prior = {key[2]: row["recall@20"] for key, row in validation.items() if key[0] == "l2d-global-whiten-within"}
+    assert result["prior"] == max(sorted(by_prior), key=by_prior.__getitem__)
     tried = {(row["recommender"], row["top_m"], row["prior"]) for row in report["validation"]["results"]}
     assert all(row["groups"]["dense"]["users"] for row in report["validation"]["results"])
     own = {("l2d-local-whiten-within", m, 2) for m in (5, 20)}
-    assert own | {("l2d-global-whiten-within", 0, prior) for prior in (0, 1, 2, 3)} < tried
+    assert own | {("l2d-global-whiten-within", 0, prior) for prior in (0, 1, 2, 3, 4)} < tried
     assert {row["fraction"] for row in report["fractions"]} == {0.5, 1.0}
     assert all(name in result["stdout"] for name in names)
     ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()

@@ -57,7 +57,9 @@ class EvaluateResult:
     results: list[dict[str, Any]]
     """One row a recommender, over all test samples that it ran on."""
     top_m: int | None
-    """M that validation chose for index.space, if any L2D took part."""
+    """M that validation chose for L2D-L in index.space, if any L2D took part: for recommend.top_m."""
+    prior: float | None
+    """Likewise for L2D-G: for index.prior. `+prior` has it already."""
     seconds: float
 
 
@@ -144,6 +146,7 @@ def evaluate(config: Config) -> EvaluateResult:
         report=workspace.path(f"{path}.json"),
         results=[{key: row[key] for key in row if key not in ("intervals", "groups")} for row in results],
         top_m=choices[config.index.space].top_m if choices else None,
+        prior=choices[config.index.space].prior if choices else None,
         seconds=round(time.monotonic() - started, 3),
     )
 
