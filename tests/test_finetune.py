@@ -135,30 +135,24 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(
     assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
 
 
-def test_a_loss_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:
-    settings = {"finetune.method": "full", "finetune.learning_rate": 1e30, "finetune.warmup_steps": 0}
-    own = config(folder, **settings)
-    with pytest.raises(InputError, match=r"the loss is not finite in step \d+, samples -?\d+, .*; lower") as caught:
-        finetune(own)
-    step, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
-    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, own, None)
-    schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
-    ((*parts,),) = list(schedule.deal(table, own.finetune.seed))[step - 1]
-    assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
-    assert not (folder / "adapter" / "training.json").exists()
-
-
-def test_a_gradient_that_is_not_finite_names_the_samples(folder: Path, ray_session: None) -> None:
-    """What the last norm makes small, the head makes large again: squares of its gradient do not fit into float32."""
+@pytest.mark.parametrize(("what", "norm"), [("loss", 1e25), ("gradient", 1e-25)])
+def test_what_is_not_finite_names_the_samples(folder: Path, ray_session: None, what: str, norm: float) -> None:
+    """The head makes large what the last norm made large already, or small: then the gradient's squares overflow."""
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     with torch.no_grad():
-        model.model.norm.weight *= 1e-25
+        model.model.norm.weight *= norm
         model.lm_head.weight *= 1e25
     model.save_pretrained(folder / "steep")
     tiny_tokenizer().save_pretrained(folder / "steep")
-    settings = {"finetune.method": "full", "model.name": folder / "steep"}
-    with pytest.raises(InputError, match=r"the gradient is not finite in step 1, samples -?\d+, .*; lower"):
-        finetune(config(folder, **settings))
+    own = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
+    with pytest.raises(InputError, match=rf"the {what} is not finite in step 1, samples -?\d+, .*; lower") as caught:
+        finetune(own)
+    _, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
+    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, own, None)
+    schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
+    ((*parts,),) = next(schedule.deal(table, own.finetune.seed))
+    assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
+    assert not (folder / "adapter" / "training.json").exists()
 
 
 def test_the_benchmark_compares_the_same_gradients(dataset: Path, ray_session: None) -> None:

@@ -155,8 +155,13 @@ def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatc
     async def scenario() -> ScoredItems:
         release = start_of(engine.config)
         searcher = BeamSearcher(release, BEAMS)
-        (loaded,) = searcher.held.parts()
-        assert searcher._load(release.first, [loaded]) is loaded  # not a second time, where only the index is another
+        settings = release.first.settings
+        other = release.first.model_copy(update={"settings": settings | {"index": settings["index"] | {"prior": 7.0}}})
+        release.write([release.first, other])
+        await searcher.refresh()
+        first, second = searcher.held.parts()
+        assert first is second  # not loaded a second time, where only the index is another
+        release.delete()
         version, queries = release.first.version, [Query([n], 10, "local", 20, np.array([n])) for n in range(3)]
         searches = [asyncio.create_task(searcher.recommend(version, query)) for query in queries]
         while not steps:
