@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from l2d_ray.config import Config
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, one_line
 
 
 def load_config(argv: Sequence[str]) -> Config:
@@ -68,7 +68,7 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}; name a readable YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"--config {path}: not YAML: {one_line(error)}") from None
     if not isinstance(tree or {}, dict):
         raise InputError(f"--config {path}: expected keys and values, found a {type(tree).__name__}")
     strange = [key for key in tree or {} if not isinstance(key, str)]

@@ -10,6 +10,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: object) -> str:
+    """What a library says over several lines."""
+    return " ".join(str(error).split())
+
+
 def input_error_in(traceback: str) -> InputError | None:
     """The first InputError of a traceback, where Ray keeps no more than that of what a worker raised."""
     found = re.search(r"^l2d_ray\.errors\.InputError: (.+)$", traceback, re.MULTILINE)

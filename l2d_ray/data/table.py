@@ -14,7 +14,7 @@ from l2d_ray.config import Config
 from l2d_ray.data import columns
 from l2d_ray.data.delimited import read_delimited
 from l2d_ray.data.files import CHUNK_ROWS, children, json_chunks, seekable, suffix
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, one_line
 
 _REMEDY = "name the column in data.columns"
 
@@ -74,8 +74,7 @@ def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.
                 yield row, pa.Table.from_batches([batch])
                 row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: {reason}; the Parquet file is damaged, write it again") from None
+        raise InputError(f"{path}: {one_line(error)}; the Parquet file is damaged, write it again") from None
     if row == 1:
         raise InputError(f"{path}: no rows; give the complete file, or take it out of the folder")
 

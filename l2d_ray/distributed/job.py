@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
-from l2d_ray.errors import InputError, input_error_in
+from l2d_ray.errors import InputError, input_error_in, one_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -118,5 +118,5 @@ def root_error(error: RayError) -> Exception:
 
 
 def _fail(status: int, message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(status)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, one_line
 from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.records import MemoryIdentity
@@ -139,7 +139,7 @@ class MemoryStore:
         try:
             return pq.read_table(path, filesystem=self.workspace.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({' '.join(str(error).split())})"
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({one_line(error)})"
             raise InputError(
                 f"{path}: {reason}; run jobs/build_memory.py again, with the dataset that the memory was made of"
             ) from None

@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.downloads import smollm2_gguf
-from l2d_ray.errors import InputError
+from l2d_ray.errors import InputError, one_line
 from l2d_ray.workspace import Workspace
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -125,7 +125,7 @@ def _download(name: str, key: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"]))
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors or ValueErrors
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(
             f"{key}={name!r}: no such folder, and it could not be fetched as a hub id ({type(error).__name__}:"
             f" {reason}); give an existing folder, or a hub id while online"
