@@ -2,13 +2,20 @@
 
 import http.client
 import json
+import os
 import select
 import socket
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from running_endpoint import ask
+
+EXAMPLES = int(os.environ.get("L2D_RAY_HOSTILE_EXAMPLES", "20"))
+"""What the number of requests is a multiple of."""
+GOOD = {"history": ["i3", "i7", "i11"], "k": 5}
 FIELDS = ("history", "k", "aggregation", "top_m", "exclude_seen", "deny", "allow", "unknown_items", "surprise")
 VALUES = (
     *(
@@ -336,3 +343,25 @@ def _problem_fault(reply: Reply) -> str | None:
     if problem["request_id"] != reply.headers["x-request-id"]:
         return "another request's id"
     return "an answer larger than its cause is worth" if len(reply.body) > 20_000 else None
+
+
+def good(url: str) -> list[str]:
+    """The items of a good request, which must still be answered."""
+    status, answer = ask(url, "/v1/recommend", GOOD, timeout=20)
+    assert status == 200
+    return [item["item_id"] for item in answer["items"]]
+
+
+def attack(url: str, seed: int, requests: int) -> Counter[tuple[str, int | None]]:
+    """How often which kind of request was answered with which status."""
+    random, right = Random(seed), good(url)
+    counts: Counter[tuple[str, int | None]] = Counter()
+    for number in range(requests):
+        request = hostile(random)
+        reply = send(url, request)
+        wrong = fault(request, reply)
+        assert wrong is None, f"{wrong}: {reply.status} {reply.body[:300]!r} to {request.kind} {request.raw[:600]!r}"
+        counts[request.kind, reply.status] += 1
+        assert number % 25 or good(url) == right
+    assert good(url) == right
+    return counts

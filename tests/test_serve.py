@@ -11,13 +11,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from hostile_requests import STEERING, Hostile, fault, hostile, post, send
+from hostile_requests import EXAMPLES, STEERING, Hostile, attack, post, send
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
@@ -37,6 +36,8 @@ from l2d_ray.serve.models import BeamSearcher
 
 pytestmark = pytest.mark.ray
 BEAMS = 4
+HOSTILE = 3 * EXAMPLES
+"""Requests."""
 SETTINGS = {
     "serve.shard_replicas": 2,
     "serve.shard_megabytes": 0.001,
@@ -126,11 +127,14 @@ def test_the_id_of_a_client_comes_back_once(url: str) -> None:
 
 
 def test_hostile_requests_are_answered_in_words_by_ray_too(url: str, engine: LocalEngine) -> None:
-    random = Random(0)
-    for one in (hostile(random) for _ in range(60)):
-        reply = send(url, one)
-        wrong = fault(one, reply)
-        assert wrong is None, f"{wrong}: {reply.status} {reply.body[:300]!r} to {one.kind} {one.raw[:600]!r}"
+    asked = [*workers("ProxyActor"), *workers("ServeReplica:l2d_ray")]
+    assert len(asked) > 4
+    attack(url, 0, HOSTILE // 2)  # what is made once
+    before = [process.memory_info().rss for process in asked]
+    attack(url, 1, HOSTILE // 2)
+    grown = [process.memory_info().rss - rss for process, rss in zip(asked, before, strict=True)]
+    print(f"{HOSTILE} hostile requests; MB that processes grew by: {[size >> 20 for size in grown]}")
+    assert max(grown) < 32 << 20
     check(engine, ask(url, "/v1/recommend", {"history": ["i3"], "k": 5})[1], [3], "global", 5)
 
 

@@ -1,20 +1,18 @@
 """The application against its own description: Schemathesis sends what it allows, and what it forbids."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
+from hostile_requests import EXAMPLES
 from live_endpoint import LIMITS, application, listening
 from running_endpoint import ask
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
 from small_endpoint import LocalEngine
 
-EXAMPLES = int(os.environ.get("L2D_RAY_HOSTILE_EXAMPLES", "20"))
-"""Of each operation."""
 KEY = "a-key"
 
 

@@ -114,8 +114,9 @@ def test_users_who_return_find_the_encoder_that_has_their_history(endpoint: Runn
     assert after["hits"] - before["hits"] == len(users) * (len(visits) - 1)
 
 
-def test_a_frozen_replica_of_a_shard_costs_no_answer(endpoint: Running, right: Right) -> None:
-    replica = workers("ServeReplica:l2d_ray:MemoryShard-0")[0]
+@pytest.mark.parametrize("part", ["MemoryShard-0", "Encoder"])
+def test_a_frozen_replica_costs_no_answer(endpoint: Running, right: Right, part: str) -> None:
+    replica = workers(f"ServeReplica:l2d_ray:{part}")[0]
     with load(endpoint.url, BODIES, rate=4) as replies:
         replica.suspend()
         try:

@@ -1,26 +1,22 @@
 """Hostile requests over a real socket: whatever a client sends, the endpoint answers in words, and goes on."""
 
 import itertools
-import os
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
-from typing import Any
 
 import psutil
 import pytest
-from hostile_requests import KINDS, fault, hostile, send
+from hostile_requests import EXAMPLES, KINDS, attack, good
 from live_endpoint import LIMITS, started
-from running_endpoint import ask
 
-REQUESTS = 15 * int(os.environ.get("L2D_RAY_HOSTILE_EXAMPLES", "20"))
+REQUESTS = 15 * EXAMPLES
 """Raw requests of one round."""
 ROUNDS = 3
 MB = 1 << 20
-GOOD = {"history": ["i3", "i7", "i11"], "k": 5}
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psut
     """Address and process of an endpoint in a process of its own."""
     with started(tmp_path_factory.mktemp("hostile")) as server:
         yield server
-
-
-def good(url: str) -> Any:
-    """The items of a good request, which must still be answered."""
-    status, answer = ask(url, "/v1/recommend", GOOD, timeout=20)
-    assert status == 200
-    return answer["items"]
-
-
-def attack(url: str, seed: int, requests: int) -> Counter[tuple[str, int | None]]:
-    """How often which kind of request was answered with which status."""
-    random, right = Random(seed), good(url)
-    counts: Counter[tuple[str, int | None]] = Counter()
-    for number in range(requests):
-        request = hostile(random)
-        reply = send(url, request)
-        wrong = fault(request, reply)
-        assert wrong is None, f"{wrong}: {reply.status} {reply.body[:300]!r} to {request.kind} {request.raw[:600]!r}"
-        counts[request.kind, reply.status] += 1
-        assert number % 25 or good(url) == right
-    assert good(url) == right
-    return counts
 
 
 def test_hostile_requests_are_answered_and_leave_nothing_behind(server: tuple[str, psutil.Process]) -> None:

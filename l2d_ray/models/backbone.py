@@ -15,7 +15,6 @@ from torch import nn
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, say_plain
-from l2d_ray.models.fused_layers import fuse_layers
 from l2d_ray.models.int8_linear import quantize
 
 _SEQ_TO_SEQ = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
@@ -119,6 +118,10 @@ def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any
 
 
 def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
+    from l2d_ray.models.fused_layers import (
+        fuse_layers,
+    )  # takes seconds, and a driver, which runs no model, does without
+
     model = load_causal_model(config, dtype, head)
     architecture, checkpoint = model.config, find_model(config)
     base = model.base_model.to(device).eval().requires_grad_(False)

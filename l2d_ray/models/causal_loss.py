@@ -85,7 +85,7 @@ def runs_packed(model: Any, dtype: str) -> bool:
 
 def _packed_states(causal: Any, forest: PrefixForest, kept: NDArray[np.int64]) -> Tensor:
     """[Y, D] the states of these Y tokens of a forest."""
-    causal.base_model.set_attn_implementation(tree_attention.NAME)
+    tree_attention.use_in(causal.base_model)
     state = tree_attention.ForestState(causal.device)
     (chunk,) = split_chunks(forest, forest.tokens.size)
     return state.run(causal.base_model, chunk, causal.dtype)[torch.from_numpy(kept).to(causal.device)]

@@ -77,7 +77,7 @@ def packed_states(
     Given a cache and the boundaries of each prompt, what the cache knows of a prompt is not run, and it keeps each
     prompt up to its last boundary.
     """
-    backbone.model.set_attn_implementation(tree_attention.NAME)  # type: ignore[operator]
+    tree_attention.use_in(backbone.model)
     forest, known = plan_forest(prompts), []
     if cache is not None and boundaries is not None:
         known = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]

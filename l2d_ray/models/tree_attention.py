@@ -20,7 +20,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from l2d_ray.core.packing import Chunk, IntArray
 
-NAME = "prefix_tree"
 NOT_SUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}
 """What some architectures also pass and what would change the numbers, so that it must not be ignored."""
 QUERIES_PER_BLOCK = 64
@@ -83,6 +82,13 @@ class ForestState:
             own = torch.cat([*(before[tensor][start:stop] for tensor, start, stop in self._path), own])
         self._keys_and_values[layer] = own
         return own
+
+
+def use_in(model: Any) -> None:
+    """Have the layers of a transformers model attend over a prefix forest."""
+    # Not when this module is read: it takes seconds, and a driver, which runs no model, does without.
+    transformers.AttentionInterface.register("prefix_tree", prefix_tree_attention)
+    model.set_attn_implementation("prefix_tree")
 
 
 def prefix_tree_attention(
@@ -170,6 +176,3 @@ def _runs(places: IntArray, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
     cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(tensors) != 0)) + 1
     parts = zip(np.split(tensors, cuts), np.split(places - bounds[tensors], cuts), strict=True)
     return [(int(tensor[0]), int(own[0]), int(own[-1]) + 1) for tensor, own in parts if own.size]
-
-
-transformers.AttentionInterface.register(NAME, prefix_tree_attention)

@@ -60,6 +60,8 @@ class ServeBenchmark:
     """At shares of the saturation."""
     tail_at_half: float
     """p99 over p50 at half of the saturation."""
+    bare_tail: float
+    """The same of the histories in a bare loop: how much their lengths differ."""
     returning: Load
     """Each request adds one item to a history seen before; each once, however long that takes."""
     cache_hits: float
@@ -127,6 +129,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
         batch_requests=round((after["requests"] - before["requests"]) / (after["batches"] - before["batches"]), 1),
         open_loop=open_loop,
         tail_at_half=round(open_loop[RATES.index(0.5)].p99_ms / open_loop[RATES.index(0.5)].p50_ms, 2),
+        bare_tail=round(bare.tail(histories), 2),
         returning=returning,
         cache_hits=round((end["hits"] - start["hits"]) / (end["requests"] - start["requests"]), 3),
         beam_search=beam_search,
@@ -160,6 +163,11 @@ class _Bare:
         self._encoder.encode(batches[0])
         seconds = [timed(lambda: [self._encoder.encode(batch) for batch in batches])[0] for _ in range(repeats)]
         return len(histories) / median(seconds)
+
+    def tail(self, histories: Sequence[list[int]]) -> float:
+        """p99 over p50 of `recommend`."""
+        p50, p99 = np.percentile([timed(partial(self.recommend, own))[0] for own in histories], [50, 99])
+        return float(p99 / p50)
 
     def recommend(self, history: list[int]) -> None:
         """One history."""

@@ -13,9 +13,9 @@ import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
-from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
 from l2d_ray.config import Config
+from l2d_ray.serve.asking import EncoderRouter
 from l2d_ray.serve.gateway import Gateway, keys_of
 from l2d_ray.serve.models import BeamSearcher, Encoder, model_origin
 from l2d_ray.serve.releases import Release, ReleaseFile
@@ -57,12 +57,12 @@ def application(file: ReleaseFile) -> Application:
         num_replicas=settings.encoders,
         max_ongoing_requests=settings.max_waiting,
         max_queued_requests=settings.max_waiting,
-        request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
+        request_router_config=RequestRouterConfig(request_router_class=EncoderRouter),
     ).bind(file)
     shards = [
         _deployment(
             MemoryShard,
-            {"num_cpus": 0.1},
+            {"num_cpus": 0.1, "memory": math.ceil(megabytes * 1e6 / parts)},
             name=f"MemoryShard-{number}",
             num_replicas=settings.shard_replicas,
             max_ongoing_requests=64,

@@ -12,12 +12,9 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from grpc.aio import AioRpcError
 from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.context import _set_request_context
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
@@ -25,26 +22,14 @@ from l2d_ray.core.decoding import Float64, ScoredItems
 from l2d_ray.core.samples import last_window
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import Hop, Hops, dealt, global_hops, local_hops
+from l2d_ray.serve.asking import ATTEMPTS, AWAY, ask_besides, ask_one, in_words
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
-from l2d_ray.serve.releases import Release, VersionError
+from l2d_ray.serve.releases import Release
 
-AWAY = (
-    ActorDiedError,
-    ActorUnavailableError,
-    AioRpcError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-    TimeoutError,
-    VersionError,
-)
-ATTEMPTS = 3
-"""How often a replica is asked that dies or hangs meanwhile: it may be another one each time."""
 FEW = 16
 """Questions on their way to a shard up to which one more is asked again if it takes long: many are a load, which that
 would make worse."""
-SESSIONS = 4
-"""As whose a history is tried at encoders that have no time: with two encoders, one in eight meets the same one."""
 ENCODING = 0.8
 """Share of a request's deadline in which the model must be done."""
 START_SECONDS = 120
@@ -104,26 +89,27 @@ class Replicas:
     async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
         """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has time.
 
-        Where it has none, others are tried: those of a few more sessions, among which most often is another encoder.
+        Where it has none, others are asked; where it does not answer, others beside it.
         """
-        deadline = time.monotonic() + ENCODING * self.settings.deadline_seconds
-        for attempt in range(SESSIONS if self.settings.encoders > 1 else 1):
+        seconds = ENCODING * self.settings.deadline_seconds
+        deadline = time.monotonic() + seconds
+
+        async def ask(attempt: int) -> NDArray[np.float32] | None:
             # Requests of a batch share the id that their HTTP request has, by which this router tells requests apart.
             _set_request_context(_internal_request_id=uuid.uuid4().hex)
-            encoder = self.encoder.options(session_id=f"{session} {attempt}")
-            within = deadline - time.monotonic()
+            encoder = self.encoder.options(session_id=f"{attempt} {session}")
             state_D: NDArray[np.float32] | None
-            state_D = await _ask_for("the model", encoder.encode, version, history, within)
-            if state_D is not None:
-                return state_D
-        raise _overloaded("the model")
+            state_D = await ask_one(encoder.encode, version, history, deadline - time.monotonic())
+            return state_D
+
+        attempts = min(ATTEMPTS, self.settings.encoders)
+        return await in_words("the model", ask_besides(attempts, seconds / attempts, ask))
 
     async def search_beams(self, version: str, query: Query) -> ScoredItems:
         """The items that constrained beam search finds."""
         if self.beams is None:
             raise UnavailableError("beam search is not offered here (serve.beams)")
-        items: ScoredItems = await _ask_for("beam search", self.beams.recommend, version, query)
-        return items
+        return await in_words("beam search", ask_one(self.beams.recommend, version, query))
 
     async def search(
         self, version: str, shards: int, query: Query, queries_UD: Float64
@@ -181,7 +167,8 @@ class Replicas:
         seconds = self.settings.shard_seconds / attempts
         self._asking[number] += 1
         try:
-            answer = await _ask_besides(attempts, seconds, getattr(self.shards[number], method), *arguments)
+            shard = getattr(self.shards[number], method)
+            answer = await ask_besides(attempts, seconds, lambda _: ask_one(shard, *arguments))
         finally:
             self._asking[number] -= 1
         self._shards.observe(_since(started), tags={"shard": str(number)})
@@ -271,49 +258,6 @@ def hops_of(query: Query, shards: int, queries_UD: Float64) -> Hops:
     if query.aggregation == "global":
         return global_hops(shards, queries_UD, query.k, [query.exclude], query.allow)
     return local_hops(shards, queries_UD, query.k, [query.exclude], query.top_m, query.allow)
-
-
-async def _ask_for(what: str, method: Any, *arguments: Any) -> Any:
-    """`_ask`, or an error in a client's words."""
-    try:
-        return await _ask(method, *arguments)
-    except BackPressureError:
-        raise _overloaded(what) from None
-    except AWAY:
-        raise UnavailableError(f"{what} is away; come again later") from None
-
-
-def _overloaded(what: str) -> OverloadedError:
-    return OverloadedError(f"too many requests wait for {what}; come again later")
-
-
-async def _ask(method: Any, *arguments: Any) -> Any:
-    """The answer of a replica; of another one, if it dies meanwhile."""
-    for _ in range(ATTEMPTS - 1):
-        try:
-            return await method.remote(*arguments)
-        except AWAY:
-            await asyncio.sleep(0.1)
-    return await method.remote(*arguments)
-
-
-async def _ask_besides(attempts: int, seconds: float, method: Any, *arguments: Any) -> Any:
-    """`_ask`, and as long as there is no answer again whenever so many seconds have passed, in all so many times.
-
-    What was asked before goes on: its replica may hang, and another one is asked, or be slow, and still be the first.
-    Raises TimeoutError if there is no answer so many seconds after the last.
-    """
-    asked = set[asyncio.Task[Any]]()
-    try:
-        for _ in range(attempts):
-            asked.add(asyncio.create_task(_ask(method, *arguments)))
-            done, _ = await asyncio.wait(asked, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return done.pop().result()
-        raise TimeoutError
-    finally:
-        for task in asked:
-            task.cancel()
 
 
 @dataclass
