@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_workspace import ITEM_COUNT, command, config_of, environment, result_of, run_job, write_dataset
+from ray.exceptions import RayError
+from small_workspace import ITEM_COUNT, command, config_of, environment, run_job, write_dataset
 
 from l2d_ray.core.metrics import recall
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
+from l2d_ray.distributed.job import root_error
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.workspace import Workspace
@@ -65,9 +67,9 @@ def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list(folder.glob("index/*/*/index-*.json"))
-    result = result_of(run_job("build_index", folder, **SETTINGS))
-    assert result["shards_reused"] > 0
-    assert result["rows"] == 60 * 9
+    result = build_index(config_of(folder, **SETTINGS))
+    assert result.shards_reused > 0
+    assert result.rows == 60 * 9
     kept = {
         file for record in folder.glob("index/*/*/*.json") for file in re.findall(r"index/[^\"]*", record.read_text())
     }
@@ -77,28 +79,21 @@ def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
 
 def test_without_a_memory_the_remedy_is_one_line(tmp_path: Path) -> None:
     write_dataset(tmp_path, users=3)
-    process = run_job("build_index", tmp_path)
-    assert process.returncode == 2
-    assert process.stderr.splitlines() == [
-        f"error: {tmp_path}/memory/snapshots: no snapshot; run jobs/build_memory.py first"
-    ]
+    with pytest.raises(InputError, match=r"^.*/memory/snapshots: no snapshot; run jobs/build_memory.py first$"):
+        build_index(config_of(tmp_path))
 
 
 def test_a_factory_that_does_not_fit_is_one_line(folder: Path) -> None:
     with pytest.raises(InputError, match="FAISS makes no index"):
         build_index(config_of(folder, **SETTINGS, **{"index.factory": "Nonsense"}))
-    process = run_job("build_index", folder, **SETTINGS, **{"index.factory": "IVF4096,Flat"})
-    assert process.returncode == 2
-    (line,) = [line for line in process.stderr.splitlines() if "error" in line]
-    assert line.startswith("error: index.factory='IVF4096,Flat': cannot be trained on 540 rows")
+    with pytest.raises(InputError, match=r"^index.factory='IVF4096,Flat': cannot be trained on 540 rows.*$"):
+        build_index(config_of(folder, **SETTINGS, **{"index.factory": "IVF4096,Flat"}))
 
 
 def test_workers_that_never_fit_are_one_line(folder: Path) -> None:
-    process = run_job("build_index", folder, **SETTINGS, **{"workers.gpus": 1})
-    assert process.returncode == 2
-    assert process.stderr.splitlines()[-1].startswith(
-        "error: 1 worker of workers.cpus=1 and workers.gpus=1 at once do not fit into 4 CPUs and 0 GPUs"
-    )
+    said = "^1 worker of workers.cpus=1 and workers.gpus=1 at once do not fit into 4 CPUs and 0 GPUs.*$"
+    with pytest.raises(InputError, match=said):
+        build_index(config_of(folder, **SETTINGS, **{"workers.gpus": 1}))
 
 
 def test_a_share_of_the_memory_that_is_too_small_to_index_is_named(folder: Path) -> None:
@@ -187,9 +182,11 @@ def test_a_damaged_index_is_refused_by_name(folder: Path) -> None:
     index = Path(build_index(config).index)
     file = folder / json.loads(index.read_text())["shards"][1]["files"]["faiss"]["path"]
     file.write_bytes(file.read_bytes()[:-10])
-    process = run_job("evaluate", folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'})
-    assert process.returncode == 2
-    assert process.stderr.splitlines()[-1].startswith(f"error: {file}: ")
+    with pytest.raises(RayError) as caught:
+        evaluate(config)
+    cause = root_error(caught.value)  # what a job says of it
+    assert isinstance(cause, InputError)
+    assert re.fullmatch(rf"{re.escape(str(file))}: .*", str(cause))
 
 
 def test_a_memory_of_another_dataset_is_refused(folder: Path) -> None:

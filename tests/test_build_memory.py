@@ -16,7 +16,6 @@ from small_workspace import (
     expected_ids,
     kill_worker,
     result_of,
-    run_job,
     states_of,
     wait_for,
     write_dataset,
@@ -150,9 +149,9 @@ def test_a_killed_driver_loses_nothing_that_was_committed(
     process.wait()
     survived = committed(folder)
     assert survived < UNITS
-    result = result_of(run_job("build_memory", folder, **{"memory.units": UNITS}))
-    assert survived <= result["units_reused"] < UNITS
-    assert result["rows"] == len(uninterrupted[0])
+    result = build_memory(config_of(folder, **{"memory.units": UNITS}))
+    assert survived <= result.units_reused < UNITS
+    assert result.rows == len(uninterrupted[0])
     assert_whole(folder, uninterrupted)
 
 

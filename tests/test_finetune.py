@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from small_workspace import config_of, kill_worker, run_job, write_dataset
+from small_workspace import config_of, kill_worker, write_dataset
 from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.config import Config
@@ -206,15 +206,9 @@ def test_settings_that_cannot_work_are_refused(
         finetune(config(dataset, **change))
 
 
-def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    process = run_job("finetune", tmp_path)
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: ")
-    assert process.stderr.count("\n") == 1
-    assert "dataset.json" in process.stderr
-
-
-def test_a_dataset_without_training_samples_is_refused(tmp_path: Path, ray_session: None) -> None:
+def test_without_a_dataset_or_samples_in_it_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
+    with pytest.raises(InputError, match=r"^.*/dataset/dataset\.json: not found; run the stage that writes it first$"):
+        finetune(config(tmp_path))
     write_dataset(tmp_path, users=2, length=3)
     with pytest.raises(InputError, match="has 0 train samples; prepare more data"):
         finetune(config(tmp_path))
