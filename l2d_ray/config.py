@@ -310,9 +310,9 @@ class ServeConfig(Section):
     """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, serve.max_waiting requests
     wait for its successor, however long it takes."""
     encoders: int = Field(1, ge=1)
-    """Replicas of the model, each with workers.cpus and workers.gpus. With two, one may die without a user noticing;
-    who is sent to one that hangs waits for four tenths of serve.deadline_seconds, until it is replaced within a
-    minute."""
+    """Replicas of the model, each with workers.cpus and workers.gpus. With two, one may die without a user noticing,
+    or hang: who is sent to it is answered by the other one after four tenths of serve.deadline_seconds, until it is
+    replaced, within a minute and a half."""
     cache_megabytes: float = Field(1024, ge=0)
     """For keys and values of recent histories in each encoder, so that of a user who returns only the new items run;
     twice, while a promotion has it hold two models. A history takes tokens x layers x 2 x the size of a key

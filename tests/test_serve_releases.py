@@ -1,13 +1,11 @@
 """What a replica holds of each release that the file names, what is asked of others, and a model that hangs."""
 
 import asyncio
-import hashlib
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +24,7 @@ from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import OverloadedError, Query, UnavailableError
 from l2d_ray.serve.models import BeamSearcher, Encoder
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
-from l2d_ray.serve.replicas import FEW, Replicas, hops_of
+from l2d_ray.serve.replicas import Replicas, hops_of
 from l2d_ray.workspace import Workspace
 
 FIRST, SECOND, DAMAGED = (
@@ -122,77 +120,6 @@ def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: Rel
         return release.index
 
     assert Held(file, load_slowly).versions() == [FIRST.version, SECOND.version]
-
-
-@pytest.mark.parametrize("encoders", [1, 2])
-def test_other_encoders_are_tried_where_one_has_no_time(encoders: int) -> None:
-    class Handle:
-        """Of encoders that sessions are hashed to; the first one never has time."""
-
-        def options(self, session_id: str) -> SimpleNamespace:
-            async def remote(version: str, history: list[int], within: float) -> str | None:
-                assert 0 < within <= 8
-                return None if hashlib.sha256(session_id.encode()).digest()[0] % encoders == 0 else "state"
-
-            return SimpleNamespace(encode=SimpleNamespace(remote=remote))
-
-    async def outcome(session: str) -> str:
-        try:
-            return str(await replicas.encode("v", [1], session))
-        except OverloadedError as error:
-            return str(error)
-
-    replicas = Replicas.__new__(Replicas)
-    replicas.encoder, replicas.settings = Handle(), ServeConfig(encoders=encoders)  # type: ignore[assignment]
-    outcomes = Counter(asyncio.run(outcome(str(session))) for session in range(100))
-    refused = "too many requests wait for the model; come again later"
-    assert outcomes[refused] == 100 if encoders == 1 else 75 < outcomes["state"] < 100
-
-
-class Shard:
-    """A deployment of a shard of which so many replicas hang; each time another one is asked."""
-
-    def __init__(self, hanging: int, seconds: float = 0.0) -> None:
-        self.ask, self.asked, self.left = SimpleNamespace(remote=self.remote), 0, 0
-        self.hanging, self.seconds = hanging, seconds
-
-    async def remote(self, question: str) -> str:
-        self.asked += 1
-        try:
-            await asyncio.sleep(60 if self.asked <= self.hanging else self.seconds)
-        except asyncio.CancelledError:
-            self.left += 1
-            raise
-        return question
-
-
-def ask_shard(shard: Shard, count: int, others: int = 0, within: float = 0.3) -> str:
-    """What a gateway gets within so many seconds."""
-    asked = Replicas.__new__(Replicas)
-    asked.shards, asked.settings = [shard], ServeConfig(shard_seconds=within, shard_replicas=count)  # type: ignore[list-item]
-    asked._shards, asked._asking = SimpleNamespace(observe=lambda *_, **__: None), Counter({0: others})
-    return str(asyncio.run(asked._ask_part(0, "ask", "question")))
-
-
-@pytest.mark.parametrize("hanging", [0, 1, 2])
-def test_a_replica_that_hangs_is_not_waited_for_where_there_is_another(hanging: int) -> None:
-    shard = Shard(hanging)
-    assert ask_shard(shard, 2) == "question"
-    assert (shard.asked, shard.left) == (hanging + 1, hanging)
-
-
-def test_a_slow_replica_may_still_answer() -> None:
-    shard = Shard(0, seconds=2.5)
-    assert ask_shard(shard, 2, within=3) == "question"
-    assert (shard.asked, shard.left) == (3, 2)
-
-
-def test_a_shard_that_hangs_altogether_is_away() -> None:
-    for count, others, asked in ((1, 0, 1), (2, 0, 3), (2, FEW, 1)):
-        shard = Shard(9)
-        with pytest.raises(TimeoutError):
-            ask_shard(shard, count, others)
-        assert (shard.asked, shard.left) == (asked, asked)
 
 
 def agree(encoder: tuple[str, ...], *shards: tuple[str, ...], starting: float = 0) -> None:

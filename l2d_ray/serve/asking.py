@@ -41,35 +41,41 @@ async def in_words(what: str, asking: Awaitable[T | None]) -> T:
     return answer
 
 
-async def ask_one(method: Any, *arguments: Any) -> Any:
+async def ask_one(ask: Callable[[], Awaitable[T]]) -> T:
     """The answer of a replica; of another one, if it dies meanwhile."""
     for _ in range(ATTEMPTS - 1):
         try:
-            return await method.remote(*arguments)
+            return await ask()
         except AWAY:
             await asyncio.sleep(0.1)
-    return await method.remote(*arguments)
+    return await ask()
 
 
 async def ask_besides(attempts: int, seconds: float, ask: Callable[[int], Coroutine[Any, Any, T | None]]) -> T | None:
     """The first answer of `ask(0)`, `ask(1)` and so on, in all so many: the next is asked after so many seconds.
 
     What was asked before goes on: its replica may hang, and another one is asked, or be slow, and still be the first.
-    None is no answer, and the next is asked at once; None also if all answer so. Raises TimeoutError if there is no
-    answer so many seconds after the last.
+    None or an error is no answer, and the next is asked at once. Without any answer: the last error, or None if there
+    was none. Raises TimeoutError after the seconds of all attempts together.
     """
-    attempt, asked = 0, set[asyncio.Task[T | None]]()
+    now = asyncio.get_running_loop().time
+    until, attempt = now() + attempts * seconds, 0
+    asked, errors = set[asyncio.Task[T | None]](), list[BaseException]()
     try:
         while attempt < attempts or asked:
             if attempt < attempts:
                 asked.add(asyncio.create_task(ask(attempt)))
                 attempt += 1
-            done, asked = await asyncio.wait(asked, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            wait = seconds if attempt < attempts else max(0.0, until - now())
+            done, asked = await asyncio.wait(asked, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             if not done and attempt == attempts:
                 raise TimeoutError
+            errors += [error for task in done if (error := task.exception())]
             for task in done:
-                if (answer := task.result()) is not None:
+                if not task.exception() and (answer := task.result()) is not None:
                     return answer
+        if errors:
+            raise errors[-1]
         return None
     finally:
         for task in asked:

@@ -62,7 +62,7 @@ def application(file: ReleaseFile) -> Application:
     shards = [
         _deployment(
             MemoryShard,
-            {"num_cpus": 0.1, "memory": math.ceil(megabytes * 1e6 / parts)},
+            {"num_cpus": 0.1},
             name=f"MemoryShard-{number}",
             num_replicas=settings.shard_replicas,
             max_ongoing_requests=64,

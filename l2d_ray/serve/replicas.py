@@ -99,7 +99,7 @@ class Replicas:
             _set_request_context(_internal_request_id=uuid.uuid4().hex)
             encoder = self.encoder.options(session_id=f"{attempt} {session}")
             state_D: NDArray[np.float32] | None
-            state_D = await ask_one(encoder.encode, version, history, deadline - time.monotonic())
+            state_D = await ask_one(lambda: encoder.encode.remote(version, history, within=deadline - time.monotonic()))
             return state_D
 
         attempts = min(ATTEMPTS, self.settings.encoders)
@@ -109,7 +109,9 @@ class Replicas:
         """The items that constrained beam search finds."""
         if self.beams is None:
             raise UnavailableError("beam search is not offered here (serve.beams)")
-        return await in_words("beam search", ask_one(self.beams.recommend, version, query))
+        search = self.beams.recommend
+        items: ScoredItems = await in_words("beam search", ask_one(lambda: search.remote(version, query)))
+        return items
 
     async def search(
         self, version: str, shards: int, query: Query, queries_UD: Float64
@@ -168,7 +170,7 @@ class Replicas:
         self._asking[number] += 1
         try:
             shard = getattr(self.shards[number], method)
-            answer = await ask_besides(attempts, seconds, lambda _: ask_one(shard, *arguments))
+            answer = await ask_besides(attempts, seconds, lambda _: ask_one(lambda: shard.remote(*arguments)))
         finally:
             self._asking[number] -= 1
         self._shards.observe(_since(started), tags={"shard": str(number)})
