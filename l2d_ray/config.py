@@ -284,7 +284,8 @@ class WorkersConfig(Section):
     min: int = Field(1, ge=1)
     """Workers at least. The pool starts with as many as fit, and grows as nodes join and work waits."""
     max: int | None = Field(None, ge=1)
-    """Workers at most. None: as many as fit; on a cluster of several nodes, as many as it grows to hold."""
+    """Workers at most. None: as many as fit; on a cluster of several nodes, as many as it grows to hold, but for
+    training, whose number of workers is that of its start."""
     gpus: float = Field(0.0, ge=0)
     """GPUs for each worker; fractions share one."""
     cpus: int = Field(1, ge=1)

@@ -68,11 +68,12 @@ class _MLflow:
         import mlflow
 
         self._mlflow = mlflow
-        mlflow.start_run(run_name=run)
+        self._run = mlflow.start_run(run_name=run).info.run_id
         mlflow.log_dict(settings, "settings.json")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(metrics), step=step)
+        # By its id: for MLflow, a run is active in the thread that started it only.
+        self._mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
 
     def close(self) -> None:
         self._mlflow.end_run()

@@ -88,9 +88,11 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
 
 
 def test_two_workers_learn_what_one_does_also_where_one_is_killed(
-    folder: Path, tuned: tuple[Path, FinetuneResult]
+    folder: Path, tuned: tuple[Path, FinetuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has. Checkpoints go by time."""
+    """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has. Checkpoints go by time, and
+    each block of Ray Data holds several steps."""
+    monkeypatch.setattr(driver, "MOST_BLOCKS", 8)
     settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
     training = threading.Thread(target=lambda: finetune(config(folder, **settings)))
     training.start()
@@ -193,6 +195,7 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
         ({"model.dtype": "float16"}, "model.dtype='float16': a CPU does not train in it"),
         ({"model.dtype": "int8"}, "model.dtype='int8': a CPU does not train in it"),
+        ({"model.dtype": "float16", "workers.gpus": 1}, "with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it"),
         ({"model.adapter": "somewhere"}, "a base model is fine-tuned; leave it out"),
         ({"workers.gpus": 0.5}, "workers.gpus=0.5: a training worker has one GPU"),
         ({"workers.max": 9}, "9 workers of workers.cpus=1 and workers.gpus=0 at once do not fit into 4 CPUs"),

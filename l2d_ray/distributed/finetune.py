@@ -32,6 +32,7 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
 from l2d_ray.distributed.finetune_plan import WorkerPlan, best_folder, train
+from l2d_ray.distributed.finetune_resume import mend_list
 from l2d_ray.distributed.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.errors import InputError
@@ -44,6 +45,10 @@ from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
 
 FOLDER = "checkpoints"
+MOST_BLOCKS = 4096
+"""About so many blocks of Ray Data hold a training, each of which costs the driver a millisecond before it begins."""
+SILENCE = 60
+"""Seconds without a first step after which the driver says what may be waited for."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def check(config: Config) -> None:
         )
     if config.model.dtype in ("float16", "int8") and not gpu:
         raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
+    if config.model.dtype == "float16" and finetuning.zero_stage == 0:
+        # It divides gradients by a scale that the loss never had: https://github.com/deepspeedai/DeepSpeed/pull/8393
+        raise InputError("model.dtype='float16' with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it")
     if finetuning.method == "lora":
         check_target_modules(config.model, finetuning)
 
@@ -130,17 +138,19 @@ def _train(
     config: Config, workspace: Workspace, plan: WorkerPlan, dataset: Dataset, table: SampleTable
 ) -> dict[str, Any]:
     finetuning, workers = config.finetune, plan.schedule.workers
-    rows = [
-        {"step": step, "samples": np.concatenate(parts), "bounds": np.cumsum([part.size for part in parts])[:-1]}
-        for step, shares in enumerate(plan.schedule.deal(table, finetuning.seed))
-        for parts in shares
-    ]
-    phrased = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    rows = list(_blocks(list(plan.schedule.deal(table, finetuning.seed)), workers))
+    phrased = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
         PhraserActor,
-        fn_constructor_args=(plan.config, dataset.items()["title"].to_pylist(), ray.put(table)),
+        fn_constructor_args=(
+            plan.config,
+            dataset.items()["title"].to_pylist(),
+            ray.put(table),
+            plan.schedule.micro_batches,
+        ),
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0,  # next to nothing; and the workers may have all CPUs of the cluster
     )
+    mend_list(workspace, f"{FOLDER}/{plan.run}")
     in_order = ray.data.ExecutionOptions(preserve_order=True)
     remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)
     trainer = TorchTrainer(
@@ -170,6 +180,17 @@ def _train(
     return progress  # type: ignore[no-any-return]
 
 
+def _blocks(steps: list[list[list[Any]]], workers: int) -> Iterator[dict[str, Any]]:
+    """What `Schedule.deal` gave, a worker's part of some steps at a time, in turn: so does Ray Data deal out blocks of
+    equal numbers of rows."""
+    size = -(-len(steps) * workers // MOST_BLOCKS)
+    for start in range(0, len(steps), size):
+        for worker in range(workers):
+            parts = [part for step in steps[start : start + size] for part in step[worker]]
+            bounds = np.cumsum([part.size for part in parts])[:-1]
+            yield {"step": start, "samples": np.concatenate(parts), "bounds": bounds}
+
+
 def _cause(error: TrainingFailedError) -> Exception:
     """The disk that is full and the like, as an OSError; what else a worker failed of, as it is."""
     failures: list[Any] = list(getattr(error, "worker_failures", {}).values())
@@ -191,12 +212,15 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
     queue, ended = Queue(actor_options={"num_cpus": 0}), threading.Event()
 
     def show() -> None:
-        started, loss = None, float("nan")
+        begun, started, loss = time.monotonic(), None, float("nan")
         with tqdm(total=schedule.steps, desc="fine-tuning", unit="step") as bar:
             while not ended.is_set() or not queue.empty():
                 try:
                     message = queue.get(timeout=0.5)
                 except Empty:
+                    if not started and time.monotonic() > begun + SILENCE:
+                        bar.write("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)", sys.stderr)
+                        begun = float("inf")
                     continue
                 except RayError:  # its node died, and with it what it had to say
                     break

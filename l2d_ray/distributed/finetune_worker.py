@@ -73,7 +73,14 @@ class _Worker:
         self._device = ray.train.torch.get_device()
         self._workspace = Workspace.open(config.workspace)
         dtype = resolve_dtype(config.model, config.workers.gpus > 0)
-        self._model = load_trainable(config.model, config.finetune, dtype).to(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # where objects that are gathered pass through
+        problem = None
+        try:
+            self._model = load_trainable(config.model, config.finetune, dtype).to(self._device)
+        except InputError as error:  # of this node alone, maybe
+            problem = str(error)
+        self._raise_together(problem)
         packed = self._sum([runs_packed(self._model, dtype)])[0] == self._world
         self._schedule, self._valid = plan.schedule, plan.valid
         if not packed:
@@ -203,15 +210,20 @@ class _Worker:
         sharded = self._finetune.zero_stage == 3
         with deepspeed.zero.GatheredParameters(trainable, enabled=sharded):
             state = trained_state(self._model) if self._rank == 0 else {}
-        problem: list[str | None] = [None]
+        problem = None
         if self._rank == 0:
             try:
                 self._save(state)
             except InputError as error:
-                problem = [str(error)]
-        dist.broadcast_object_list(problem)
-        if problem[0]:
-            raise InputError(problem[0])
+                problem = str(error)
+        self._raise_together(problem)
+
+    def _raise_together(self, problem: str | None) -> None:
+        """Raise the InputError that any worker met in all of them: the others would wait for it for half an hour."""
+        everyone: list[str | None] = [None] * self._world
+        dist.all_gather_object(everyone, problem)
+        if any(everyone):
+            raise InputError(next(filter(None, everyone)))
 
     def _save(self, state: dict[str, Tensor]) -> None:
         tokenizer = load_tokenizer(find_model(self._config.model))

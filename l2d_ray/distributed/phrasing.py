@@ -25,12 +25,17 @@ def sample_phraser(config: Config, titles: list[str], table: SampleTable) -> Sam
 
 
 class PhraserActor:
-    """A SamplePhraser where Ray Data can call it: row numbers in, a row of `finetuning.pack` out."""
+    """A SamplePhraser where Ray Data can call it: row numbers in, rows of `finetuning.pack` out."""
 
-    def __init__(self, config: dict[str, Any], titles: list[str], table: Any) -> None:
-        """`table` is a SampleTable in the object store."""
-        self._phraser = sample_phraser(Config(**config), titles, ray.get(table))
+    def __init__(self, config: dict[str, Any], titles: list[str], table: Any, micro_batches: int) -> None:
+        """`table` is a SampleTable in the object store; each step of a worker has so many `micro_batches`."""
+        self._phraser, self._micro_batches = sample_phraser(Config(**config), titles, ray.get(table)), micro_batches
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`samples` are cut at `bounds` into micro-batches."""
-        return pack(row["step"], [self._phraser.phrase(part) for part in np.split(row["samples"], row["bounds"])])
+    def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """One worker's part of the steps from `step` on: `samples`, cut at `bounds` into micro-batches."""
+        parts = np.split(row["samples"], row["bounds"])
+        steps = (parts[start : start + self._micro_batches] for start in range(0, len(parts), self._micro_batches))
+        return [
+            pack(row["step"] + number, [self._phraser.phrase(part) for part in step])
+            for number, step in enumerate(steps)
+        ]

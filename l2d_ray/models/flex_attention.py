@@ -23,6 +23,16 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None, grouped: bool
 ) -> Tensor:
     """Attention of queries [1, H, C, D] to keys and values [1, G, P + C, D]; [1, H, C, D]."""
-    output = flex_attention(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
+    output = flex_attention(
+        query,
+        key,
+        value,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=grouped,
+        # Not "AUTO": the decoding kernel, which that takes below 128 queries, has no configuration for some numbers of
+        # these (https://github.com/pytorch/pytorch/pull/185349).
+        kernel_options={"BACKEND": "TRITON"},
+    )
     assert isinstance(output, Tensor)
     return output

@@ -80,7 +80,8 @@ class ForestState:
         if self._path:
             before = (self._keys_and_values[layer],) if layer in self._keys_and_values else next(self._known)
             own = torch.cat([*(before[tensor][start:stop] for tensor, start, stop in self._path), own])
-        self._keys_and_values[layer] = own
+        # Detached: training has one chunk, and would else hold what gradient checkpointing means to drop.
+        self._keys_and_values[layer] = own.detach()
         return own
 
 
