@@ -118,9 +118,8 @@ def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any
 
 
 def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
-    from l2d_ray.models.fused_layers import (
-        fuse_layers,
-    )  # takes seconds, and a driver, which runs no model, does without
+    # Not above: it takes seconds, and a driver, which runs no model, does without.
+    from l2d_ray.models.fused_layers import fuse_layers
 
     model = load_causal_model(config, dtype, head)
     architecture, checkpoint = model.config, find_model(config)
