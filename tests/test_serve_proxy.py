@@ -78,6 +78,13 @@ def test_a_request_that_is_lost_again_is_a_documented_503() -> None:
     assert ask(full) == [start, body]
 
 
+def test_a_request_to_no_path_is_answered_as_others_are() -> None:
+    proxy = Proxy(losses=0)
+    start, body = ask(proxy, method="OPTIONS", path="*")
+    assert (proxy.asked, start["status"], dict(start["headers"])[b"x-request-id"]) == (0, 404, b"mine")
+    assert json.loads(body["body"]) == {"detail": "Not Found", "request_id": "mine", "errors": []}
+
+
 def test_other_applications_have_their_own_words() -> None:
     assert [message["type"] for message in ask(full, path="/pay")] == ["http.response.start", "http.response.body"]
     assert ask(full, path="/pay")[1]["body"] == b"Request dropped due to backpressure"

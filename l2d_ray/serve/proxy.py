@@ -50,6 +50,10 @@ class Again:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if not scope["path"].startswith("/"):  # OPTIONS *, which Ray takes to no application
+            request = Request({**scope, "state": {"request_id": request_id}})
+            await problem(request, 404, "Not Found")(scope, receive, send)
+            return
         received: list[Message] = []
         answered = False
 
