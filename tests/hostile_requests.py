@@ -345,15 +345,15 @@ def _problem_fault(reply: Reply) -> str | None:
     return "an answer larger than its cause is worth" if len(reply.body) > 20_000 else None
 
 
-def good(url: str) -> list[str]:
+def good(url: str) -> Any:
     """The items of a good request, which must still be answered."""
     status, answer = ask(url, "/v1/recommend", GOOD, timeout=20)
     assert status == 200
-    return [item["item_id"] for item in answer["items"]]
+    return answer["items"]
 
 
-def attack(url: str, seed: int, requests: int) -> Counter[tuple[str, int | None]]:
-    """How often which kind of request was answered with which status."""
+def attack(url: str, seed: int, requests: int, good: Callable[[str], Any] = good) -> Counter[tuple[str, int | None]]:
+    """How often which kind of request was answered with which status, while what is `good` stays the same."""
     random, right = Random(seed), good(url)
     counts: Counter[tuple[str, int | None]] = Counter()
     for number in range(requests):

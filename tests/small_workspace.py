@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
+import pytest
 from tiny_models import save_tiny
 
 from l2d_ray.command_line import load_config
@@ -76,6 +78,18 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
     return subprocess.run(
         command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
     )
+
+
+def refusal(job: str, folder: Path, monkeypatch: Any, capsys: Any, **overrides: Any) -> list[str]:
+    """What a job says to stderr that ends with status 2, run in this process and on the Ray that it has."""
+    _, script, *own = command(job, folder, **overrides)
+    capsys.readouterr()  # of what made the model
+    monkeypatch.setattr(sys, "argv", [script, *own])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == 2
+    said: list[str] = capsys.readouterr().err.splitlines()
+    return said
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:

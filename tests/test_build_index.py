@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ray.exceptions import RayError
-from small_workspace import ITEM_COUNT, command, config_of, environment, run_job, write_dataset
+from small_workspace import ITEM_COUNT, command, config_of, environment, refusal, run_job, write_dataset
 
 from l2d_ray.core.metrics import recall
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.job import root_error
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.workspace import Workspace
@@ -77,23 +75,32 @@ def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
     assert {path for path in files if not path.endswith(".json")} <= kept
 
 
-def test_without_a_memory_the_remedy_is_one_line(tmp_path: Path) -> None:
+def test_without_a_memory_the_remedy_is_one_line(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_dataset(tmp_path, users=3)
-    with pytest.raises(InputError, match=r"^.*/memory/snapshots: no snapshot; run jobs/build_memory.py first$"):
-        build_index(config_of(tmp_path))
+    assert refusal("build_index", tmp_path, monkeypatch, capsys) == [
+        f"error: {tmp_path}/memory/snapshots: no snapshot; run jobs/build_memory.py first"
+    ]
 
 
-def test_a_factory_that_does_not_fit_is_one_line(folder: Path) -> None:
+def test_a_factory_that_does_not_fit_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="FAISS makes no index"):
         build_index(config_of(folder, **SETTINGS, **{"index.factory": "Nonsense"}))
-    with pytest.raises(InputError, match=r"^index.factory='IVF4096,Flat': cannot be trained on 540 rows.*$"):
-        build_index(config_of(folder, **SETTINGS, **{"index.factory": "IVF4096,Flat"}))
+    said = refusal("build_index", folder, monkeypatch, capsys, **SETTINGS, **{"index.factory": "IVF4096,Flat"})
+    (line,) = [line for line in said if "error" in line]
+    assert line.startswith("error: index.factory='IVF4096,Flat': cannot be trained on 540 rows")
 
 
-def test_workers_that_never_fit_are_one_line(folder: Path) -> None:
-    said = "^1 worker of workers.cpus=1 and workers.gpus=1 at once do not fit into 4 CPUs and 0 GPUs.*$"
-    with pytest.raises(InputError, match=said):
-        build_index(config_of(folder, **SETTINGS, **{"workers.gpus": 1}))
+def test_workers_that_never_fit_are_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, line = refusal("build_index", folder, monkeypatch, capsys, **SETTINGS, **{"workers.gpus": 1})
+    assert line.startswith(
+        "error: 1 worker of workers.cpus=1 and workers.gpus=1 at once do not fit into 4 CPUs and 0 GPUs"
+    )
 
 
 def test_a_share_of_the_memory_that_is_too_small_to_index_is_named(folder: Path) -> None:
@@ -177,16 +184,15 @@ def test_an_evaluation_with_another_model_is_refused(folder: Path) -> None:
         evaluate(config_of(folder, **SETTINGS, **{"model.num_layers": 1, "evaluate.recommenders": '["l2d-local"]'}))
 
 
-def test_a_damaged_index_is_refused_by_name(folder: Path) -> None:
-    config = config_of(folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'})
-    index = Path(build_index(config).index)
+def test_a_damaged_index_is_refused_by_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS | {"evaluate.recommenders": '["l2d-local"]'}
+    index = Path(build_index(config_of(folder, **settings)).index)
     file = folder / json.loads(index.read_text())["shards"][1]["files"]["faiss"]["path"]
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(RayError) as caught:
-        evaluate(config)
-    cause = root_error(caught.value)  # what a job says of it
-    assert isinstance(cause, InputError)
-    assert re.fullmatch(rf"{re.escape(str(file))}: .*", str(cause))
+    *_, line = refusal("evaluate", folder, monkeypatch, capsys, **settings)
+    assert line.startswith(f"error: {file}: ")
 
 
 def test_a_memory_of_another_dataset_is_refused(folder: Path) -> None:

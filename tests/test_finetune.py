@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from small_workspace import config_of, kill_worker, write_dataset
+from small_workspace import config_of, kill_worker, refusal, write_dataset
 from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.config import Config
@@ -209,9 +209,12 @@ def test_settings_that_cannot_work_are_refused(
         finetune(config(dataset, **change))
 
 
-def test_without_a_dataset_or_samples_in_it_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
-    with pytest.raises(InputError, match=r"^.*/dataset/dataset\.json: not found; run the stage that writes it first$"):
-        finetune(config(tmp_path))
+def test_without_a_dataset_or_samples_in_it_the_remedy_is_named(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal("finetune", tmp_path, monkeypatch, capsys) == [
+        f"error: {tmp_path}/dataset/dataset.json: not found; run the stage that writes it first"
+    ]
     write_dataset(tmp_path, users=2, length=3)
     with pytest.raises(InputError, match="has 0 train samples; prepare more data"):
         finetune(config(tmp_path))

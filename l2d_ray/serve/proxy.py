@@ -51,8 +51,7 @@ class Again:
             await self._app(scope, receive, send)
             return
         if not scope["path"].startswith("/"):  # OPTIONS *, which Ray takes to no application
-            request = Request({**scope, "state": {"request_id": request_id}})
-            await problem(request, 404, "Not Found")(scope, receive, send)
+            await problem(_numbered(scope, request_id), 404, "Not Found")(scope, receive, send)
             return
         received: list[Message] = []
         answered = False
@@ -77,8 +76,13 @@ class Again:
             if answered or any(message["type"] == "http.disconnect" for message in received):
                 return
         away = "the gateway is away, or too many requests wait for it; come again later"
-        request = Request({**scope, "state": {"request_id": request_id}})
-        await problem(request, 503, away, headers={"Retry-After": "1"})(scope, receive, send)
+        refusal = problem(_numbered(scope, request_id), 503, away, headers={"Retry-After": "1"})
+        await refusal(scope, receive, send)
+
+
+def _numbered(scope: Scope, request_id: str) -> Request:
+    """The request as `problem` wants it."""
+    return Request({**scope, "state": {"request_id": request_id}})
 
 
 def _refused(start: Message) -> bool:
