@@ -148,7 +148,7 @@ def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
 def free_port() -> int:
     """Below those that the system hands out, which Ray's many processes take meanwhile."""
     while True:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = 10_000 + secrets.randbelow(20_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

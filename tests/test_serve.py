@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -143,6 +144,16 @@ def test_hostile_requests_are_answered_in_words_by_ray_too(url: str, engine: Loc
     check(engine, ask(url, "/v1/recommend", {"history": ["i3"], "k": 5})[1], [3], "global", 5)
 
 
+def test_headers_and_bodies_that_do_not_end_are_not_waited_for(url: str) -> None:
+    sent = [b"POST /v1/recommend HTTP/1.1\r\nHost: a\r\n", post(b'{"history": ', length=b"100")]
+    clients = [socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) for _ in sent]
+    for client, part in zip(clients, sent, strict=True):
+        client.sendall(part)
+    for client in clients:
+        with client:
+            assert client.recv(12) == b"HTTP/1.1 408"
+
+
 def test_beam_search_answers_beside_it(url: str, engine: LocalEngine) -> None:
     bodies = [{"history": [f"i{n}", {"title": "A film of tomorrow"}, "i3"], "k": 10} for n in range(8)]
     with ThreadPoolExecutor(4) as pool:
@@ -243,6 +254,13 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) 
             check(engine, reply.body, [1, 2, 3], "global", 10)
         else:
             assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
+
+
+def test_haproxy_that_dies_is_started_again(url: str, engine: LocalEngine) -> None:
+    kill_worker("bin/haproxy")
+    assert request(url, "/v1/recommend", {"history": ["i1"]}).status == 0
+    wait_for(lambda: request(url, "/v1/recommend", {"history": ["i1"]}).status == 200, seconds=60)
+    check(engine, ask(url, "/v1/recommend", {"history": ["i3"], "k": 5})[1], [3], "global", 5)
 
 
 def test_overload_is_refused_with_a_time_to_come_again(url: str, engine: LocalEngine) -> None:

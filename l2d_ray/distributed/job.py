@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
+from l2d_ray.distributed.ingress import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
 
 if TYPE_CHECKING:
@@ -79,10 +80,7 @@ def connect(config: Config) -> None:
     if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    # Of Ray Serve's proxies, which have no other settings for it; a process reads them when it starts.
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "l2d_ray.serve.proxy:middlewares"
-    os.environ["RAY_SERVE_PROXY_USE_GRPC"] = "1"
-    os.environ["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"] = str(64 << 20)  # as of its replicas
+    os.environ |= local_variables(config.serve.host)
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine

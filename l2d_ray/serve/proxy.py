@@ -1,8 +1,9 @@
-"""Around Ray Serve's own proxy: a request whose gateway dies is put to another one, and no header steers the proxy.
+"""Around what Ray Serve listens with: no header steers it, and what it refuses is refused in words.
 
-Ray's proxy answers it with a bare 500, for it cannot know whether a request may run twice. Those of this endpoint may:
-they only read. Ray takes `middlewares` in by an environment variable of the nodes:
-RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=l2d_ray.serve.proxy:middlewares, which a job sets for the Ray that it starts.
+That is a gateway's own server, behind HAProxy, and Ray's proxy: HAProxy's last resort while there is no gateway, and
+all that there is without HAProxy. That proxy answers a request whose gateway dies with a bare 500, for it cannot know
+whether it may run twice. Those of this endpoint may: they only read. So it is put to another gateway here, as HAProxy
+does. Ray takes `middlewares` in by a variable of its environment (`distributed/ingress.py`).
 """
 
 from starlette.middleware import Middleware
@@ -22,12 +23,12 @@ STEERING = {
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
 }
-"""Headers by which Ray's proxy lets a client choose replica, timeout and cancellation; bytes that are not UTF-8 make it
-fail. It takes some with underscores, too."""
+"""Headers by which Ray lets a client choose replica, timeout and cancellation; bytes that are not UTF-8 make it fail.
+It takes some with underscores, too."""
 
 
 def middlewares() -> list[Middleware]:
-    """What Ray Serve puts around its proxy."""
+    """What Ray Serve puts around its HTTP servers."""
     return [Middleware(Again)]
 
 
