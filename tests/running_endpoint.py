@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,21 @@ def load(url: str, bodies: Sequence[dict[str, Any]], rate: float) -> Iterator[li
             sender.join()
 
 
+OPERATOR = """
+import contextlib, io, json, runpy, sys
+
+for line in sys.stdin:
+    sys.argv, out, err, status = json.loads(line), io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+"""Runs one script after the other, the arguments of each in a line of JSON: to start Python and Ray takes seconds."""
+
+
 @dataclass(frozen=True)
 class Running:
     """An endpoint, and the settings that it was started with."""
@@ -98,6 +114,8 @@ class Running:
     url: str
     log: Path
     settings: dict[str, Any]
+    operator: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Ends the process that operates it."""
 
     def promotion(self, folder: Path, **settings: Any) -> list[str]:
         """The command that promotes the release of a workspace."""
@@ -109,16 +127,30 @@ class Running:
         return environment() | {"RAY_ADDRESS": address}
 
     def promote(self, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-        job = self.promotion(folder, **settings)
-        return subprocess.run(job, env=self.environment(), capture_output=True, text=True, check=False)
+        """What that command says, without its start."""
+        _, *script = self.promotion(folder, **settings)
+        return self._run(script)
 
     def counts(self) -> dict[str, int]:
         """What the encoders have done, in all."""
-        program = "import json, ray; ray.init(log_to_driver=False); from l2d_ray.serve.operation import encoder_counts"
-        job = [sys.executable, "-c", f"{program}; print(json.dumps(encoder_counts()))"]
-        run = subprocess.run(job, env=self.environment(), stdout=subprocess.PIPE, text=True, check=True)
+        run = self._run([str(Path(__file__).with_name("encoder_counts.py"))])
         found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
         return found
+
+    def _run(self, script: list[str]) -> subprocess.CompletedProcess[str]:
+        process = self._operating
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(script) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(script, *json.loads(process.stdout.readline()))
+
+    @cached_property
+    def _operating(self) -> subprocess.Popen[str]:
+        pipe, job = subprocess.PIPE, [sys.executable, "-c", OPERATOR]
+        process = subprocess.Popen(job, env=self.environment(), stdin=pipe, stdout=pipe, text=True)
+        self.operator.callback(process.kill)
+        return process
 
     def version(self) -> str:
         """What it serves."""
@@ -136,7 +168,9 @@ def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
     try:
         wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
-        yield Running(f"http://127.0.0.1:{port}", log, settings)
+        endpoint = Running(f"http://127.0.0.1:{port}", log, settings)
+        with endpoint.operator:
+            yield endpoint
         process.send_signal(signal.SIGINT)
         stdout, _ = process.communicate(timeout=300)
         assert process.returncode == 0

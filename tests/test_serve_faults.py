@@ -245,10 +245,12 @@ def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
         there = result_of(endpoint.promote(folders[after], **{"serve.deadline_seconds": 1}))
         turned = time.monotonic()
         again = result_of(endpoint.promote(folders[after]))
+        time.sleep(2)  # of load
         back_from = time.monotonic()
         back = result_of(endpoint.promote(folders[before]))
         done = time.monotonic()
         refused = endpoint.promote(folders[after], **{"index.space": "none"})
+        time.sleep(2)
     assert there["version"] == again["version"] == again["previous"] == back["previous"] == after
     assert there["previous"] == back["version"] == before
     assert refused.returncode == 2

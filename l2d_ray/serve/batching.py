@@ -38,6 +38,8 @@ class TokenBatcher(Generic[T, R]):
         self._started: float | None = None
         self._size_running = 0
         self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._per_batch = self._rate = 0.0
+        """Seconds, and seconds for each of its size."""
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
@@ -66,22 +68,23 @@ class TokenBatcher(Generic[T, R]):
         return 0.0 if started is None else time.monotonic() - started
 
     def _seconds_until(self, size: int) -> float:
-        """What the current batch and so much more take at the speed of the last batches; 0 before the first is done.
+        """What the current batch and so much more take at the speed of the last batches; 0 before the first is done."""
+        batches = (self._started is not None) + math.ceil(size / self._budget)
+        return batches * self._per_batch + (self._size_running + size) * self._rate
 
-        A line through them (least squares): what a batch costs, however small, and what its size adds, neither below 0.
-        It goes through the medians of the last ones of each order of magnitude: one that stalled does not count, and
-        large ones are known also after many small ones.
+    def _learn(self, size: int, seconds: float) -> None:
+        """From a batch: what one costs, however small, and what its size adds, neither below 0.
+
+        A line through the last ones (least squares), by the medians of each order of magnitude: one that stalled does
+        not count, and large ones are known also after many small ones.
         """
-        if not self._done:
-            return 0.0
+        self._done[size.bit_length()].append((size, seconds))
         size_M, seconds_M = np.array([np.median(done, axis=0) for done in self._done.values()]).T
         through_zero = size_M @ seconds_M / max(size_M @ size_M, 1.0)
         variance = size_M.var()
         rate = np.mean((size_M - size_M.mean()) * seconds_M) / variance if variance else through_zero
-        rate = float(np.clip(rate, 0.0, through_zero))
-        per_batch = max(float(seconds_M.mean()) - rate * float(size_M.mean()), 0.0)
-        batches = (self._started is not None) + math.ceil(size / self._budget)
-        return batches * per_batch + (self._size_running + size) * rate
+        self._rate = float(np.clip(rate, 0.0, through_zero))
+        self._per_batch = max(float(seconds_M.mean()) - self._rate * float(size_M.mean()), 0.0)
 
     async def _work(self) -> None:
         while batch := self._next():
@@ -98,10 +101,10 @@ class TokenBatcher(Generic[T, R]):
                 continue
             finally:
                 self._started, self._size_running = None, 0
-            self._done[size.bit_length()].append((size, time.monotonic() - started))
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)
+            self._learn(size, time.monotonic() - started)
 
     def _next(self) -> list[tuple[T, int, asyncio.Future[R]]]:
         batch: list[tuple[T, int, asyncio.Future[R]]] = []
