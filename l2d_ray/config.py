@@ -309,7 +309,7 @@ class ServeConfig(Section):
     port: int = Field(8000, ge=1, le=65_535)
     gateways: int = Field(1, ge=1)
     """Replicas of what speaks HTTP. With two, one may die without a user noticing; with one, serve.max_waiting requests
-    wait for its successor, however long it takes."""
+    wait for its successor on the head node, however long it takes."""
     encoders: int = Field(1, ge=1)
     """Replicas of the model, each with workers.cpus and workers.gpus. With two, one may die without a user noticing,
     or hang: who is sent to it is answered by the other one after four tenths of serve.deadline_seconds, until it is
@@ -331,9 +331,9 @@ class ServeConfig(Section):
     """A shard that does not answer for so long counts as away. With serve.shard_replicas, another one is asked beside
     it after a third of that, unless many questions are on their way already."""
     max_waiting: int = Field(200, ge=1)
-    """Requests that may wait in an encoder, as many in a gateway for a place there, and as many on a node for a
-    gateway. The next ones, and those that could not be done within the deadline for what waits already, are answered
-    with 503 and Retry-After."""
+    """Requests that may wait in an encoder, as many in a gateway for a place there, and as many for a gateway where
+    there is none. The next ones, and those that could not be done within the deadline for what waits already, are
+    answered with 503 and Retry-After."""
     max_history: int = Field(1000, ge=1)
     """Items of a history."""
     max_title_chars: int = Field(500, ge=1)

