@@ -11,7 +11,7 @@ from ray.serve._private import constants, constants_utils
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.distributed import ingress
-from l2d_ray.distributed.ingress import ENABLE, PORTS, RAYS_OWN, local_variables, node_variables
+from l2d_ray.distributed.ingress import ENABLE, PORTS, RAYS_OWN, local_variables, main, node_variables
 
 FOLDER = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
 LIMIT = 97
@@ -25,11 +25,22 @@ def test_ray_serve_reads_every_variable(host: str) -> None:
 
 
 def test_a_shell_takes_over_what_the_module_prints() -> None:
-    script = f'eval "$({sys.executable} -m l2d_ray.distributed.ingress)"; {sys.executable} -c "$1"'
+    module = f"{sys.executable} -m l2d_ray.distributed.ingress serve.deadline_seconds=3"
+    script = f'eval "$({module})"; {sys.executable} -c "$1"'
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     shell = subprocess.run(["bash", "-c", script, "bash", program], capture_output=True, text=True, check=True)
-    found, ours = json.loads(shell.stdout), node_variables(ServeConfig())
+    found, ours = json.loads(shell.stdout), node_variables(ServeConfig(deadline_seconds=3))
     assert {name: found[name].replace(found[FOLDER], ours[FOLDER]) for name in ours} == ours
+    for own in (found, ours):
+        Path(own[FOLDER]).rmdir()
+
+
+def test_a_setting_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve.deadline_seconds=-1"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert said.err.startswith("error: ")
+    assert "serve.deadline_seconds" in said.err
 
 
 def test_two_on_one_machine_share_neither_ports_nor_files() -> None:
@@ -53,6 +64,7 @@ def test_the_limits_are_those_of_the_endpoint() -> None:
     assert "\n    timeout http-request 4s\n" in found["RAY_SERVE_HAPROXY_RETRY_ON"]
     assert int(found["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) > 7
     assert int(found["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]) > 5000
+    Path(found[FOLDER]).rmdir()
 
 
 def test_where_haproxy_cannot_be_ray_alone_answers(monkeypatch: pytest.MonkeyPatch) -> None:

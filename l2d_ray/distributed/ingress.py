@@ -11,12 +11,15 @@ import secrets
 import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from l2d_ray.command_line import load_config
 from l2d_ray.config import ServeConfig
+from l2d_ray.errors import InputError
 
 RAYS_OWN = {
     # Around gateways, and around Ray's own proxy, which answers while there is no gateway, and where HAProxy is not.
@@ -109,6 +112,17 @@ def _free_ports(count: int) -> set[int]:
     return found
 
 
-if __name__ == "__main__":  # eval "$(python -m l2d_ray.distributed.ingress)"
-    for name, value in node_variables(ServeConfig()).items():
+def main(argv: list[str]) -> int:
+    """Print what a shell must run on a node; `argv` is that of a job. Returns the exit status."""
+    try:
+        variables = node_variables(load_config(argv).serve)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
