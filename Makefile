@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# Hundreds of processes of the tests import the package: 0.3 s each, were it compiled every time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install test lint types imports unit demo serve clean
 
 help:  ## list the targets
