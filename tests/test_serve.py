@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from hostile_requests import EXAMPLES, STEERING, Hostile, attack, good, post, send
@@ -254,6 +255,13 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) 
             check(engine, reply.body, [1, 2, 3], "global", 10)
         else:
             assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
+
+
+def test_haproxy_listens_on_this_machine_only(url: str) -> None:
+    (haproxy,) = workers("bin/haproxy")
+    listening = [one.laddr for one in haproxy.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert urlsplit(url).port in [port for _, port in listening]
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
 
 
 def test_haproxy_that_dies_is_started_again(url: str, engine: LocalEngine) -> None:

