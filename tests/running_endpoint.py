@@ -134,6 +134,7 @@ class Running:
     def counts(self) -> dict[str, int]:
         """What the encoders have done, in all."""
         run = self._run([str(Path(__file__).with_name("encoder_counts.py"))])
+        run.check_returncode()
         found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
         return found
 
