@@ -3,9 +3,7 @@
 import contextlib
 import json
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from small_workspace import command, environment, wait_for
+
+from l2d_ray.distributed.ingress import free_ports
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Running:
 @contextlib.contextmanager
 def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
     """Serve a workspace; what the job says to stderr is in `log`. It must stop at SIGINT, with its result line."""
-    port = free_port()
+    (port,) = free_ports(1)
     job = command("serve", folder, **settings, **{"serve.port": port})
     with log.open("w") as stderr:
         process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -178,12 +178,3 @@ def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
         assert json.loads(stdout.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}"
     finally:
         process.kill()
-
-
-def free_port() -> int:
-    """Below those that the system hands out, which Ray's many processes take meanwhile."""
-    while True:
-        port = 10_000 + secrets.randbelow(20_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

@@ -15,6 +15,7 @@ from small_workspace import (
     environment,
     expected_ids,
     kill_worker,
+    result_of,
     states_of,
     wait_for,
     write_dataset,
@@ -219,6 +220,8 @@ shift 2
 mount -o remount,size=100m "$WORKSPACE"
 mount -o remount,ro "$WORKSPACE"
 "$@" >readonly.out 2>readonly.err; echo "readonly: $?"
+mount -o remount,rw "$WORKSPACE"
+"$@" >resumed.out 2>resumed.err; echo "resumed: $?"
 cp -r "$WORKSPACE/memory" memory
 """
 
@@ -239,15 +242,16 @@ def test_a_full_disk_and_a_read_only_one_end_in_a_line_and_a_resume(
         check=False,
     )
     statuses = dict(line.split(": ") for line in process.stdout.splitlines())
-    assert statuses == {"full": "1", "readonly": "1"}, process.stderr
+    assert statuses == {"full": "1", "readonly": "1", "resumed": "0"}, process.stderr
     for accident, message in (("full", "No space left on device"), ("readonly", "Read-only file system")):
         errors = [line for line in (scratch / f"{accident}.err").read_text().splitlines() if "error" in line.lower()]
         assert len(errors) == 1, errors
         assert errors[0].startswith("error: ")
         assert message in errors[0]
         assert "run the same command again" in errors[0]
+    resumed = subprocess.CompletedProcess([], 0, (scratch / "resumed.out").read_text(), "")
+    assert 0 < result_of(resumed)["units_reused"] < UNITS
     shutil.copytree(scratch / "memory", folder / "memory")
-    assert 0 < build_memory(config_of(folder, **{"memory.units": UNITS})).units_reused < UNITS
     assert_whole(folder, uninterrupted)
 
 

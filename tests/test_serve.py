@@ -23,12 +23,13 @@ from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
-from running_endpoint import Reply, Running, ask, free_port, request, running
+from running_endpoint import Reply, Running, ask, request, running
 from small_endpoint import LocalEngine, write_endpoint
 from small_workspace import command, config_of, kill_worker, run_job, wait_for, workers
 
 from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.distributed.ingress import free_ports
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.deployments import REPLICA_VARIABLES, start_of
@@ -362,7 +363,8 @@ def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    refused = run_job("serve", tmp_path, **{"serve.port": free_port()})
+    (port,) = free_ports(1)
+    refused = run_job("serve", tmp_path, **{"serve.port": port})
     assert refused.returncode == 2, refused.stderr
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert f"{file}: its checksum is not the recorded one" in line

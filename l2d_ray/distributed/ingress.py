@@ -95,7 +95,7 @@ def local_variables(settings: ServeConfig) -> dict[str, str]:
     gateways = LOW + GATEWAYS * secrets.randbelow((HIGH - LOW) // GATEWAYS)
     return (
         variables
-        | {name: str(port) for name, port in zip(PORTS, _free_ports(len(PORTS)), strict=True)}
+        | {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
         | {
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(gateways),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(gateways + GATEWAYS - 1),
@@ -117,7 +117,8 @@ def _on_loopback(folder: Path) -> dict[str, str]:
     return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(start)} if os.access(start, os.X_OK) else {}
 
 
-def _free_ports(count: int) -> set[int]:
+def free_ports(count: int) -> set[int]:
+    """Ports that nobody listens on at this moment."""
     found: set[int] = set()
     while len(found) < count:
         port = LOW + secrets.randbelow(HIGH - LOW)
