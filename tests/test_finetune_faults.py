@@ -75,6 +75,7 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     kill_worker("RayTrainWorker")
     assert not (interrupted / "adapter" / "training.json").exists()
     training.join()
+    wait_for(lambda: not workers("_QueueActor"))  # this training's own
     whole = threading.Thread(target=lambda: finetune(config_of(folder, **LONG | {"finetune.max_failures": 0})))
     whole.start()
     wait_for(lambda: bool(workers("_QueueActor")))
