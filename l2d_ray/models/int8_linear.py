@@ -1,4 +1,4 @@
-"""Linear layers on 8-bit integers, for processors that multiply these natively (VNNI): inference only.
+"""Linear layers on 8-bit integers, for processors that multiply these natively (AVX-512 VNNI): inference only.
 
 Weights are rounded to 8 bits, with one scale an output channel. Inputs have outliers, and rounded to 8 bits (as
 libraries do) they cost Recall, so that an input is the sum of two 8-bit integers, with one scale a token: twice the
@@ -45,19 +45,24 @@ class Int8Linear(nn.Module):
         return result.view(*x.shape[:-1], self.scale_N.numel())
 
 
-def is_exact() -> bool:
-    """Whether this processor's integer products are: without VNNI, sums of two products are cut at 16 bits."""
+def is_supported() -> bool:
+    """Whether this processor's integer products are quick and exact.
+
+    Without AVX-512, PyTorch takes them one by one, which is exact and tens of times slower than float32; without VNNI,
+    sums of two products are cut at 16 bits.
+    """
     extremes = torch.tensor([LARGEST, -LARGEST], dtype=torch.int8).repeat(8)[:, None].expand(16, 64).contiguous()
-    return torch.equal(torch._int_mm(extremes, extremes.t()).double(), extremes.double() @ extremes.t().double())
+    exact = torch.equal(torch._int_mm(extremes, extremes.t()).double(), extremes.double() @ extremes.t().double())
+    return exact and bool(torch.cpu.get_capabilities().get("avx512_vnni", False))
 
 
 def quantize(model: nn.Module) -> None:
     """Exchange every nn.Linear within a float32 model for an Int8Linear.
 
-    Raises InputError if that is not nearly all of its weights, or if this processor's integer products are not exact.
+    Raises InputError if that is not nearly all of its weights, or if this processor has no such products.
     """
-    if not is_exact():
-        raise InputError("model.dtype='int8': this processor's 8-bit products overflow (it has no VNNI); use float32")
+    if not is_supported():
+        raise InputError("model.dtype='int8': this processor has no AVX-512 VNNI for 8-bit products; use float32")
     linears = [
         (parent, name, child)
         for parent in model.modules()
