@@ -122,8 +122,8 @@ class ModelConfig(Section):
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first so many layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU (where bfloat16 is slower unless the CPU multiplies it natively). int8
-    is for CPUs with VNNI, where it is twice as fast (RESULTS.md): 8-bit weights, inputs of 16 bits. A memory and
+    """auto: bfloat16 on a GPU, float32 on a CPU. On CPUs with AMX bfloat16 is 2.8 times as fast (RESULTS.md), on those
+    without AVX-512 BF16 slower; int8 is for CPUs with VNNI but no AMX: 8-bit weights, inputs of 16 bits. A memory and
     what queries it need the same dtype; fine-tuning does not know int8."""
 
 
