@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +98,35 @@ def test_in_half_precision_packed_equals_one_by_one_as_far_as_it_goes(
     expected = alone(load("llama"), prompts)
     assert relative_error(packed_states(backbone, prompts, 64).states, expected) < tolerance
     assert relative_error(alone(backbone, prompts), expected) < tolerance
+
+
+def test_a_model_that_loads_beside_it_changes_nothing(load: Callable[[str], Backbone]) -> None:
+    """For as long as transformers makes one, its dtype is that of new tensors in all threads."""
+    backbone = load("llama")
+    prompts = phrased(backbone, 10)
+    expected = packed_states(backbone, prompts, 64).states, alone(backbone, prompts)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        states = packed_states(backbone, prompts, 64).states, alone(backbone, prompts)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for own, others in zip(states, expected, strict=True):
+        assert own.dtype == torch.float32
+        assert torch.equal(own, others)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_nobody_holds_is_freed_at_once(tmp_path: Path, family: str) -> None:
+    """Replicas, which load another one in its place, look for cycles hardly ever."""
+    backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path, family)))
+    packed_states(backbone, phrased(backbone, 10), 64)
+    weights = [weakref.ref(weight) for weight in backbone.model.parameters()]
+    gc.disable()
+    try:
+        del backbone
+        assert not any(weight() is not None for weight in weights)
+    finally:
+        gc.enable()
 
 
 @needs_int8

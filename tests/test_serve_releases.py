@@ -114,6 +114,43 @@ def test_a_damaged_release_beside_the_served_one_is_told_but_stops_nothing(file:
         Held(file, load)
 
 
+def test_another_release_that_finds_no_memory_stops_nothing(file: ReleaseFile) -> None:
+    def load_what_fits(release: Release) -> str:
+        if release == SECOND:
+            raise MemoryError
+        return release.index
+
+    async def scenario() -> None:
+        file.write([FIRST, SECOND])
+        held = Held(file, load_what_fits)
+        await held.refresh_quietly()
+        assert (held.versions(), held.current()) == ([FIRST.version], "first")
+        with pytest.raises(MemoryError):
+            await held.refresh()
+
+    asyncio.run(scenario())
+
+
+def test_who_asks_and_leaves_has_nothing_loaded_twice(file: ReleaseFile) -> None:
+    loads: list[str] = []
+
+    def load_slowly(release: Release) -> str:
+        loads.append(release.index)
+        time.sleep(0.2)
+        return release.index
+
+    async def scenario() -> None:
+        held = Held(file, load_slowly)
+        file.write([FIRST, SECOND])
+        asking = asyncio.create_task(held.get(SECOND.version))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        assert await held.refresh() == [FIRST.version, SECOND.version]
+        assert loads == ["first", "second"]
+
+    asyncio.run(scenario())
+
+
 def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: ReleaseFile) -> None:
     def load_slowly(release: Release) -> str:
         file.write([FIRST, SECOND])
@@ -122,8 +159,13 @@ def test_what_is_named_while_the_first_is_loading_is_held_at_the_start(file: Rel
     assert Held(file, load_slowly).versions() == [FIRST.version, SECOND.version]
 
 
-def agree(encoder: tuple[str, ...], *shards: tuple[str, ...], starting: float = 0) -> None:
-    """Wait for what holds these versions, once it has started, to hold "v"; nothing holds beams."""
+def agree(
+    encoder: tuple[str, ...], *shards: tuple[str, ...], starting: float = 0, partial: bool = False, away: int = 0
+) -> None:
+    """Wait for what holds these versions, once it has started, to hold "v"; nothing holds beams.
+
+    So many more shards never start.
+    """
 
     def part(versions: tuple[str, ...]) -> SimpleNamespace:
         async def remote() -> tuple[str, ...]:
@@ -134,7 +176,9 @@ def agree(encoder: tuple[str, ...], *shards: tuple[str, ...], starting: float = 
 
     asked = Replicas.__new__(Replicas)
     asked.encoder, asked.shards, asked.beams = part(encoder), [*map(part, shards)], part(())  # type: ignore[assignment,list-item]
-    asyncio.run(asked.agree("v"))
+    asked.shards += [SimpleNamespace(versions=SimpleNamespace(remote=asyncio.Event().wait))] * away  # type: ignore[list-item]
+    asked.settings = ServeConfig(partial=partial)
+    asyncio.run(asyncio.wait_for(asked.agree("v"), 5))
 
 
 def test_a_gateway_does_not_wait_for_beams() -> None:
@@ -148,6 +192,16 @@ def test_a_gateway_waits_for_parts_that_take_long_to_start_but_not_for_those_of_
     agree(("v",), ("v",), starting=0.3)
     with pytest.raises(InputError, match=r"^MemoryShard-1: of another release than v$"):
         agree(("v",), ("v",), ("u",))
+
+
+def test_a_gateway_starts_without_a_shard_only_where_an_answer_may_be_partial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "START_SECONDS", 0.1)
+    agree(("v",), ("v",), partial=True, away=1)
+    for partial, shards in ((False, (("v",),)), (True, ())):  # never without any shard
+        with pytest.raises(TimeoutError):
+            agree(("v",), *shards, partial=partial, away=1)
+    with pytest.raises(InputError, match=r"^MemoryShard-0: of another release than v$"):
+        agree(("v",), ("u",), ("v",), partial=True, away=1)
 
 
 @pytest.mark.parametrize(
@@ -235,5 +289,27 @@ def test_a_replica_whose_model_hangs_is_unhealthy(
         gate.set()
         await waiting
         await replica.check_health()
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_whose_batches_all_fail_is_unhealthy(file: ReleaseFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "_observe", lambda *_: None)  # metrics need Ray
+
+    def run(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise ValueError
+        return items
+
+    async def scenario() -> None:
+        batcher = TokenBatcher(run, abs, 10)
+        replica = Encoder.__new__(Encoder)
+        replica.held = Held(file, lambda _: SimpleNamespace(batcher=batcher))
+        for item in [0] * 4 + [1] + [0] * 4:
+            await asyncio.gather(batcher(item), return_exceptions=True)
+            await replica.check_health()  # one that fails now and then may be what was asked
+        await asyncio.gather(batcher(0), return_exceptions=True)
+        with pytest.raises(RuntimeError, match="the last 5 batches failed"):
+            await replica.check_health()
 
     asyncio.run(scenario())

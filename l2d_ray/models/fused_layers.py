@@ -11,8 +11,9 @@ for every model of that architecture in the process.
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def fuse_layers(model: nn.Module) -> None:
     for module in model.modules():
         for original, fused in FUSED:
             if _same_code(type(module).forward, original):
-                module.forward = MethodType(fused, module)
+                # Not bound to itself: such a module stays until Python looks for cycles, which replicas hardly do.
+                module.forward = partial(fused, weakref.proxy(module))
     architecture = sys.modules[type(model).__module__]
     originals = {"apply_rotary_pos_emb": _ROTATE, "rotate_half": modeling_llama.rotate_half}  # the one calls the other
     if all(_same_code(getattr(architecture, name, None), original) for name, original in originals.items()):

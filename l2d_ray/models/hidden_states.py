@@ -83,7 +83,7 @@ def packed_states(
         known = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]
         forest = skip_known(forest, np.array([len(layers[0]) if layers else 0 for layers in known]))
     state = tree_attention.ForestState(backbone.device, list(filter(None, known)))
-    states = torch.empty(len(prompts), backbone.dimension)
+    states = torch.empty(len(prompts), backbone.dimension, dtype=torch.float32)
     for chunk in split_chunks(forest, tokens_per_chunk):
         hidden = state.run(backbone.model, chunk, DTYPES[backbone.dtype])
         states[torch.from_numpy(chunk.prompts)] = hidden[torch.from_numpy(chunk.leaves)].float().cpu()
@@ -102,7 +102,7 @@ def padded_states(backbone: Backbone, prompts: Prompts, batch_size: int) -> Hidd
     """
     backbone.model.set_attn_implementation(backbone.attention)  # type: ignore[operator]
     lengths = prompts.lengths
-    states = torch.empty(len(prompts), backbone.dimension)
+    states = torch.empty(len(prompts), backbone.dimension, dtype=torch.float32)
     for batch in np.array_split(np.argsort(-lengths, kind="stable"), -(-len(prompts) // batch_size)):
         tokens = np.zeros((batch.size, lengths[batch].max()), np.int64)
         for row, n in enumerate(batch):

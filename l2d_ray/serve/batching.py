@@ -40,6 +40,8 @@ class TokenBatcher(Generic[T, R]):
         self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._per_batch = self._rate = 0.0
         """Seconds, and seconds for each of its size."""
+        self.failed = 0
+        """Batches that ended in an error, one after the other, up to now."""
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
@@ -95,6 +97,7 @@ class TokenBatcher(Generic[T, R]):
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
             except Exception as error:
+                self.failed += 1
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)
@@ -104,6 +107,7 @@ class TokenBatcher(Generic[T, R]):
             for future, result in zip(futures, results, strict=True):
                 if not future.done():
                     future.set_result(result)
+            self.failed = 0
             self._learn(size, time.monotonic() - started)
 
     def _next(self) -> list[tuple[T, int, asyncio.Future[R]]]:

@@ -22,6 +22,8 @@ from l2d_ray.serve.releases import Held, Part, Release, ReleaseFile
 
 WEDGED_SECONDS = 60
 """A batch that runs for so long is taken for a model that hangs; its replica is replaced."""
+BROKEN_BATCHES = 5
+"""So many batches that fail one after the other are taken for a model that is broken, as after an error of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,10 @@ def model_origin(release: Release) -> tuple[MemoryIdentity, str]:
     return manifest.identity, manifest.dataset
 
 
-def _check_not_hanging(batcher: TokenBatcher[Any, Any], seconds: float) -> None:
-    """Raise if one batch has been running for longer."""
+def _check_runs(batcher: TokenBatcher[Any, Any], seconds: float) -> None:
+    """Raise if one batch has been running for longer, or if none succeeds any more."""
+    if batcher.failed >= BROKEN_BATCHES:
+        raise RuntimeError(f"the last {batcher.failed} batches failed")
     if batcher.running_seconds() > seconds:
         raise RuntimeError(f"the model has been running one batch for more than {seconds:g} s")
 
@@ -86,12 +90,12 @@ class Encoder(Part):
         return dict(self._counts)
 
     async def check_health(self) -> None:
-        """Raise also if a batch hangs."""
+        """Raise also if a batch hangs, or if they fail."""
         await super().check_health()
         models = self.held.parts()  # one may serve several releases
         self._observe(models)
         for model in models:
-            _check_not_hanging(model.batcher, WEDGED_SECONDS)
+            _check_runs(model.batcher, WEDGED_SECONDS)
 
     def _load(self, release: Release) -> _Model:
         titles = release.items()["title"].to_pylist()
@@ -162,9 +166,9 @@ class BeamSearcher(Part):
             search.abandoned.set()
 
     async def check_health(self) -> None:
-        """Raise also if a search hangs."""
+        """Raise also if a search hangs, or if they fail."""
         await super().check_health()
-        _check_not_hanging(self._run, self._longest)
+        _check_runs(self._run, self._longest)
 
     def _load(self, release: Release) -> ConstrainedBeam:
         titles = release.items()["title"].to_pylist()

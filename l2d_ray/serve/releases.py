@@ -159,11 +159,15 @@ class Held(Generic[T]):
     async def refresh(self) -> list[str]:
         """Load what the file names, forget what it does not. The versions held, the served one first.
 
-        Requests go on meanwhile. Raises InputError or OSError if it cannot; of what it names it then holds what it can.
+        Requests go on meanwhile, and so does it if its caller leaves. Raises what loading raises if it cannot; of what
+        the file names it then holds what it can.
         """
+        await asyncio.shield(asyncio.ensure_future(self._refresh()))
+        return self.versions()
+
+    async def _refresh(self) -> None:
         async with self._lock:
             await asyncio.to_thread(self._follow)
-        return self.versions()
 
     async def refresh_quietly(self) -> None:
         """`refresh` now and then, for a replica that was starting when the others were told."""
@@ -171,27 +175,28 @@ class Held(Generic[T]):
             return
         try:
             await self.refresh()
-        except (InputError, OSError) as error:
-            logger.warning("what is to be served cannot be read: %s", error)
+        except Exception as error:  # of memory, too: what is held goes on
+            logger.warning("what is to be served cannot be loaded: %s", error)
 
     def _start(self) -> None:
         """Load what is served, without which it cannot start, and the others if they are good."""
         for _ in range(2):  # again for what was named while the first was loading
             try:
                 self._follow()
-            except (InputError, OSError) as error:
+            except Exception as error:
                 if not self._parts:
                     raise
                 logger.warning("started without what is to be held besides: %s", error)
 
     def _follow(self) -> None:
-        releases, failure = self._file.read(), None
+        releases = self._file.read()
+        failure: Exception | None = None
         parts: dict[str, tuple[Hashable, T]] = {}
         for release in releases:
             held = [*self._parts.values(), *parts.values()]
             try:
                 parts[release.version] = self._parts.get(release.version) or self._part(release, dict(held))
-            except (InputError, OSError) as error:
+            except Exception as error:
                 if not parts:  # the one that is served
                     raise
                 failure = error

@@ -33,7 +33,8 @@ would make worse."""
 ENCODING = 0.8
 """Share of a request's deadline in which the model must be done."""
 START_SECONDS = 120
-"""A new gateway waits for so long for parts that have started to hold its release."""
+"""A new gateway waits for so long for parts that have started to hold its release; where an answer may be partial, also
+for shards to start."""
 AT_ONCE = 1024
 """Hidden size up to which the map of the index takes no longer than to have a thread do it (0.1 ms at 576)."""
 MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000]
@@ -71,20 +72,34 @@ class Replicas:
     async def agree(self, version: str) -> None:
         """Return when an encoder and every shard hold that release, however long they take to start.
 
-        Raises InputError if those that have started still hold others after `START_SECONDS`.
+        Where an answer may be partial, all but one of the shards may be away for longer than `START_SECONDS`. Raises
+        InputError if those that have started still hold others then.
         """
         # Not beams, which are optional: one search at a time, whoever asks waits for it.
         parts = {"Encoder": self.encoder} | {f"MemoryShard-{n}": shard for n, shard in enumerate(self.shards)}
         deadline = math.inf
         while True:
-            held = await asyncio.gather(*(part.versions.remote() for part in parts.values()))
-            others = [name for name, versions in zip(parts, held, strict=True) if version not in versions]
-            if not others:
+            held = dict(zip(parts, await asyncio.gather(*map(self._held, parts.values())), strict=True))
+            others = [name for name, versions in held.items() if versions and version not in versions]
+            if not others and any(versions for name, versions in held.items() if name != "Encoder"):
                 return
-            deadline = min(deadline, time.monotonic() + START_SECONDS)
-            if time.monotonic() > deadline:
-                raise InputError(f"{', '.join(others)}: of another release than {version}")
+            if others:
+                deadline = min(deadline, time.monotonic() + START_SECONDS)
+                if time.monotonic() > deadline:
+                    raise InputError(f"{', '.join(others)}: of another release than {version}")
             await asyncio.sleep(1)
+
+    async def _held(self, part: DeploymentHandle) -> list[str]:
+        """The versions that a part holds, once it has started; none of a shard that is away where that is allowed."""
+        patience = START_SECONDS if self.settings.partial and part is not self.encoder else None
+        try:
+            async with asyncio.timeout(patience):
+                versions: list[str] = await part.versions.remote()
+        except AWAY:
+            if patience is None:
+                raise
+            return []
+        return versions
 
     async def encode(self, version: str, history: list[int | str], session: str) -> NDArray[np.float32]:
         """The state [D] of one history. Those of one session go to one encoder, as long as it is there and has time.
