@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running_endpoint import Reply, Running, ask, load, running
+from running_endpoint import Reply, Running, ask, load, request, running
 from small_endpoint import LocalEngine, write_endpoint
 from small_workspace import kill_worker, result_of, wait_for, workers
 from tiny_models import save_tiny
@@ -234,6 +234,29 @@ def test_an_encoder_that_dies_while_a_release_is_loaded_does_not_stop_it(
     statuses = check(replies, right)
     assert statuses[200] >= len(replies) - RATE, statuses
     assert {reply.body["version"] for reply in replies if reply.status == 200} == {before, after}
+
+
+def test_a_release_that_encoders_die_of_is_given_up(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
+) -> None:
+    """As where there is no memory for both; those that are started in their place are not told to load it."""
+    before = endpoint.version()
+    wait_for(lambda: len(workers("ServeReplica:l2d_ray:Encoder")) == 2)
+    first, second = workers("ServeReplica:l2d_ray:Encoder")
+    with load(endpoint.url, BODIES, RATE) as replies:
+        process = start_promotion(endpoint, folders[other(folders, before)], engine, lambda names: len(names) == 2)
+        (file,) = Path(engine.config.workspace).glob("serving/*.json")
+        once = file.stat().st_mtime_ns
+        first.kill()
+        wait_for(lambda: file.stat().st_mtime_ns != once and len(named(engine)) == 2)
+        second.kill()
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert "\nerror: Encoder: replicas died twice while they loaded this (" in "\n" + said
+    assert named(engine) == [before]
+    check(replies, right)
+    wait_for(lambda: request(endpoint.url, "/v1/recommend", BODIES[0]).status == 200)
+    assert endpoint.version() == before
 
 
 def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(

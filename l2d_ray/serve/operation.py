@@ -29,7 +29,7 @@ LOST = (RayError, RayServeException, TimeoutError)
 
 
 class NoReplicaError(InputError):
-    """No replica of a part has answered for `REPLACED_SECONDS`."""
+    """Replicas of a part died, and none has answered for some seconds."""
 
 
 def encoder_counts() -> dict[str, int]:
@@ -63,7 +63,8 @@ def promote(config: Config) -> PromoteResult:
     Every replica loads it beside the old one; then the gateways turn to it; when no request is left that began
     before, the old one is forgotten. Killed at any moment, the same command again completes it. Raises InputError if
     the release is not complete, if its model is not the one that its index's memory was made with, if there is no
-    endpoint, if another promotion is under way, or if a part has no replica; what is served then stays.
+    endpoint, if another promotion is under way, if a part has no replica, or if replicas die twice while they load it;
+    what is served then stays.
     """
     started = time.monotonic()
     release = Release.plan(config)
@@ -87,12 +88,16 @@ def promote(config: Config) -> PromoteResult:
 
     if any(other.version not in (old.version, release.version) for other in others):  # of one that was killed
         _leave(gateway, file, old)
-    name(old, release)
-    try:
-        _hold(parts * 2, [old.version, release.version])  # again for replicas that were starting
-    except (*LOST, NoReplicaError):
-        name(old)
-        raise
+    for last in (False, True):
+        name(old, release)
+        try:
+            _hold(parts * 2, [old.version, release.version], patience=0)  # again for replicas that were starting
+            break
+        except BaseException as error:
+            name(old)  # at once: successors of replicas that have no room for both would die, too
+            if last or not isinstance(error, NoReplicaError):
+                raise
+        _hold(parts, [old.version])
     loaded = time.monotonic()
     if old.version != release.version:
         name(release, old)
@@ -116,18 +121,21 @@ def _leave(gateway: DeploymentHandle, file: ReleaseFile, served: Release) -> Non
     time.sleep(1 + max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0))
 
 
-def _hold(parts: Sequence[DeploymentHandle], versions: list[str]) -> None:
+def _hold(parts: Sequence[DeploymentHandle], versions: list[str], patience: float | None = None) -> None:
     """Have every replica hold these and nothing else, the first one served."""
     for part in parts:
-        _tell(part, "refresh", lambda held: held == list(dict.fromkeys(versions)))
+        _tell(part, "refresh", lambda held: held == list(dict.fromkeys(versions)), patience)
 
 
-def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]) -> None:
+def _tell(
+    part: DeploymentHandle, method: str, done: Callable[[list[str]], bool], patience: float | None = None
+) -> None:
     """Have every replica of a deployment look what is to be held, until what it then holds is right.
 
-    One that dies meanwhile is replaced, and its successor reads for itself.
+    One that dies meanwhile is replaced within `patience` (`REPLACED_SECONDS`), and its successor reads for itself.
     """
-    deadline, attempts = time.monotonic() + REPLACED_SECONDS, 0
+    patience = REPLACED_SECONDS if patience is None else patience
+    deadline, attempts = time.monotonic() + patience, 0
     while attempts < ATTEMPTS:
         try:
             held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
@@ -137,9 +145,11 @@ def _tell(part: DeploymentHandle, method: str, done: Callable[[list[str]], bool]
             if isinstance(error, RayTaskError):  # a replica's answer: it cannot
                 raise
             if time.monotonic() > deadline:
+                what, then = f"no replica has answered for {patience} s", "run the same command again when one is there"
+                if not patience:
+                    what, then = "replicas died twice while they loaded this", "is there memory for two releases?"
                 raise NoReplicaError(
-                    f"{part.deployment_name}: no replica has answered for {REPLACED_SECONDS} s"
-                    f" ({type(error).__name__}); `serve status` says why; run the same command again when one is there"
+                    f"{part.deployment_name}: {what} ({type(error).__name__}); `serve status` says why; {then}"
                 ) from None
         else:
             if all(map(done, held)):
