@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -256,6 +257,20 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, part: str) 
             check(engine, reply.body, [1, 2, 3], "global", 10)
         else:
             assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
+
+
+def test_prometheus_finds_the_metrics_where_the_start_says(endpoint: Running) -> None:
+    assert ask(endpoint.url, "/v1/recommend", {"history": ["i1"]})[0] == 200
+    (address,) = re.findall(r"http://\S+/metrics", endpoint.log.read_text())
+
+    def exported() -> set[str]:
+        return set(
+            re.findall(r"^ray_l2d_ray_\w+?(?=_bucket|\{)", str(request(address, "").body, "utf-8"), re.MULTILINE)
+        )
+
+    of_a_request = {"ray_l2d_ray_requests_total", "ray_l2d_ray_phase_ms", "ray_l2d_ray_shard_ms"}
+    of_a_batch = {"ray_l2d_ray_batch_requests", "ray_l2d_ray_batch_tokens", "ray_l2d_ray_waiting"}
+    wait_for(lambda: exported() >= of_a_request | of_a_batch, seconds=60)
 
 
 def test_haproxy_listens_on_this_machine_only(url: str) -> None:

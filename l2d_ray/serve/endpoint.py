@@ -41,11 +41,15 @@ def serve_until_stopped(config: Config) -> ServeResult:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         started = time.monotonic()
-        this_ray = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        here = ray.get_runtime_context()
+        (node,) = (node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+        this_ray = {"RAY_ADDRESS": here.gcs_address}
         if "RAY_AUTH_MODE" in os.environ:  # a Ray of this machine alone asks for the token of the user's home
             this_ray["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"]
         print(
-            f"serving at {url} (page), {url}/docs (interface); Ctrl-C stops; to serve another release instead:",
+            f"serving at {url} (page), {url}/docs (interface), metrics of this node for Prometheus at",
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics; Ctrl-C stops; to serve another",
+            "release instead:",
             *(f"{name}={value}" for name, value in this_ray.items()),
             "python jobs/promote.py …",
             file=sys.stderr,
