@@ -334,6 +334,8 @@ class ServeConfig(Section):
     """Requests that may wait in an encoder, as many in a gateway for a place there, and as many for a gateway where
     there is none. The next ones, and those that could not be done within the deadline for what waits already, are
     answered with 503 and Retry-After."""
+    max_k: int = Field(100, ge=20, le=10_000)
+    """Items of an answer; a request that does not say asks for 20."""
     max_history: int = Field(1000, ge=1)
     """Items of a history."""
     max_title_chars: int = Field(500, ge=1)
@@ -355,7 +357,8 @@ class ServeConfig(Section):
     log_histories: bool = False
     """Write each answered request and its response to the gateways' logs: to Ray Serve's JSON files, and to stderr."""
     cors_origins: list[str] = []
-    """Web origins that may ask from a browser, besides the page itself."""
+    """Web origins that may ask from a browser, besides the page itself. It shows their scripts no answer that is not an
+    application's, such as a 503 while the gateways are away: to them the endpoint cannot be reached then."""
 
     @model_validator(mode="after")
     def _a_batch_may_wait(self) -> Self:
@@ -410,14 +413,16 @@ class Config(BaseSettings):
 
     def absolute(self) -> "Config":
         """The same with this process's relative paths made absolute: other processes have another working folder."""
-        model = self.model.model_dump()
+        model, serve = self.model.model_dump(), self.serve
         for key in ("name", "adapter"):
             if model[key] and Path(model[key]).expanduser().exists():
                 model[key] = str(Path(model[key]).expanduser().resolve())
+        if serve.keys_file:  # whose links may be turned while it is served
+            serve = serve.model_copy(update={"keys_file": str(Path(serve.keys_file).expanduser().absolute())})
         workspace = self.workspace
         if "://" not in workspace:
             workspace = str(Path(workspace).expanduser().resolve())
-        return self.model_copy(update={"workspace": workspace, "model": ModelConfig(**model)})
+        return self.model_copy(update={"workspace": workspace, "model": ModelConfig(**model), "serve": serve})
 
     @classmethod
     def settings_customise_sources(

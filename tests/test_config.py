@@ -162,6 +162,20 @@ def test_max_workers_are_not_below_min() -> None:
     assert message("workers.min=3", "workers.max=2") == "the command line: workers.max=2 is below workers.min=3"
 
 
+def test_files_of_this_machine_are_found_from_every_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "keys.today").touch()
+    (tmp_path / "keys").symlink_to("keys.today")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(["workspace=w", "model.name=model", "model.adapter=a/hub-id", "serve.keys_file=keys"])
+    absolute = config.absolute()
+    assert (absolute.workspace, absolute.model.name) == (str(tmp_path / "w"), str(tmp_path / "model"))
+    assert absolute.model.adapter == "a/hub-id"
+    assert absolute.serve.keys_file == str(tmp_path / "keys")  # not where the link points to today
+
+
 def test_a_batch_may_wait() -> None:
     assert "serve.max_waiting=9 is below serve.max_batch=10" in message("serve.max_waiting=9", "serve.max_batch=10")
 

@@ -171,6 +171,41 @@ def test_titles_are_found_chosen_and_removed_by_the_keyboard_alone(page: Page, u
     assert focused(page) == "search"
 
 
+def test_the_focus_stays_where_it_was_when_what_had_it_is_gone(
+    page: Page, engine: LocalEngine, complaints: list[str]
+) -> None:
+    search(page).fill("title 2")
+    expect(found(page)).to_have_count(9)
+    search(page).press_sequentially("9")
+    page.keyboard.press("ArrowDown")  # before the new titles are there
+    assert focused(page) == "Add Title 2 of the year"
+    expect(found(page)).to_have_count(2)
+    assert focused(page) == "Add Title 29 of the year"
+    page.keyboard.press("ArrowUp")
+    assert focused(page) == "search"
+    engine.failure = UnavailableError("the model is away; come again later")
+    page.keyboard.press("Enter")
+    again = page.get_by_role("button", name="Try again")
+    again.focus()
+    engine.failure = None
+    page.keyboard.press("Enter")
+    expect(again).to_be_hidden()
+    assert focused(page) == "search"
+    complaints.clear()
+
+
+def test_an_answer_that_breaks_off_is_none(page: Page, url: str) -> None:
+    take(page, "title 3")
+    expect_lists(page, url, ["i3"])
+    page.route("**/v1/recommend", lambda route: route.fulfill(status=200, body='{"items": ['))
+    take(page, "title 4")
+    expect(page.get_by_role("alert")).to_contain_text("The server's answer broke off.")
+    expect(page.get_by_role("article")).to_have_count(0)
+    page.unroute("**/v1/recommend")
+    page.get_by_role("button", name="Try again").click()
+    expect_lists(page, url, ["i3", "i4"])
+
+
 def test_titles_are_chosen_and_removed_by_the_mouse(page: Page, url: str) -> None:
     for text, choice in (("title 11", "Add Title 11 of the year"), ("12", "Add Title 12 of the year")):
         search(page).press_sequentially(text)

@@ -36,7 +36,7 @@ from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.deployments import REPLICA_VARIABLES, start_of
 from l2d_ray.serve.endpoint import serve_until_stopped
 from l2d_ray.serve.engine import Query
-from l2d_ray.serve.models import BeamSearcher
+from l2d_ray.serve.models import BROKEN_BATCHES, BeamSearcher
 
 pytestmark = pytest.mark.ray
 BEAMS = 4
@@ -191,13 +191,23 @@ def test_beam_search_that_nobody_waits_for_stops(engine: LocalEngine, monkeypatc
             await asyncio.sleep(0.01)
         for search in searches[:2]:
             search.cancel()
-        return await searches[2]
+        found = await searches[2]
+        assert len(set(steps)) == 2  # the first, and the last; the second had not begun
+        assert steps.count(steps[0]) <= 2 < steps.count(steps[-1])
+        for _ in range(BROKEN_BATCHES):
+            steps.clear()
+            search = asyncio.create_task(searcher.recommend(version, queries[0]))
+            while not steps:
+                await asyncio.sleep(0.01)
+            search.cancel()
+            while searcher._run.running_seconds():
+                await asyncio.sleep(0.01)
+        await searcher.check_health()  # to be left is no failure
+        return found
 
     monkeypatch.setattr(_AlongTrie, "__call__", slow)
     found = asyncio.run(scenario())
     monkeypatch.undo()
-    assert len(set(steps)) == 2  # the first, and the last; the second had not begun
-    assert steps.count(steps[0]) <= 2 < steps.count(steps[-1])
     engine.beams = BEAMS
     assert found.items_I.tolist() == engine.written(Query([2], 10, "local", 20, np.array([2]))).items_I.tolist()
 
@@ -370,6 +380,14 @@ def test_a_second_start_does_not_replace_the_endpoint(endpoint: Running, engine:
     assert second.returncode == 2
     assert second.stderr.splitlines()[-1].startswith("error: an endpoint runs on this Ray already: jobs/promote.py")
     assert endpoint.version() == before
+
+
+def test_models_that_never_fit_are_refused_where_ray_would_wait(engine: LocalEngine) -> None:
+    (port,) = free_ports(1)
+    asked = {"serve.port": port, "serve.encoders": 2, "serve.beams": BEAMS, "workers.cpus": 2 + (os.cpu_count() or 1)}
+    refused = run_job("serve", Path(engine.config.workspace), **asked)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: 3 workers of workers.cpus=")
 
 
 def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:

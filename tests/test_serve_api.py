@@ -26,7 +26,13 @@ from l2d_ray.serve.security import Keys
 
 HISTORY = ["i3", "i7", "i11"]
 LIMITS = ServeConfig(
-    max_history=20, max_title_chars=50, max_filter_items=30, max_batch=3, max_body_bytes=4000, deadline_seconds=5
+    max_history=20,
+    max_title_chars=50,
+    max_filter_items=30,
+    max_batch=3,
+    max_k=40,
+    max_body_bytes=4000,
+    deadline_seconds=5,
 )
 
 
@@ -118,6 +124,7 @@ def test_unknown_items_are_refused_by_name_or_skipped(engine: LocalEngine) -> No
         ({"history": HISTORY, "k": "5"}, "body.k"),
         ({"history": HISTORY, "k": True}, "body.k"),
         ({"history": HISTORY, "k": 10**30}, "body.k"),
+        ({"history": HISTORY, "k": LIMITS.max_k + 1}, "body.k"),
         ({"history": HISTORY, "top_m": -1}, "body.top_m"),
         ({"history": HISTORY, "aggregation": "both"}, "body.aggregation"),
         ({"history": HISTORY, "deny": ["x"] * 31}, "body.deny"),
@@ -181,14 +188,14 @@ def test_a_batch_answers_each_in_order(engine: LocalEngine) -> None:
 def test_keys(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("first\nsecond\n")
-    monkeypatch.setenv("SOME_KEYS", "third, fourth")
+    monkeypatch.setenv("SOME_KEYS", "third, voilà")  # whose last byte is a space in Latin-1, as headers are read
     http = client(engine, keys=Keys("SOME_KEYS", str(file)))
 
     def status(key: str | None) -> int:
         headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
         return http.post("/v1/recommend", json={"history": HISTORY}, headers=headers).status_code
 
-    assert [status(key) for key in ("first", "second", "third", "fourth")] == [200] * 4
+    assert [status(key) for key in ("first", "second", "third", "voilà")] == [200] * 4
     assert [status(key) for key in (None, "fifth", "first ,", "firs", "七")] == [401] * 5
     file.write_text("fifth\n")
     assert (status("first"), status("fifth")) == (401, 200)

@@ -31,6 +31,7 @@ def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
     request = bodies["RecommendRequest"]["properties"]
     request["history"]["maxItems"] = LIMITS.max_history
     request["history"]["items"]["anyOf"][0]["enum"] = engine.catalogue.ids
+    request["k"]["maximum"] = LIMITS.max_k
     request["unknown_items"]["enum"] = ["refuse"]
     bodies["TitledItem"]["properties"]["title"]["maxLength"] = LIMITS.max_title_chars
     bodies["ItemIds"]["maxItems"] = LIMITS.max_filter_items

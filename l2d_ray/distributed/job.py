@@ -81,10 +81,11 @@ def connect(config: Config) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
     os.environ |= local_variables(config.serve)
-    # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it.
+    # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it, nor the models
+    # of an endpoint its gateways and shards, which take a tenth each.
     ray.init(
         "local",  # or it would join whatever Ray runs on this machine
-        num_cpus=max(4, os.cpu_count() or 1),
+        num_cpus=max(4, os.cpu_count() or 1) + 1,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

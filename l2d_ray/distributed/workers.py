@@ -25,7 +25,7 @@ def check_room(config: Config, workers: int = 1) -> None:
         f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
     )
     if not joins_a_cluster():
-        raise InputError(f"{lack}; ask for less, or set workers.max")
+        raise InputError(f"{lack}; ask for less, or for fewer")
     print(f"{lack}: waiting for more", file=sys.stderr)
 
 

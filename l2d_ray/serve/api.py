@@ -193,8 +193,8 @@ def _asking_for(keys: Keys) -> type[APIRoute]:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                credentials = await BEARER(request)
-                given = credentials.credentials if credentials else None
+                scheme, _, key = request.headers.get("authorization", "").partition(" ")
+                given = key.strip(" \t") if scheme.lower() == "bearer" else None
                 try:  # a thread for the file only: it takes a tenth of a gateway's time
                     accepted = await asyncio.to_thread(keys.accepts, given) if keys.file else keys.accepts(given)
                 except (OSError, UnicodeDecodeError):
@@ -214,6 +214,7 @@ def _query(
     """The query of a request, and the item ids that were left out of its history."""
     at, catalogue = (*where, "history"), served.catalogue
     _at_most(len(request.history), settings.max_history, at, "items", "serve.max_history")
+    _at_most(request.k, settings.max_k, (*where, "k"), "items", "serve.max_k")
     for name, ids in (("deny", request.deny), ("allow", request.allow or [])):
         _at_most(len(ids), settings.max_filter_items, (*where, name), "items", "serve.max_filter_items")
     history: list[int | str] = []

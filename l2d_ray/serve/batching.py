@@ -41,7 +41,7 @@ class TokenBatcher(Generic[T, R]):
         self._per_batch = self._rate = 0.0
         """Seconds, and seconds for each of its size."""
         self.failed = 0
-        """Batches that ended in an error, one after the other, up to now."""
+        """Batches that ended in an error which somebody waited for, one after the other, up to now."""
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
         """The result of one item. An item whose caller is cancelled before its batch starts is not run.
@@ -97,7 +97,7 @@ class TokenBatcher(Generic[T, R]):
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
             except Exception as error:
-                self.failed += 1
+                self.failed += not all(future.done() for future in futures)
                 for future in futures:
                     if not future.done():
                         future.set_exception(error)

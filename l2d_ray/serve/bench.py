@@ -38,13 +38,14 @@ PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
 
 @dataclass(frozen=True)
 class ServeBenchmark:
-    """Requests are test histories, L2D-G, 20 items; the model has one encoder of `workers.cpus` threads.
+    """Requests for 20 items by L2D-G; the model has one encoder of `workers.cpus` threads.
 
-    But for returning users, no request can use what is cached of another.
+    Histories are as long as those of the test samples, of items drawn from them: but for returning users, hardly any
+    request can use what is cached of another.
     """
 
     bare_per_second: float
-    """Histories that a bare loop encodes, packed in batches as large as an encoder takes."""
+    """Test histories that a bare loop encodes, packed, in batches larger than an encoder's."""
     bare_ms: float
     """One history in a bare loop: model and search. Median."""
     idle_ms: float
@@ -52,7 +53,10 @@ class ServeBenchmark:
     overhead_ms: float
     """The difference, of the same histories, which take turns. Median."""
     saturated: Load
-    """So many clients that each has its answer in time, and the model always has a full batch."""
+    """So many clients that a full batch waits while another one runs, or as many as are answered in half the deadline.
+    """
+    clients: int
+    """In that load, and in that of the returning users."""
     saturated_over_bare: float
     batch_requests: float
     """Mean, while saturated."""
@@ -84,8 +88,11 @@ def bench_serve(config: Config) -> ServeBenchmark:
         return [{"history": [ids[item] for item in history], "k": K, "aggregation": "global"} for history in of]
 
     bare = _Bare(release)
-    bare_per_second = bare.per_second(histories, config.bench.repeats)
-    seconds, random = config.bench.seconds, np.random.default_rng(0)
+    crowd = max(CLIENTS, 2 * bare.most_at_once(histories))
+    bare_per_second = bare.per_second(histories, crowd, config.bench.repeats)
+    in_time = int(bare_per_second * config.serve.deadline_seconds / 2)
+    clients = max(CLIENTS, min(crowd, in_time, config.serve.max_waiting))
+    seconds, random, chosen = config.bench.seconds, np.random.default_rng(0), np.concatenate(histories)
     growing = [
         history[: len(history) - STEPS + step]
         for step in range(STEPS + 1)
@@ -94,28 +101,29 @@ def bench_serve(config: Config) -> ServeBenchmark:
     ]
     first = bodies(growing[: len(growing) // (STEPS + 1)])
 
-    def shuffled(count: float) -> list[list[int]]:
-        """Histories of which nothing is cached: the same items in orders that no request had."""
-        return [random.permutation(histories[n % len(histories)]).tolist() for n in range(math.ceil(count))]
+    def drawn(count: float) -> list[list[int]]:
+        """Histories of which nothing is cached."""
+        lengths = [len(histories[n % len(histories)]) for n in range(math.ceil(count))]
+        return [random.choice(chosen, length).tolist() for length in lengths]
 
     def new(count: float) -> list[dict[str, Any]]:
-        return bodies(shuffled(count))
+        return bodies(drawn(count))
 
     with endpoint(_with(config, beams=BEAMS)) as url:
         load(url, PATH, new(IDLE), seconds=None)
         client = HTTPConnection(urlsplit(url).netloc)
         pairs = [
             (1000 * timed(partial(bare.recommend, own))[0], 1000 * timed(partial(_post, client, *bodies([own])))[0])
-            for own in shuffled(IDLE)
+            for own in drawn(IDLE)
         ]
         before = encoder_counts()
-        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=CLIENTS)
+        saturated = load(url, PATH, new(2 * bare_per_second * seconds), seconds, clients=clients)
         after = encoder_counts()
         rates = [round(share * saturated.per_second, 2) for share in RATES]
         open_loop = [load(url, PATH, new(2 * rate * seconds), seconds, rate=rate) for rate in rates]
-        load(url, PATH, first, seconds=None, clients=CLIENTS)
+        load(url, PATH, first, seconds=None, clients=clients)
         start = encoder_counts()
-        returning = load(url, PATH, bodies(growing[len(first) :]), seconds=None, clients=CLIENTS)
+        returning = load(url, PATH, bodies(growing[len(first) :]), seconds=None, clients=clients)
         end = encoder_counts()
         load(url, BEAM_PATH, new(1), seconds=None)
         beam_search = load(url, BEAM_PATH, new(100), 3 * seconds, clients=2)
@@ -125,6 +133,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
         idle_ms=round(median(asked for _, asked in pairs), 1),
         overhead_ms=round(median(asked - alone for alone, asked in pairs), 1),
         saturated=saturated,
+        clients=clients,
         saturated_over_bare=round(saturated.per_second / bare_per_second, 3),
         batch_requests=round((after["requests"] - before["requests"]) / (after["batches"] - before["batches"]), 1),
         open_loop=open_loop,
@@ -157,9 +166,14 @@ class _Bare:
         self._encoder = HistoryEncoder(config, release.items()["title"].to_pylist())
         self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(prior)
 
-    def per_second(self, histories: Sequence[list[int]], repeats: int) -> float:
-        """Histories encoded, in batches."""
-        batches = [histories[at : at + CLIENTS] for at in range(0, len(histories), CLIENTS)]
+    def most_at_once(self, histories: Sequence[list[int]]) -> int:
+        """How many fit in one batch of an encoder."""
+        tokens = np.mean([self._encoder.tokens_to_run(self._encoder.phrased(own)) for own in histories])
+        return math.ceil(self._encoder.tokens_per_chunk / float(tokens))
+
+    def per_second(self, histories: Sequence[list[int]], count: int, repeats: int) -> float:
+        """Histories encoded, so many at a time."""
+        batches = [histories[at : at + count] for at in range(0, len(histories), count)]
         self._encoder.encode(batches[0])
         seconds = [timed(lambda: [self._encoder.encode(batch) for batch in batches])[0] for _ in range(repeats)]
         return len(histories) / median(seconds)

@@ -16,6 +16,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.workers import check_room
 from l2d_ray.errors import InputError, input_error_in
 from l2d_ray.serve.api import KEYS_VARIABLE
 from l2d_ray.serve.deployments import application, start_of
@@ -62,8 +63,8 @@ def serve_until_stopped(config: Config) -> ServeResult:
 def endpoint(config: Config) -> Iterator[str]:
     """The URL of an endpoint on `serve.host` and `serve.port`, that stops with the block. Needs a Ray.
 
-    Raises InputError if there is nothing to serve, if a replica cannot load it, if it would be open to other machines
-    without a key, or if this Ray has an endpoint already.
+    Raises InputError if there is nothing to serve, if a replica cannot load it, if its models do not fit on the Ray of
+    this machine alone, if it would be open to other machines without a key, or if this Ray has an endpoint already.
     """
     settings = config.serve
     if settings.host not in LOOPBACK and not keys_of(settings).required():
@@ -85,6 +86,7 @@ def endpoint(config: Config) -> Iterator[str]:
             f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
             " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
         )
+    check_room(config, settings.encoders + bool(settings.beams))
     http_options = {"host": settings.host, "port": settings.port}
     serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     ready = threading.Event()

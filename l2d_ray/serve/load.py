@@ -22,7 +22,7 @@ class Load:
     rate: float | None
     """Requests a second that arrived; None: as fast as the clients got their answers."""
     per_second: float
-    """Answers of status 200 a second."""
+    """Answers of status 200 a second, from the first request on."""
     p50_ms: float
     p95_ms: float
     p99_ms: float

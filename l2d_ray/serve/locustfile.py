@@ -29,6 +29,7 @@ class Client(FastHttpUser):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Begin the schedule of arrivals."""
+        self.environment.stats.get("200", "POST")  # from now on Locust counts its seconds, not from the first answer
         self.open, self.due = Group(), time.monotonic()
 
     @task  # type: ignore[untyped-decorator]

@@ -21,7 +21,6 @@ RESPONSE = {
     "partial": False,
     "missing_shards": [],
 }
-MOST_RESULTS = 100
 ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
 """One error is enough: a body of a megabyte could hold half a million."""
 
@@ -49,8 +48,8 @@ class RecommendRequest(Body):
 
     history: Annotated[list[Annotated[str, Field(min_length=1)] | TitledItem], FailFast()] = Field(min_length=1)
     """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
-    k: int = Field(20, ge=1, le=MOST_RESULTS)
-    """Items to recommend."""
+    k: int = Field(20, ge=1, le=10_000)
+    """Items to recommend: at most 100, where the operator does not say otherwise."""
     aggregation: Aggregation = "global"
     """`global`: L2D-G, from all training sequences of an item, which finds more (RESULTS.md); `local`: L2D-L, from
     those most like this history."""

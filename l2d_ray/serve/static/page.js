@@ -17,7 +17,11 @@ async function ask(signal, path, body) {
   const response = await fetch(path, { ...options, headers, signal }).catch((error) => {
     throw signal.aborted ? error : new Error("The server cannot be reached.");
   });
-  const answer = await response.json().catch(() => ({ detail: `The server answered with status ${response.status}.` }));
+  const answer = await response.json().catch((error) => {
+    if (signal.aborted) throw error;
+    if (response.ok) throw new Error("The server's answer broke off.");
+    return { detail: `The server answered with status ${response.status}.` };
+  });
   if (response.status === 401) {
     at("key-form").hidden = false;
     throw new Error(key ? "This key is not accepted." : "A key is needed here; type it into the field “Key”.");
@@ -45,6 +49,7 @@ async function run(task) {
 }
 
 function tell() {
+  if (!problems.size && at("problem").contains(document.activeElement)) at("search").focus();
   at("message").textContent = [...new Set(problems.values())].join(" · ");
   at("problem").hidden = !problems.size;
 }
@@ -98,10 +103,12 @@ function add(item) {
 function showFound(items, hint) {
   found = items;
   at("hint").textContent = hint;
+  const focused = at("found").contains(document.activeElement);
   at("found").replaceChildren(...items.map((item) => {
     const text = item.item_id === undefined ? `“${item.title}” as it is` : item.title;
     return line(button(element("bdi", text), `Add ${text}`, () => add(item)));
   }));
+  if (focused) (at("found").querySelector("button") ?? at("search")).focus();
 }
 
 async function searchTitles(signal) {
