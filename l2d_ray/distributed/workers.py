@@ -19,10 +19,10 @@ def check_room(config: Config, workers: int = 1) -> None:
     """
     if _room(config) >= workers:
         return
-    asked, has = config.workers, ray.cluster_resources()
+    asked, has, nodes = config.workers, ray.cluster_resources(), len(ray.nodes())
     lack = (
         f"{workers} worker{'s' * (workers > 1)} of workers.cpus={asked.cpus} and workers.gpus={asked.gpus:g} at once do"
-        f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {len(ray.nodes())} nodes"
+        f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {nodes} node{'s' * (nodes > 1)}"
     )
     if not joins_a_cluster():
         raise InputError(f"{lack}; ask for less, or for fewer")
