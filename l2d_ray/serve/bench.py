@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import faiss
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.encoding import HistoryEncoder
@@ -33,6 +34,8 @@ RATES = (0.25, 0.5, 0.75, 0.9, 1.1)
 STEPS = 10
 """Items by which a returning user's history grows."""
 K, BEAMS, CLIENTS, IDLE = 20, 20, 24, 30
+ARRIVALS = 100_000
+"""Of the queue that is computed."""
 PATH, BEAM_PATH = "/v1/recommend", "/v1/beam_search"
 
 
@@ -66,6 +69,9 @@ class ServeBenchmark:
     """p99 over p50 at half of the saturation."""
     bare_tail: float
     """The same of the histories in a bare loop: how much their lengths differ."""
+    queue_tail: float
+    """The same where they arrive at that rate and wait for one another before that loop, first come, first served:
+    what chance does to a single server, however good."""
     returning: Load
     """Each request adds one item to a history seen before; each once, however long that takes."""
     cache_hits: float
@@ -127,6 +133,7 @@ def bench_serve(config: Config) -> ServeBenchmark:
         end = encoder_counts()
         load(url, BEAM_PATH, new(1), seconds=None)
         beam_search = load(url, BEAM_PATH, new(100), 3 * seconds, clients=2)
+    bare_seconds = bare.seconds(histories)
     return ServeBenchmark(
         bare_per_second=round(bare_per_second, 2),
         bare_ms=round(median(alone for alone, _ in pairs), 1),
@@ -138,7 +145,8 @@ def bench_serve(config: Config) -> ServeBenchmark:
         batch_requests=round((after["requests"] - before["requests"]) / (after["batches"] - before["batches"]), 1),
         open_loop=open_loop,
         tail_at_half=round(open_loop[RATES.index(0.5)].p99_ms / open_loop[RATES.index(0.5)].p50_ms, 2),
-        bare_tail=round(bare.tail(histories), 2),
+        bare_tail=_tail(bare_seconds),
+        queue_tail=_tail(queued(random.choice(bare_seconds, ARRIVALS), 0.5 * saturated.per_second)),
         returning=returning,
         cache_hits=round((end["hits"] - start["hits"]) / (end["requests"] - start["requests"]), 3),
         beam_search=beam_search,
@@ -178,15 +186,33 @@ class _Bare:
         seconds = [timed(lambda: [self._encoder.encode(batch) for batch in batches])[0] for _ in range(repeats)]
         return len(histories) / median(seconds)
 
-    def tail(self, histories: Sequence[list[int]]) -> float:
-        """p99 over p50 of `recommend`."""
-        p50, p99 = np.percentile([timed(partial(self.recommend, own))[0] for own in histories], [50, 99])
-        return float(p99 / p50)
+    def seconds(self, histories: Sequence[list[int]]) -> list[float]:
+        """Of `recommend`, for each."""
+        return [timed(partial(self.recommend, own))[0] for own in histories]
 
     def recommend(self, history: list[int]) -> None:
         """One history."""
         states_UD = self._encoder.encode([history]).states_UD
         self._index.recommend_global(states_UD, K, [np.unique(history)])
+
+
+def queued(seconds_N: Sequence[float] | NDArray[np.float64], rate: float) -> list[float]:
+    """From arrival to answer, where so many a second arrive at random and are served in turn, for so many seconds each.
+
+    Lindley's recursion: each waits for what the one before it had still to wait for and be served when it arrived.
+    """
+    gaps_N = np.random.default_rng(0).exponential(1 / rate, len(seconds_N))
+    totals, total = list[float](), 0.0
+    for seconds, gap in zip(seconds_N, gaps_N, strict=True):
+        total = max(0.0, total - gap) + seconds
+        totals.append(total)
+    return totals
+
+
+def _tail(seconds: Sequence[float]) -> float:
+    """p99 over p50."""
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return round(float(p99 / p50), 2)
 
 
 def _post(client: HTTPConnection, body: dict[str, Any]) -> None:
