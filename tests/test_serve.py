@@ -387,7 +387,9 @@ def test_models_that_never_fit_are_refused_where_ray_would_wait(engine: LocalEng
     asked = {"serve.port": port, "serve.encoders": 2, "serve.beams": BEAMS, "workers.cpus": 2 + (os.cpu_count() or 1)}
     refused = run_job("serve", Path(engine.config.workspace), **asked)
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: 3 workers of workers.cpus=")
+    said = refused.stderr.splitlines()[-1]
+    assert said.startswith("error: 3 workers of workers.cpus=")
+    assert said.endswith("ask for less, or set serve.encoders")
 
 
 def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:

@@ -188,14 +188,16 @@ def test_a_batch_answers_each_in_order(engine: LocalEngine) -> None:
 def test_keys(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys"
     file.write_text("first\nsecond\n")
-    monkeypatch.setenv("SOME_KEYS", "third, voilà")  # whose last byte is a space in Latin-1, as headers are read
+    monkeypatch.setenv(
+        "SOME_KEYS", "third, fourth, voilà"
+    )  # whose last byte is a space in Latin-1, as headers are read
     http = client(engine, keys=Keys("SOME_KEYS", str(file)))
 
     def status(key: str | None) -> int:
         headers = {"Authorization": f"Bearer {key}".encode()} if key else {}
         return http.post("/v1/recommend", json={"history": HISTORY}, headers=headers).status_code
 
-    assert [status(key) for key in ("first", "second", "third", "voilà")] == [200] * 4
+    assert [status(key) for key in ("first", "second", "third", "fourth", "voilà")] == [200] * 5
     assert [status(key) for key in (None, "fifth", "first ,", "firs", "七")] == [401] * 5
     file.write_text("fifth\n")
     assert (status("first"), status("fifth")) == (401, 200)

@@ -11,11 +11,11 @@ from l2d_ray.distributed.job import joins_a_cluster
 from l2d_ray.errors import InputError
 
 
-def check_room(config: Config, workers: int = 1) -> None:
+def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -> None:
     """Whether so many workers of `workers.cpus` and `workers.gpus` fit at once: Ray would wait for ever, silently.
 
-    Raises InputError where they do not fit on the Ray of this machine alone; a cluster may grow, so that one line on
-    stderr says what is waited for.
+    Raises InputError, which names the `setting` of their number, where they do not fit on the Ray of this machine
+    alone; a cluster may grow, so that one line on stderr says what is waited for.
     """
     if _room(config) >= workers:
         return
@@ -25,7 +25,7 @@ def check_room(config: Config, workers: int = 1) -> None:
         f" not fit into {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs on {nodes} node{'s' * (nodes > 1)}"
     )
     if not joins_a_cluster():
-        raise InputError(f"{lack}; ask for less, or for fewer")
+        raise InputError(f"{lack}; ask for less, or set {setting}")
     print(f"{lack}: waiting for more", file=sys.stderr)
 
 

@@ -86,7 +86,7 @@ def endpoint(config: Config) -> Iterator[str]:
             f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
             " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
         )
-    check_room(config, settings.encoders + bool(settings.beams))
+    check_room(config, settings.encoders + bool(settings.beams), "serve.encoders")
     http_options = {"host": settings.host, "port": settings.port}
     serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     ready = threading.Event()

@@ -37,7 +37,7 @@ class Keys:
             raise InputError(f"serve.keys_file={self.file!r}: cannot be read ({error})") from None
 
     def _all(self) -> list[str]:
-        lines = Path(self.file).expanduser().read_text().splitlines() if self.file else []
+        lines = Path(self.file).read_text().splitlines() if self.file else []
         return [key for line in lines if (key := line.strip())] + self._from_environment()
 
     def _from_environment(self) -> list[str]:
