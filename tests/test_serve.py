@@ -427,7 +427,7 @@ def test_the_cluster_file_builds_the_application(engine: LocalEngine) -> None:
         call_user_app_builder_with_args_if_necessary(builder, {"typo": 1})
 
 
-def test_what_cannot_be_served_is_refused(engine: LocalEngine, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_refused(engine: LocalEngine, tmp_path: Path, ray_session: None) -> None:
     folder = Path(engine.config.workspace)
     taken = socket.create_server(("127.0.0.1", 0))
     for settings, message in (
