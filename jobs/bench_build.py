@@ -7,4 +7,4 @@ Needs a workspace with a prepared dataset and no memory. The last line on stdout
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.bench_build:bench_build")
+    run("l2d_ray.bench.build:bench_build")

@@ -7,4 +7,4 @@ Needs a prepared dataset (jobs/prepare_data.py). One process, no Ray. The last l
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.bench_extract:bench_extract", on_ray=False)
+    run("l2d_ray.bench.extract:bench_extract", on_ray=False)

@@ -7,4 +7,4 @@ stdout is one JSON object (`FinetuneBenchmark`).
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.bench_finetune:bench_finetune")
+    run("l2d_ray.bench.finetune:bench_finetune")

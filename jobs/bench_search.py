@@ -7,4 +7,4 @@ Made-up rows, no workspace, one process, no Ray; `bench.*` are its settings. The
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.bench_search:bench_search", on_ray=False)
+    run("l2d_ray.bench.search:bench_search", on_ray=False)

@@ -7,4 +7,4 @@ again goes on from the last checkpoint. The last line on stdout is one JSON obje
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.finetune:finetune")
+    run("l2d_ray.distributed.training.driver:finetune")

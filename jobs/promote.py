@@ -7,4 +7,4 @@ before roll it back. RAY_ADDRESS names the endpoint's Ray. The last line on stdo
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.serve.operation:promote")
+    run("l2d_ray.distributed.serving.promotion:promote")

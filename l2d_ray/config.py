@@ -89,7 +89,7 @@ class HistoryConfig(Section):
     stride: int = Field(10, ge=1)
     """The window's left edge moves in steps of this many items, so that neighbouring samples share their beginning and
     histories are max_items to max_items + stride - 1 long. 1 is the paper's window; 10 runs several times fewer
-    tokens (RESULTS.md)."""
+    tokens (jobs/RESULTS.md)."""
 
 
 class PromptConfig(Section):
@@ -100,7 +100,7 @@ class PromptConfig(Section):
     """One item's form; it must contain {title} once."""
     suffix: str = ""
     """Without one, a title that fine-tuning predicts is at once the history of the next sample: fewer tokens, no less
-    Recall (RESULTS.md)."""
+    Recall (jobs/RESULTS.md)."""
     max_item_tokens: int = Field(32, ge=1)
     """Titles are cut to this many tokens."""
 
@@ -122,9 +122,9 @@ class ModelConfig(Section):
     num_layers: int | None = Field(None, ge=1)
     """Keep only the first so many layers."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU. On CPUs with AMX bfloat16 is 2.8 times as fast (RESULTS.md), on those
-    without AVX-512 BF16 slower; int8 is for CPUs with VNNI but no AMX: 8-bit weights, inputs of 16 bits. A memory and
-    what queries it need the same dtype; fine-tuning does not know int8."""
+    """auto: bfloat16 on a GPU, float32 on a CPU. On CPUs with AMX bfloat16 is 2.8 times as fast (jobs/RESULTS.md), on
+    those without AVX-512 BF16 slower; int8 is for CPUs with VNNI but no AMX: 8-bit weights, inputs of 16 bits. A memory
+    and what queries it need the same dtype; fine-tuning does not know int8."""
 
 
 class FinetuneConfig(Section):
@@ -211,13 +211,13 @@ class IndexConfig(Section):
     """Which snapshot of the memory. None: the newest."""
     space: Literal["none", "centre", "whiten-total", "whiten-within"] = "whiten-within"
     """Where distances are taken (core/space.py): `none` is plain L2, the paper's; `whiten-within` divides by the
-    covariance inside items, with which L2D-G finds most of all (RESULTS.md)."""
+    covariance inside items, with which L2D-G finds most of all (jobs/RESULTS.md)."""
     shrinkage: float = Field(0.01, ge=0, le=1)
     """Of the covariance, towards a multiple of the identity."""
     prior: float | None = Field(None, ge=0)
     """Weight of an item's log-frequency in L2D-G: -1/2 distance^2 + prior * log(rows of the item). None: 2 in the space
-    whiten-within, where 1 would be that of linear discriminant analysis, and validation data prefer more (RESULTS.md),
-    else 0."""
+    whiten-within, where 1 would be that of linear discriminant analysis, and validation data prefer more
+    (jobs/RESULTS.md), else 0."""
     factory: str = "auto"
     """A FAISS factory string for the rows of a shard (Flat, SQfp16, HNSW32, "IVF4096,PQ64", …). auto: exact up to
     100,000 rows in a shard, then inverted lists, compressed above 5,000,000."""
@@ -410,6 +410,25 @@ class Config(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the model runs: on a GPU if each worker has one, or a part of one."""
+        return "cuda" if self.workers.gpus > 0 else "cpu"
+
+    def replace(self, changes: dict[str, Any]) -> Self:
+        """Return the same configuration with other values of some dotted keys: `replace({"index.snapshot": 3})`.
+
+        Raises pydantic's ValidationError for an unknown key or an impossible value, as for a new configuration.
+        """
+        tree = self.model_dump()
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            section = tree
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = value
+        return type(self)(**tree)
 
     def absolute(self) -> "Config":
         """The same with this process's relative paths made absolute: other processes have another working folder."""

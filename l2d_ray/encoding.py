@@ -29,7 +29,7 @@ History = Sequence[int | str] | NDArray[np.int32]
 
 def identify_memory(config: Config) -> MemoryIdentity:
     """What all states that this configuration makes have in common. Raises InputError if the model is not there."""
-    backbone = identify(config.model, resolve_dtype(config.model, gpu=config.workers.gpus > 0))
+    backbone = identify(config.model, resolve_dtype(config.model, config.device))
     return MemoryIdentity(
         base_model=backbone.base_model,
         num_layers=backbone.num_layers,
@@ -46,8 +46,7 @@ def identify_memory(config: Config) -> MemoryIdentity:
 
 def language_model(config: Config) -> LanguageModel:
     """The model of `config` with its head, on a GPU if `workers.gpus` says so. Raises InputError as its loader does."""
-    gpu = config.workers.gpus > 0
-    return load_language_model(config.model, resolve_dtype(config.model, gpu), "cuda" if gpu else "cpu")
+    return load_language_model(config.model, resolve_dtype(config.model, config.device), config.device)
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,11 @@ class HistoryEncoder:
 
         `titles[item_index]` is an item's title. `cache_bytes` of the model's device are for what `run` has run.
         """
-        gpu = config.workers.gpus > 0
-        dtype = resolve_dtype(config.model, gpu)
-        self.backbone = backbone or load_backbone(config.model, dtype, "cuda" if gpu else "cpu")
+        dtype = resolve_dtype(config.model, config.device)
+        self.backbone = backbone or load_backbone(config.model, dtype, config.device)
         self.prompts = PromptEncoder(config.prompt, self.backbone.tokenizer, titles)
         self._window = config.history
-        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if gpu else 2048)
+        self.tokens_per_chunk = config.workers.tokens_per_chunk or (16_384 if config.device == "cuda" else 2048)
         self.cache = PrefixCache(cache_bytes)
         self.extract = extractor(self.backbone, self.tokens_per_chunk, self.cache if cache_bytes else None)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from small_endpoint import LocalEngine
+    from support.small_endpoint import LocalEngine
 
     from l2d_ray.models.backbone import Backbone
 
@@ -47,7 +47,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def dataset(users: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a dataset of so many `users`, which the module names, and a model."""
-    from small_workspace import config_of, write_dataset
+    from support.small_workspace import config_of, write_dataset
 
     folder = tmp_path_factory.mktemp("dataset")
     write_dataset(folder, users)
@@ -65,7 +65,7 @@ def folder(dataset: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]":
     """A tiny backbone of a family; each is made once."""
-    from tiny_models import load_tiny
+    from support.tiny_models import load_tiny
 
     return cache(lambda family: load_tiny(tmp_path_factory.mktemp(family), family))
 
@@ -73,6 +73,6 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> "LocalEngine":
     """The model and the index of a workspace that can be served, in this process."""
-    from small_endpoint import LocalEngine, write_endpoint
+    from support.small_endpoint import LocalEngine, write_endpoint
 
     return LocalEngine(write_endpoint(tmp_path_factory.mktemp("endpoint")))

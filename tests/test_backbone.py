@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from support.tiny_models import full_model, save_adapter, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from l2d_ray.config import ModelConfig
@@ -26,21 +26,6 @@ def states(model: Any) -> Tensor:
     with torch.inference_mode():
         output = model(TOKENS, output_hidden_states=True)
     return getattr(output, "last_hidden_state", output.hidden_states[-1])[0]
-
-
-def full_model(folder: str) -> Any:
-    """The model as transformers loads it, with its head."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def save_adapter(folder: Path, model: str, seed: int = 0) -> str:
-    """A LoRA adapter for `model` that changes what it says."""
-    torch.manual_seed(seed)
-    lora = peft.LoraConfig(
-        r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-    )
-    peft.get_peft_model(full_model(model), lora).save_pretrained(folder)
-    return str(folder)
 
 
 def refusal(folder: str | Path, **settings: Any) -> str:
@@ -101,21 +86,21 @@ def test_an_adapter_of_the_whole_model_serves_the_cut_one(llama: str, adapter: s
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gpu", "resolved"),
+    ("dtype", "device", "resolved"),
     [
-        ("auto", False, "float32"),
-        ("auto", True, "bfloat16"),
-        ("float16", True, "float16"),
-        ("int8", False, "int8"),
+        ("auto", "cpu", "float32"),
+        ("auto", "cuda", "bfloat16"),
+        ("float16", "cuda", "float16"),
+        ("int8", "cpu", "int8"),
     ],
 )
-def test_auto_is_what_the_device_does_best(dtype: Any, gpu: bool, resolved: str) -> None:
-    assert resolve_dtype(ModelConfig(dtype=dtype), gpu) == resolved
+def test_auto_is_what_the_device_does_best(dtype: Any, device: str, resolved: str) -> None:
+    assert resolve_dtype(ModelConfig(dtype=dtype), device) == resolved
 
 
 def test_int8_is_for_cpus() -> None:
     with pytest.raises(InputError, match="for CPUs only"):
-        resolve_dtype(ModelConfig(dtype="int8"), gpu=True)
+        resolve_dtype(ModelConfig(dtype="int8"), "cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

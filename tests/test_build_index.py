@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_workspace import ITEM_COUNT, command, config_of, environment, refusal, run_job, write_dataset
+from support.small_workspace import ITEM_COUNT, command, config_of, environment, refusal, run_job, write_dataset
 
 from l2d_ray.core.metrics import recall
 from l2d_ray.distributed.build_index import build_index

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError
-from small_workspace import (
+from support.small_workspace import (
     command,
     config_of,
     environment,
@@ -20,16 +20,15 @@ from small_workspace import (
     wait_for,
     write_dataset,
 )
-from test_backbone import save_adapter
-from tiny_models import save_tiny
+from support.tiny_models import save_adapter, save_tiny
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.build_memory import BuildResult, _build, build_memory
 from l2d_ray.errors import InputError
-from l2d_ray.extraction import Unit
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.verify import verify
 from l2d_ray.records import MemoryIdentity
+from l2d_ray.stages.extraction import Unit
 from l2d_ray.workspace import Workspace
 
 pytestmark = pytest.mark.ray
@@ -261,7 +260,7 @@ torch.set_num_threads(1)
 from l2d_ray.command_line import load_config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import identify_memory
-from l2d_ray.extraction import UnitExtractor, plan_units
+from l2d_ray.stages.extraction import UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 config = load_config(sys.argv[1:])
 extractor = UnitExtractor(config, identify_memory(config))

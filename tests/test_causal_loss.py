@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_model
+from support.tiny_models import tiny_config, tiny_model
 
 from l2d_ray.config import FinetuneConfig
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest

@@ -6,7 +6,7 @@ import huggingface_hub.constants
 import pyarrow.fs as pafs
 import pytest
 import torch
-from tiny_models import save_tiny, tiny_tokenizer
+from support.tiny_models import save_tiny, tiny_tokenizer
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError

@@ -57,7 +57,7 @@ def test_the_demo_and_the_readme_on_three_users(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_what_is_there() -> None:
-    readme, results = ((ROOT / name).read_text() for name in ("README.md", "RESULTS.md"))
+    readme, results = ((ROOT / name).read_text() for name in ("README.md", "jobs/RESULTS.md"))
     tree = readme.split("## The tree")[1].split("```")[1]
     for line in tree.splitlines():
         if match := re.match(r"  (\w+(?:\.py|/)) ", line):

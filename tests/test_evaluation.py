@@ -2,15 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_endpoint import write_endpoint
-from small_workspace import write_dataset
-from tiny_models import tiny_config, tiny_model, tiny_tokenizer
+from support.small_endpoint import write_endpoint
+from support.small_workspace import write_dataset
+from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
-from l2d_ray.bench_search import bench_search
+from l2d_ray.bench.search import bench_search
 from l2d_ray.config import Config
 from l2d_ray.core.metrics import NOT_RANKED
 from l2d_ray.errors import InputError
-from l2d_ray.evaluation import (
+from l2d_ray.schema import Split
+from l2d_ray.stages.evaluation import (
     Choice,
     Contender,
     Stand,
@@ -21,9 +22,8 @@ from l2d_ray.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.indexing import plan_index
-from l2d_ray.reports import plot, png, table
-from l2d_ray.schema import Split
+from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.reports import plot, png, table
 
 
 def test_training_pairs_are_those_of_training_samples_only(tmp_path: Path) -> None:

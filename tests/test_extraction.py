@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_workspace import build_units
-from test_int8_linear import needs_int8
-from tiny_models import save_tiny, tiny_tokenizer
+from support.small_workspace import build_units
+from support.tiny_models import needs_int8, save_tiny, tiny_tokenizer
 
 from l2d_ray.config import Config, PromptConfig
 from l2d_ray.core.packing import Prompts
@@ -17,12 +16,12 @@ from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import load_backbone
 from l2d_ray.models.hidden_states import padded_states, relative_error
 from l2d_ray.records import check_query
 from l2d_ray.schema import HISTORIES, ITEMS, Split, hidden_states
+from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 
 NONE, TRAIN, VALID, TEST = Split
@@ -314,7 +313,7 @@ def test_the_batches_of_a_unit_bound_the_memory_needed(
     write(tmp_path, users)
     config = config_of(tmp_path, model)
     extractor = UnitExtractor(config, identify_memory(config))
-    monkeypatch.setattr("l2d_ray.extraction.PADDED_TOKENS_PER_BATCH", 1_000)
+    monkeypatch.setattr("l2d_ray.stages.extraction.PADDED_TOKENS_PER_BATCH", 1_000)
     batches = list(extractor.batches(Unit("u", 0, 6)))
     assert len(batches) > 3
     assert sum(len(batch.prompts) for batch in batches) == len(expected_samples(users))

@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from small_workspace import config_of, kill_worker, refusal, write_dataset
-from tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
+from support.small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
+from support.small_workspace import config_of, kill_worker, refusal, write_dataset
+from support.tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
+from l2d_ray.bench.finetune import bench_finetune
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed import finetune as driver
-from l2d_ray.distributed.bench_finetune import bench_finetune
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.finetune import FinetuneResult, finetune
+from l2d_ray.distributed.training import driver
+from l2d_ray.distributed.training.driver import FinetuneResult, finetune
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import SampleTable, Schedule
 from l2d_ray.models.trainable import check_trained
 from l2d_ray.schema import Split
+from l2d_ray.stages.finetuning import SampleTable, Schedule
 from l2d_ray.workspace import Workspace
 
 pytestmark = pytest.mark.ray

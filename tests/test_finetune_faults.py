@@ -10,11 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from small_workspace import command, config_of, environment, kill_worker, wait_for, workers
+from support.small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
+from support.small_workspace import command, config_of, environment, kill_worker, wait_for, workers
 
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.finetune import finetune, identify_run
+from l2d_ray.distributed.training.driver import finetune, identify_run
 from l2d_ray.errors import InputError
 from l2d_ray.workspace import Workspace
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_workspace import ITEM_COUNT, config_of, expected_ids, write_dataset
-from tiny_models import tiny_tokenizer
+from support.small_workspace import ITEM_COUNT, config_of, expected_ids, write_dataset
+from support.tiny_models import tiny_tokenizer
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError
-from l2d_ray.finetuning import (
+from l2d_ray.prompts import PromptEncoder
+from l2d_ray.schema import Split
+from l2d_ray.stages.finetuning import (
     Progress,
     SamplePhraser,
     SampleTable,
@@ -21,8 +23,6 @@ from l2d_ray.finetuning import (
     run_digest,
     unpack,
 )
-from l2d_ray.prompts import PromptEncoder
-from l2d_ray.schema import Split
 
 TITLES = [f"Title {i} of the year" for i in range(ITEM_COUNT)]
 

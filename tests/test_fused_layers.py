@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import save_tiny
+from support.tiny_models import save_tiny
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_int8_linear import needs_int8
-from tiny_models import load_tiny, save_tiny
+from support.tiny_models import load_tiny, needs_int8, save_tiny
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_mask
 from torch.nn.attention.flex_attention import flex_attention as eager_flex_attention

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from small_memory import DIMENSION, build, identity, indexed, plan, rows, write_memory
+from support.small_memory import DIMENSION, build, identity, indexed, plan, rows, write_memory
 
 from l2d_ray.core.aggregation import item_sums
 from l2d_ray.core.decoding import ScoredItems, completed, global_neighbours, local_neighbours
@@ -23,8 +23,8 @@ from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.shard import IndexShard, SearchedOnce
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.index.tuning import tune
-from l2d_ray.indexing import build_shard, fit, sum_moments
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.stages.indexing import build_shard, fit, sum_moments
 from l2d_ray.workspace import Workspace
 
 NONE = np.empty(0, np.int64)

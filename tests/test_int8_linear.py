@@ -8,16 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import save_tiny
+from support.tiny_models import needs_int8, save_tiny
 from torch import Tensor, nn
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import load_backbone, load_language_model
 from l2d_ray.models.hidden_states import relative_error
-from l2d_ray.models.int8_linear import Int8Linear, is_supported
-
-needs_int8 = pytest.mark.skipif(not is_supported(), reason="this processor has no AVX-512 VNNI")
+from l2d_ray.models.int8_linear import Int8Linear
 
 
 def layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:

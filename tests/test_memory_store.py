@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
-from small_memory import identity
+from support.small_memory import identity
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.errors import InputError

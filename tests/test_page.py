@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from live_endpoint import LIMITS, application, listening
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
-from running_endpoint import ask
-from small_endpoint import LocalEngine
+from support.live_endpoint import LIMITS, application, listening
+from support.running_endpoint import ask
+from support.small_endpoint import LocalEngine
 
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import UnavailableError

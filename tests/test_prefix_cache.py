@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_workspace import config_of
-from test_int8_linear import needs_int8
-from tiny_models import load_tiny, save_tiny
+from support.small_workspace import config_of
+from support.tiny_models import load_tiny, needs_int8, save_tiny
 from torch import Tensor
 
 from l2d_ray.config import ModelConfig

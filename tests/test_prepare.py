@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_data_d3 import PUBLISHED, publish
+from support.d3_files import PUBLISHED, publish
 
 from l2d_ray.config import Config, DataConfig
 from l2d_ray.data.dataset import Dataset

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import tiny_tokenizer
+from support.tiny_models import tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from l2d_ray.config import PromptConfig

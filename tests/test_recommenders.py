@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_memory import build
-from small_workspace import ITEM_COUNT, config_of, write_dataset
+from support.small_memory import build
+from support.small_workspace import ITEM_COUNT, config_of, write_dataset
 
-from l2d_ray.baselines.co_occurrence import CoOccurrence
-from l2d_ray.baselines.constrained_beam import ConstrainedBeam, TitleTrie
-from l2d_ray.baselines.grounded_beam import GroundedBeam
-from l2d_ray.baselines.most_popular import MostPopular
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.evaluation import training_pairs
-from l2d_ray.extraction import UnitExtractor, plan_units
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
-from l2d_ray.recommender import NO_ITEM, Filters, L2DRecommender, Recommender
+from l2d_ray.recommenders.co_occurrence import CoOccurrence
+from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, TitleTrie
+from l2d_ray.recommenders.contract import NO_ITEM, Filters, Recommender
+from l2d_ray.recommenders.grounded_beam import GroundedBeam
+from l2d_ray.recommenders.l2d import L2DRecommender
+from l2d_ray.recommenders.most_popular import MostPopular
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
+from l2d_ray.stages.evaluation import training_pairs
+from l2d_ray.stages.extraction import UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 
 NAMES = ["most-popular", "co-occurrence", "l2d-global", "l2d-local", "constrained-beam", "grounded-beam"]

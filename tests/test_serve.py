@@ -19,24 +19,24 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from hostile_requests import EXAMPLES, STEERING, Hostile, attack, good, post, send
 from pydantic import ValidationError
 from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
-from running_endpoint import Reply, Running, ask, request, running
-from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import command, config_of, kill_worker, run_job, wait_for, workers
+from support.hostile_requests import EXAMPLES, STEERING, Hostile, attack, good, post, send
+from support.running_endpoint import Reply, Running, ask, request, running
+from support.small_endpoint import LocalEngine, write_endpoint
+from support.small_workspace import command, config_of, kill_worker, run_job, wait_for, workers
 
-from l2d_ray.baselines.constrained_beam import _AlongTrie
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.distributed.ingress import free_ports
+from l2d_ray.distributed.serving.deployments import REPLICA_VARIABLES, start_of
+from l2d_ray.distributed.serving.encoders import BROKEN_BATCHES, BeamSearcher
+from l2d_ray.distributed.serving.endpoint import serve_until_stopped
+from l2d_ray.distributed.serving.haproxy import free_ports
 from l2d_ray.errors import InputError
+from l2d_ray.recommenders.constrained_beam import _AlongTrie
 from l2d_ray.serve.api import REQUEST_ID
-from l2d_ray.serve.deployments import REPLICA_VARIABLES, start_of
-from l2d_ray.serve.endpoint import serve_until_stopped
 from l2d_ray.serve.engine import Query
-from l2d_ray.serve.models import BROKEN_BATCHES, BeamSearcher
 
 pytestmark = pytest.mark.ray
 BEAMS = 4
@@ -359,9 +359,12 @@ def test_a_promotion_that_finds_a_part_without_replicas_names_it_and_goes_back(
     model.rename(model.with_name("away"))
     try:
         kill_worker("ServeReplica:l2d_ray:Encoder")
-        program = "from l2d_ray.serve import operation; operation.REPLACED_SECONDS = 20"
+        program = "from l2d_ray.distributed.serving import promotion; promotion.REPLACED_SECONDS = 20"
         job = endpoint.promotion(tmp_path)
-        job[1:2] = ["-c", f"{program}; from l2d_ray.distributed.job import run; run('l2d_ray.serve.operation:promote')"]
+        job[1:2] = [
+            "-c",
+            f"{program}; from l2d_ray.distributed.job import run; run('l2d_ray.distributed.serving.promotion:promote')",
+        ]
         failed = subprocess.run(job, env=endpoint.environment(), capture_output=True, text=True, check=False)
     finally:
         model.with_name("away").rename(model)

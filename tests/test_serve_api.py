@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from small_endpoint import LocalEngine
+from support.small_endpoint import LocalEngine
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.serve.api import create_app

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from l2d_ray.serve.bench import queued
+from l2d_ray.bench.serve import queued
 
 
 def test_a_queue_waits_as_long_as_queueing_theory_says() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hostile_requests import EXAMPLES
-from live_endpoint import LIMITS, application, listening
-from running_endpoint import ask
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import Status, events, from_schema
-from small_endpoint import LocalEngine
+from support.hostile_requests import EXAMPLES
+from support.live_endpoint import LIMITS, application, listening
+from support.running_endpoint import ask
+from support.small_endpoint import LocalEngine
 
 KEY = "a-key"
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running_endpoint import Reply, Running, ask, load, request, running
-from small_endpoint import LocalEngine, write_endpoint
-from small_workspace import kill_worker, result_of, wait_for, workers
-from tiny_models import save_tiny
+from support.running_endpoint import Reply, Running, ask, load, request, running
+from support.small_endpoint import LocalEngine, write_endpoint
+from support.small_workspace import kill_worker, result_of, wait_for, workers
+from support.tiny_models import save_tiny
 
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.serve.engine import Query

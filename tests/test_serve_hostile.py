@@ -10,8 +10,8 @@ from random import Random
 
 import psutil
 import pytest
-from hostile_requests import EXAMPLES, KINDS, attack, good
-from live_endpoint import LIMITS, started
+from support.hostile_requests import EXAMPLES, KINDS, attack, good
+from support.live_endpoint import LIMITS, started
 
 REQUESTS = 15 * EXAMPLES
 """Raw requests of one round."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
-from live_endpoint import application, listening
-from small_endpoint import LocalEngine
+from support.live_endpoint import application, listening
+from support.small_endpoint import LocalEngine
 
-from l2d_ray.serve.load import load
+from l2d_ray.bench.load import load
 
 PATH = "/v1/recommend"
 BODIES = [{"history": ["i3"]}, {"history": ["i4", "i5"]}, {"history": ["nope"]}, {"history": ["i6"]}]

@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from hostile_requests import STEERING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from support.hostile_requests import STEERING
 
 from l2d_ray.serve.api import REQUEST_ID
 from l2d_ray.serve.proxy import Again, middlewares

@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_endpoint import LocalEngine, write_endpoint
+from support.small_endpoint import LocalEngine, write_endpoint
 
 from l2d_ray.config import Config, ServeConfig
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.serving import encoders as models
+from l2d_ray.distributed.serving import replicas
+from l2d_ray.distributed.serving.encoders import BeamSearcher, Encoder
+from l2d_ray.distributed.serving.replicas import Replicas, hops_of
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import answers, run
-from l2d_ray.serve import models, replicas
 from l2d_ray.serve.batching import TokenBatcher
 from l2d_ray.serve.engine import OverloadedError, Query, UnavailableError
-from l2d_ray.serve.models import BeamSearcher, Encoder
 from l2d_ray.serve.releases import Held, Release, ReleaseFile, VersionError
-from l2d_ray.serve.replicas import Replicas, hops_of
 from l2d_ray.workspace import Workspace
 
 FIRST, SECOND, DAMAGED = (
@@ -46,7 +47,9 @@ def file(tmp_path: Path) -> ReleaseFile:
 
 def test_gateways_shards_and_promotions_start_without_what_only_models_need() -> None:
     """In a process of its own: this one has read it all."""
-    modules = "l2d_ray.serve.gateway, l2d_ray.serve.shards, l2d_ray.serve.operation"
+    modules = (
+        "l2d_ray.distributed.serving.gateway, l2d_ray.distributed.serving.shards, l2d_ray.distributed.serving.promotion"
+    )
     needless = f"import sys, {modules}; print({{'torch', 'transformers'}} & {{*sys.modules}})"
     assert subprocess.check_output([sys.executable, "-c", needless], text=True).strip() == "set()"
 

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_memory_store import IDENTITY
+from support.small_memory import identity
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import ITEMS, SAMPLES
 from l2d_ray.workspace import Workspace
+
+IDENTITY = identity(num_shards=3)
 
 
 @pytest.fixture

@@ -26,5 +26,4 @@ def read_interactions(path: str, config: Config) -> Iterator[pa.Table]:
 
 
 def _located(config: Config) -> Config:
-    data = config.data.model_copy(update={"interactions": str(movielens_100k()), "items": None})
-    return config.model_copy(update={"data": data})
+    return config.replace({"data.interactions": str(movielens_100k()), "data.items": None})

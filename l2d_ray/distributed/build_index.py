@@ -21,7 +21,7 @@ from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.sharding import Hop, answers, dealt, follow
 from l2d_ray.index.tuning import tuning_hops
-from l2d_ray.indexing import Fitted, IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
+from l2d_ray.stages.indexing import Fitted, IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
 from l2d_ray.workspace import Workspace
 
 

@@ -21,10 +21,10 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
-from l2d_ray.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
+from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -23,18 +23,19 @@ from l2d_ray.data.files import join
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
-from l2d_ray.distributed.finetune import check, finetune
 from l2d_ray.distributed.job import quiet
 from l2d_ray.distributed.prepare import prepare
+from l2d_ray.distributed.training.driver import check, finetune
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
-from l2d_ray.evaluation import CUTOFFS
-from l2d_ray.finetuning import tuned_model
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.indexing import plan_index
 from l2d_ray.memory.verify import verify
-from l2d_ray.recommender import NO_ITEM, Filters, L2DRecommender
+from l2d_ray.recommenders.contract import NO_ITEM, Filters
+from l2d_ray.recommenders.l2d import L2DRecommender
 from l2d_ray.schema import Split
+from l2d_ray.stages.evaluation import CUTOFFS
+from l2d_ray.stages.finetuning import tuned
+from l2d_ray.stages.indexing import plan_index
 from l2d_ray.workspace import Workspace
 
 OBJECT_STORE_BYTES = 500 << 20
@@ -73,12 +74,12 @@ def demo(config: Config) -> DemoResult:
     _say("3. finetune")
     tuning = finetune(config)
     _say("", json.dumps(asdict(tuning)))
-    tuned = tuned_model(config, tuning.adapter)
-    config = config.model_copy(update={"model": tuned})
+    config = tuned(config, tuning.adapter)
     _say("4. ray job submit -- python jobs/build_memory.py")
     ray_command = str(Path(sys.executable).with_name("ray"))
     submit = [ray_command, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", "."]
-    model = [f"model.name={tuned.name}", *([f"model.adapter={tuned.adapter}"] if tuned.adapter else [])]
+    model = [f"model.name={config.model.name}"]
+    model += [f"model.adapter={config.model.adapter}"] if config.model.adapter else []
     # Named, for Ray gives a job the address of any Ray that it finds on the machine.
     job = ["env", f"RAY_ADDRESS={cluster.address}", "python", "jobs/build_memory.py"]
     job += [*sys.argv[1:], f"workspace={workspace.uri}", *model]
@@ -102,8 +103,7 @@ def _evaluate_untuned(config: Config, workspace: Workspace) -> EvaluateResult:
     """L2D with the model as it comes, in a workspace of its own with the same dataset."""
     own = Workspace.open(join(workspace.uri, "untuned"))
     workspace.copy("dataset", own, "dataset")
-    settings = config.evaluate.model_copy(update={"recommenders": COMPARED, "fractions": []})
-    config = config.model_copy(update={"workspace": own.uri, "evaluate": settings})
+    config = config.replace({"workspace": own.uri, "evaluate.recommenders": COMPARED, "evaluate.fractions": []})
     build_memory(config)
     return evaluate(config)
 

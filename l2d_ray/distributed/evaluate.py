@@ -30,7 +30,9 @@ from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.evaluation import (
+from l2d_ray.records import check_query
+from l2d_ray.schema import Split
+from l2d_ray.stages.evaluation import (
     Choice,
     Contender,
     Stand,
@@ -41,10 +43,8 @@ from l2d_ray.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.indexing import dataset_of, plan_index
-from l2d_ray.records import check_query
-from l2d_ray.reports import plot, png, table
-from l2d_ray.schema import Split
+from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace
 
 
@@ -194,13 +194,15 @@ def _pinned(config: Config) -> Config:
     dataset_of(plan)
     snapshot = plan.snapshot
     check_query(snapshot.identity, identify_memory(config))
-    return config.model_copy(update={"index": config.index.model_copy(update={"snapshot": snapshot.number})})
+    return config.replace({"index.snapshot": snapshot.number})
 
 
 def _index(config: Config, space: str, fraction: float | None = None) -> str:
     """The path of the manifest of an index, which is built if it is missing."""
-    changes = {"space": space} if fraction is None else {"space": space, "sample_fraction": fraction}
-    config = config.model_copy(update={"index": config.index.model_copy(update=changes)})
+    changes: dict[str, Any] = {"index.space": space}
+    if fraction is not None:
+        changes["index.sample_fraction"] = fraction
+    config = config.replace(changes)
     build_index(config)
     return plan_index(config).manifest
 

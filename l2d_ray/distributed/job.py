@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
-from l2d_ray.distributed.ingress import local_variables
+from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
 
 if TYPE_CHECKING:

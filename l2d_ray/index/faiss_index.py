@@ -19,7 +19,7 @@ from l2d_ray.errors import InputError
 EXHAUSTIVE = "Flat"
 """The factory string whose candidates are all there are, ties included."""
 EXACT_BELOW_ROWS = 100_000
-"""Rows of a shard up to which `auto` scans them all: 31 ms a query of dimension 576 (RESULTS.md), a quarter
+"""Rows of a shard up to which `auto` scans them all: 31 ms a query of dimension 576 (jobs/RESULTS.md), a quarter
 of what encoding the query takes there, or less."""
 COMPRESSED_ABOVE_ROWS = 5_000_000
 TRAINING_ROWS_PER_MEAN = 64

@@ -57,13 +57,13 @@ class BackboneIdentity:
     dimension: int
 
 
-def resolve_dtype(config: ModelConfig, gpu: bool) -> str:
+def resolve_dtype(config: ModelConfig, device: str) -> str:
     """`model.dtype` with `auto` decided: bfloat16 on a GPU, float32 on a CPU. Raises InputError for int8 on a GPU."""
-    if gpu and config.dtype == "int8":
+    if device == "cuda" and config.dtype == "int8":
         raise InputError("model.dtype='int8': for CPUs only, but workers.gpus is above 0; leave it out")
     if config.dtype != "auto":
         return config.dtype
-    return "bfloat16" if gpu else "float32"
+    return "bfloat16" if device == "cuda" else "float32"
 
 
 def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:

@@ -3,7 +3,7 @@
 That is a gateway's own server, behind HAProxy, and Ray's proxy: HAProxy's last resort while there is no gateway, and
 all that there is without HAProxy. That proxy answers a request whose gateway dies with a bare 500, for it cannot know
 whether it may run twice. Those of this endpoint may: they only read. So it is put to another gateway here, as HAProxy
-does. Ray takes `middlewares` in by a variable of its environment (`distributed/ingress.py`).
+does. Ray takes `middlewares` in by a variable of its environment (`distributed/serving/haproxy.py`).
 """
 
 from starlette.middleware import Middleware

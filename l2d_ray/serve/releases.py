@@ -2,7 +2,8 @@
 
 A release is a configuration and the index that it names. The replicas of an endpoint agree by one file of the
 workspace: the first release in it is served, the others are to be held beside it. A new one is served in three steps
-(`operation.py`): named beside the old one, so that every replica loads it; named first, so that the gateways turn to
+(`distributed/serving/promotion.py`):
+named beside the old one, so that every replica loads it; named first, so that the gateways turn to
 it; alone, once no request is left that began before. Where there is no file, the release of the start is served.
 """
 
@@ -21,9 +22,9 @@ from l2d_ray.config import Config
 from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
-from l2d_ray.indexing import plan_index
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
+from l2d_ray.stages.indexing import plan_index
 from l2d_ray.workspace import Workspace
 
 T = TypeVar("T")

@@ -51,7 +51,7 @@ class RecommendRequest(Body):
     k: int = Field(20, ge=1, le=10_000)
     """Items to recommend: at most 100, where the operator does not say otherwise."""
     aggregation: Aggregation = "global"
-    """`global`: L2D-G, from all training sequences of an item, which finds more (RESULTS.md); `local`: L2D-L, from
+    """`global`: L2D-G, from all training sequences of an item, which finds more (jobs/RESULTS.md); `local`: L2D-L, from
     those most like this history."""
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: how many sequences. None: the server's setting."""

@@ -1,0 +1,1 @@
+"""Benchmarks: medians of paired runs and their ratio."""

@@ -1,0 +1,129 @@
+"""Tree-packed training against one sample after the other in padded batches, and two workers against one."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2d_ray.config import Config
+from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.training.driver import FOLDER, check, finetune, identify_run
+from l2d_ray.distributed.training.phrasing import sample_phraser
+from l2d_ray.distributed.workers import workers_that_fit
+from l2d_ray.models.backbone import resolve_dtype
+from l2d_ray.models.causal_loss import packed_loss, padded_loss
+from l2d_ray.models.trainable import load_trainable
+from l2d_ray.schema import Split
+from l2d_ray.stages.finetuning import SampleTable
+from l2d_ray.timing import timed
+from l2d_ray.workspace import Workspace
+
+BATCH_SIZES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class FinetuneBenchmark:
+    """Medians over alternating runs of loss and gradient, without dropout, in one process."""
+
+    speedup: float
+    """Seconds of one-by-one over seconds of packed, median of the pairs."""
+    gradient_error: float
+    """Distance of the packed gradient from the one-by-one gradient, relative to the latter's length; the largest."""
+    samples_per_second: float
+    """Packed."""
+    one_by_one_samples_per_second: float
+    distinct_tokens: int
+    tokens_one_by_one: int
+    samples: int
+    batch_size: int
+    """Sequences side by side, the fastest of 1 to 16 for one-by-one."""
+    threads: int
+    two_workers_over_one: float | None
+    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus. None where two
+    do not fit."""
+
+
+def bench_finetune(config: Config) -> FinetuneBenchmark:
+    """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
+    workers. Leaves nothing in the workspace."""
+    check(config)
+    two = workers_that_fit(config) > 1
+    dataset = Dataset.open(Workspace.open(config.workspace))
+    settings = config.replace({"finetune.dropout": 0.0}).finetune
+    dtype = resolve_dtype(config.model, config.device)
+    model = load_trainable(config.model, settings, dtype).to(config.device)
+    torch.set_num_threads(config.bench.threads or config.workers.cpus)
+    batches = _batches(config, dataset)
+
+    def packed() -> Tensor:
+        return _gradient(model, (packed_loss(model, batch)[0] for batch in batches))
+
+    size = min(BATCH_SIZES, key=lambda size: timed(lambda: _one_by_one(model, batches[:1], size))[0])
+    pairs, errors = [], []
+    for _ in range(config.bench.repeats):
+        slow, expected = timed(lambda: _one_by_one(model, batches, size))
+        fast, found = timed(packed)
+        pairs.append((slow, fast))
+        errors.append(float((found - expected).norm() / expected.norm()))
+    samples = sum(map(len, batches))
+    return FinetuneBenchmark(
+        speedup=round(median(slow / fast for slow, fast in pairs), 3),
+        gradient_error=max(errors),
+        samples_per_second=round(samples / median(fast for _, fast in pairs), 3),
+        one_by_one_samples_per_second=round(samples / median(slow for slow, _ in pairs), 3),
+        distinct_tokens=sum(plan_forest(batch.sequences).tokens.size for batch in batches),
+        tokens_one_by_one=sum(batch.sequences.tokens.size for batch in batches),
+        samples=samples,
+        batch_size=size,
+        threads=torch.get_num_threads(),
+        two_workers_over_one=round(_rate(config, 2) / _rate(config, 1), 3) if two else None,
+    )
+
+
+def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
+    """The first samples of the first epoch, in micro-batches."""
+    table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
+    phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), table)
+    rows = table.epoch(config.finetune.seed, 0)[: config.bench.samples]
+    return [phraser.phrase(part) for part in np.array_split(rows, -(-rows.size // config.finetune.micro_batch_size))]
+
+
+def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:
+    """The gradient of every sequence in full, `size` side by side, those of like length together."""
+
+    def losses() -> Iterator[Tensor]:
+        for batch in batches:
+            order = np.argsort(batch.sequences.lengths, kind="stable")
+            for rows in np.array_split(order, -(-order.size // size)):
+                sequences = Prompts.join([batch.sequences[n] for n in rows])
+                yield padded_loss(model, TrainingSamples(sequences, batch.target_lengths[rows], batch.ids[rows]))[0]
+
+    return _gradient(model, losses())
+
+
+def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
+    """The sum of the gradients of these losses, one after the other."""
+    model.zero_grad()
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+    return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad and w.grad is not None])
+
+
+def _rate(config: Config, workers: int) -> float:
+    """Samples per second of a training of one epoch."""
+    name = f"bench-{workers}"
+    settings = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 50, "trackers": []}
+    changes = {f"finetune.{key}": value for key, value in settings.items()}
+    own = config.replace(changes | {"workers.min": workers, "workers.max": workers})
+    workspace = Workspace.open(config.workspace)
+    checkpoints = f"{FOLDER}/{identify_run(own, Dataset.open(workspace))}"
+    for left in (name, checkpoints):  # by a run that was killed
+        workspace.delete(left)
+    result = finetune(own)
+    workspace.delete(name)
+    return result.samples / result.seconds

@@ -1,0 +1,14 @@
+"""Print what the encoders of the Ray of the environment have done: a script, for `Running.counts`."""
+
+import json
+
+import ray
+
+from l2d_ray.distributed.serving.promotion import encoder_counts
+
+if __name__ == "__main__":
+    ray.init(log_to_driver=False)
+    try:
+        print(json.dumps(encoder_counts()))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,179 @@
+"""An endpoint as a user starts it, on a real Ray Serve: asked over HTTP, put under load, promoted."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from l2d_ray.distributed.serving.haproxy import free_ports
+from support.small_workspace import command, environment, wait_for
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a client got."""
+
+    status: int
+    """0: nothing."""
+    body: Any
+    """JSON; else the text, or the name of the error."""
+    headers: dict[str, str] = field(default_factory=dict)
+    sent: float = 0
+    """When, in seconds of time.monotonic()."""
+    seconds: float = 0
+    question: int = 0
+    """Of a load: which of its bodies was sent."""
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 60) -> tuple[int, dict[str, Any]]:
+    """The status and the answer."""
+    reply = request(url, path, body, timeout)
+    return reply.status, reply.body
+
+
+def request(url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 60, question: int = 0) -> Reply:
+    """A GET, or a POST if there is a body, on a connection of its own."""
+    data, sent = None if body is None else json.dumps(body).encode(), time.monotonic()
+
+    def reply(status: int, text: str, headers: Any = ()) -> Reply:
+        with contextlib.suppress(ValueError):
+            return Reply(status, json.loads(text), dict(headers), sent, time.monotonic() - sent, question)
+        return Reply(status, text, dict(headers), sent, time.monotonic() - sent, question)
+
+    one = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(one, timeout=timeout) as response:
+            return reply(response.status, response.read(), response.headers)
+    except urllib.error.HTTPError as error:
+        return reply(error.code, error.read().decode(), error.headers)
+    except OSError as error:
+        return reply(0, repr(error))
+
+
+@contextlib.contextmanager
+def load(url: str, bodies: Sequence[dict[str, Any]], rate: float) -> Iterator[list[Reply]]:
+    """Send so many requests a second, in turn, whether answers come or not; all have come when the block is left."""
+    replies: list[Reply] = []
+    stop = threading.Event()
+
+    def send(number: int) -> None:
+        question = number % len(bodies)
+        replies.append(request(url, "/v1/recommend", bodies[question], question=question))
+
+    def keep_sending(pool: ThreadPoolExecutor) -> None:
+        started = time.monotonic()
+        for number in count():
+            if stop.wait(max(0.0, started + number / rate - time.monotonic())):
+                return
+            pool.submit(send, number)
+
+    with ThreadPoolExecutor(200) as pool:
+        sender = threading.Thread(target=keep_sending, args=[pool])
+        sender.start()
+        try:
+            yield replies
+        finally:
+            stop.set()
+            sender.join()
+
+
+OPERATOR = """
+import contextlib, io, json, runpy, sys
+
+for line in sys.stdin:
+    sys.argv, out, err, status = json.loads(line), io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+"""Runs one script after the other, the arguments of each in a line of JSON: to start Python and Ray takes seconds."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """An endpoint, and the settings that it was started with."""
+
+    url: str
+    log: Path
+    settings: dict[str, Any]
+    operator: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Ends the process that operates it."""
+
+    def promotion(self, folder: Path, **settings: Any) -> list[str]:
+        """The command that promotes the release of a workspace."""
+        return command("promote", folder, **self.settings, **settings)
+
+    def environment(self) -> dict[str, str]:
+        """In which that command finds this endpoint."""
+        (address,) = re.findall(r"RAY_ADDRESS=(\S+)", self.log.read_text())
+        return environment() | {"RAY_ADDRESS": address}
+
+    def promote(self, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """What that command says, without its start."""
+        _, *script = self.promotion(folder, **settings)
+        return self._run(script)
+
+    def counts(self) -> dict[str, int]:
+        """What the encoders have done, in all."""
+        run = self._run([str(Path(__file__).with_name("encoder_counts.py"))])
+        run.check_returncode()
+        found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
+        return found
+
+    def _run(self, script: list[str]) -> subprocess.CompletedProcess[str]:
+        process = self._operating
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(script) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(script, *json.loads(process.stdout.readline()))
+
+    @cached_property
+    def _operating(self) -> subprocess.Popen[str]:
+        pipe, job = subprocess.PIPE, [sys.executable, "-c", OPERATOR]
+        process = subprocess.Popen(job, env=self.environment(), stdin=pipe, stdout=pipe, text=True)
+        self.operator.callback(process.kill)
+        return process
+
+    def version(self) -> str:
+        """What it serves."""
+        version: str = ask(self.url, "/v1/status")[1]["version"]
+        return version
+
+
+@contextlib.contextmanager
+def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
+    """Serve a workspace; what the job says to stderr is in `log`. It must stop at SIGINT, with its result line."""
+    (port,) = free_ports(1)
+    job = command("serve", folder, **settings, **{"serve.port": port})
+    with log.open("w") as stderr:
+        process = subprocess.Popen(job, env=environment(), stdout=subprocess.PIPE, stderr=stderr, text=True)
+    try:
+        wait_for(lambda: "serving at" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        endpoint = Running(f"http://127.0.0.1:{port}", log, settings)
+        with endpoint.operator:
+            yield endpoint
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        assert json.loads(stdout.splitlines()[-1])["url"] == f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()

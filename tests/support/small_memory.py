@@ -1,0 +1,88 @@
+"""A memory of made-up states, written as the main job writes it, and its index, without Ray and without a model."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from l2d_ray.config import Config, IndexConfig
+from l2d_ray.core.samples import sample_ids
+from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.sharding import ShardedIndex, run
+from l2d_ray.index.tuning import tuning_hops
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.records import MemoryIdentity
+from l2d_ray.schema import SAMPLES
+from l2d_ray.stages.indexing import IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
+from l2d_ray.workspace import Workspace
+
+DIMENSION = 8
+faiss.omp_set_num_threads(1)  # searches this small only wait for a second thread
+
+
+def identity(num_shards: int, dimension: int = DIMENSION) -> MemoryIdentity:
+    return MemoryIdentity(
+        base_model="b" * 64,
+        num_layers=2,
+        adapter=None,
+        tokenizer="t" * 64,
+        template="p" * 64,
+        dtype="float32",
+        max_items=10,
+        stride=10,
+        dimension=dimension,
+        num_shards=num_shards,
+    )
+
+
+def rows(count: int, items: int, seed: int = 0, dimension: int = DIMENSION) -> tuple[NDArray[np.float16], pa.Table]:
+    """States in a loud common direction, around one place for each item; some repeat, so that distances tie."""
+    random = np.random.default_rng(seed)
+    item_of = random.integers(0, items, count).astype(np.int32)
+    places = random.standard_normal((items, dimension))
+    states = places[item_of] + 0.5 * random.standard_normal((count, dimension)) + 5
+    states[:, 0] *= 20
+    states[count // 2 :][::3] = states[: len(states[count // 2 :][::3])]
+    ids = sample_ids(np.arange(count), np.ones(count, np.int64))
+    columns = [ids, np.arange(count), item_of, np.arange(count)]
+    return states.astype(np.float16), pa.table(
+        [pa.array(c, t) for c, t in zip(columns, SAMPLES.types, strict=True)], schema=SAMPLES
+    )
+
+
+def write_memory(folder: Path, count: int = 600, items: int = 40, num_shards: int = 3, units: int = 3) -> Workspace:
+    """A workspace with one snapshot of these rows."""
+    workspace = Workspace.open(str(folder))
+    store, (states, samples) = MemoryStore(workspace), rows(count, items)
+    for unit in range(units):
+        own = slice(unit * count // units, (unit + 1) * count // units)
+        with store.write_unit(f"u{unit}", identity(num_shards)) as writer:
+            writer.write(samples.slice(own.start, own.stop - own.start), states[own])
+    store.take_snapshot([f"u{unit}" for unit in range(units)], "d" * 64, 1.0)
+    return workspace
+
+
+def plan(workspace: Workspace, **index: Any) -> IndexPlan:
+    return plan_index(Config(workspace=workspace.uri, index=IndexConfig(**index)))
+
+
+def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]:
+    """All four steps, one after the other."""
+    made = plan(workspace, **index)
+    for shard in range(made.num_shards):
+        sum_moments(made, shard)
+    fitted = fit(made)
+    shards = [build_shard(made, fitted, shard) for shard in range(made.num_shards)]
+    trials = [trial_shard(made, fitted, shard) for shard in shards]
+    tuned = run(tuning_hops([shard.rows for shard in shards], made.config.target_recall), trials)
+    return made, finish(made, fitted, shards, tuned, time.time())
+
+
+def indexed(folder: Path, num_shards: int = 3, prior: float = 0.0, **index: Any) -> ShardedIndex:
+    """The index of a memory of 600 rows of 40 items, ready to search."""
+    workspace = write_memory(folder, num_shards=num_shards)
+    return ShardedIndex.open(workspace, build(workspace, **index)[0].manifest).with_prior(prior)

@@ -1,0 +1,35 @@
+"""A training of a tiny model on few samples, for the tests of fine-tuning."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from support.small_workspace import wait_for
+
+USERS = 12
+LEARNING = {
+    "finetune.learning_rate": 1e-2,
+    "finetune.batch_size": 16,
+    "finetune.micro_batch_size": 8,
+    "finetune.epochs": 2,
+    "finetune.valid_samples": 12,
+    "finetune.dropout": 0,  # which draws other numbers in another worker
+}
+
+
+def wait_for_checkpoint(folder: Path) -> None:
+    """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
+    wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")))
+
+
+def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
+    """What a training left in a workspace."""
+    (file,) = (folder / name).glob("*model.safetensors")
+    return load_file(file)
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=tolerance, atol=tolerance)

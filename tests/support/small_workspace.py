@@ -1,0 +1,151 @@
+"""A workspace with a small dataset, a tiny model beside it, and the main job as a command."""
+
+import contextlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from l2d_ray.command_line import load_config
+from l2d_ray.config import Config
+from l2d_ray.core.samples import sample_ids
+from l2d_ray.data.dataset import Dataset, write_manifest, write_part
+from l2d_ray.encoding import identify_memory
+from l2d_ray.memory.manifest import UnitRecord
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.schema import HISTORIES, ITEMS, Split, hidden_states
+from l2d_ray.stages.extraction import UnitExtractor, plan_units
+from l2d_ray.workspace import Workspace
+from support.tiny_models import save_tiny
+
+JOBS = Path(__file__).parents[2] / "jobs"
+ITEM_COUNT = 30
+
+
+def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0) -> Dataset:
+    """Histories of `length` items, the last two of them for validation and test."""
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "user_id": f"u{user}",
+            "user_hash": user * 1_000_003,
+            "item_indices": random.integers(0, ITEM_COUNT, length).tolist(),
+            "timestamps": list(range(length)),
+            "splits": [Split.NONE, *[Split.TRAIN] * (length - 3), Split.VALID, Split.TEST],
+        }
+        for user in range(users)
+    ]
+    items = [{"item_index": i, "item_id": f"i{i}", "title": f"Title {i} of the year"} for i in range(ITEM_COUNT)]
+    workspace = Workspace.open(str(folder))
+    parts = [write_part(workspace, 0, pa.Table.from_pylist(rows, schema=HISTORIES))]
+    write_manifest(workspace, pa.Table.from_pylist(items, schema=ITEMS), parts, {"users": users})
+    return Dataset.open(workspace)
+
+
+def arguments(folder: Path, **overrides: Any) -> list[str]:
+    """The command line of a job on `folder`, with the tiny model that is made there if it is not yet."""
+    model = folder / "model"
+    if not model.exists():
+        save_tiny(model)
+    settings = {"workspace": folder, "model.name": model, "workers.max": 1, "memory.num_shards": 2} | overrides
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def config_of(folder: Path, **overrides: Any) -> Config:
+    return load_config(arguments(folder, **overrides))
+
+
+def command(job: str, folder: Path, **overrides: Any) -> list[str]:
+    return [sys.executable, str(JOBS / f"{job}.py"), *arguments(folder, **overrides)]
+
+
+def environment() -> dict[str, str]:
+    """The job starts a Ray of its own, whatever Ray these tests have."""
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+
+def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def refusal(job: str, folder: Path, monkeypatch: Any, capsys: Any, **overrides: Any) -> list[str]:
+    """What a job says to stderr that ends with status 2, run in this process and on the Ray that it has."""
+    _, script, *own = command(job, folder, **overrides)
+    capsys.readouterr()  # of what made the model
+    monkeypatch.setattr(sys, "argv", [script, *own])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == 2
+    said: list[str] = capsys.readouterr().err.splitlines()
+    return said
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def workers(name: str) -> list[psutil.Process]:
+    """The processes below this one with `name` in their command line, the eldest first."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found[process.create_time()] = process
+    return [found[born] for born in sorted(found)]
+
+
+def kill_worker(name: str) -> None:
+    """Kill -9 the youngest; elder ones are on their way."""
+    found = workers(name)
+    assert found, f"no {name} runs"
+    found[-1].kill()
+
+
+def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object of the last line on stdout of a job that succeeded."""
+    assert process.returncode == 0, process.stderr
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
+
+
+def build_units(config: Config) -> list[UnitRecord]:
+    """Every unit of the memory, without Ray."""
+    extractor = UnitExtractor(config, identify_memory(config))
+    units = plan_units(config, Dataset.open(Workspace.open(config.workspace)))
+    return [extractor.build(unit) for unit in units]
+
+
+def expected_ids(folder: Path) -> list[int]:
+    """The ids of all training samples, sorted."""
+    ids: list[int] = []
+    for users in Dataset.open(Workspace.open(str(folder))).iter_users():
+        for user in users.to_pylist():
+            positions = np.flatnonzero(np.array(user["splits"]) == Split.TRAIN)
+            ids += sample_ids(np.full(positions.size, user["user_hash"]), positions).tolist()
+    return sorted(ids)
+
+
+def states_of(folder: Path) -> dict[int, np.ndarray]:
+    """The state of every sample of the newest snapshot; fails if one is there twice."""
+    store = MemoryStore(Workspace.open(str(folder)))
+    states: dict[int, np.ndarray] = {}
+    for rows in store.read(store.snapshot()):
+        for sample, state in zip(rows.column("sample_id").to_pylist(), hidden_states(rows), strict=True):
+            assert sample not in states
+            states[sample] = state
+    return states
