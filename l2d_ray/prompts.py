@@ -1,8 +1,8 @@
-"""From a history to the tokens the model reads.
+"""Prompts: from a history to the token ids that the model reads.
 
-A template has three parts, prefix, one item's form, and suffix. They are tokenised separately and joined as token ids,
-so that the prompt of a longer history extends the prompt of a shorter one token for token (up to the suffix): that is
-what prefix-tree packing lives on.
+A template has three parts: a prefix, the form of one item, and a suffix. They are tokenised separately and joined as
+token ids. So the prompt of a longer history extends the prompt of a shorter one token for token, up to the suffix.
+Prefix-tree packing depends on this.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ TokenArray = NDArray[np.int32]
 
 
 class PromptEncoder:
-    """Phrases windows of histories. An item is tokenised once, when it is first met."""
+    """A prompt template with a tokenizer and a catalogue. Each item is tokenised once, at its first use."""
 
     def __init__(self, template: PromptConfig, tokenizer: Any, titles: Sequence[str]) -> None:
-        """`titles[item_index]` is an item's title; `tokenizer` is any tokenizer of transformers."""
+        """Tokenise the template with a tokenizer of transformers. `titles[item_index]` is an item's title."""
         self._tokenizer = tokenizer
         self._titles = titles
         self._before, self._after = template.item.split("{title}")
@@ -29,46 +29,46 @@ class PromptEncoder:
         self._prefix = np.array(self._start_tokens() + self._encode([template.prefix])[0], np.int32)
         self._suffix = np.array(self._encode([template.suffix])[0], np.int32)
         self.item_end = np.array(self._encode([self._after], literally=True)[0], np.int32)
-        """The tokens that an item's form ends with, after its title."""
+        """Tokens of an item's form after the title."""
         self._item_tokens: dict[int, TokenArray] = {}
 
     def encode(self, items: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[TokenArray]:
-        """The prompts of windows `items[start:stop]` of one history. Every item index must be in the catalogue."""
+        """Return the prompts of windows `items[start:stop]` of one history. Every item must be in the catalogue."""
         pieces = self.pieces(items)
         offsets = np.cumsum([0, *(piece.size for piece in pieces)])
         history = np.concatenate([np.empty(0, np.int32), *pieces])
         return [self.join([history[offsets[start] : offsets[stop]]]) for start, stop in zip(starts, stops, strict=True)]
 
     def pieces(self, items: Iterable[int | str]) -> list[TokenArray]:
-        """What each item adds to a prompt: its title, cut, in the item's form.
+        """Return the tokens that each item adds to a prompt: its title, cut to `max_item_tokens`, in the item's form.
 
         An item is its index, or its title if the catalogue does not know it.
         """
-        named = [item if isinstance(item, str) else int(item) for item in items]
-        self._tokenise({item for item in named if isinstance(item, int)} - self._item_tokens.keys())
-        return [self._in_form([item])[0] if isinstance(item, str) else self._item_tokens[item] for item in named]
+        keys = [item if isinstance(item, str) else int(item) for item in items]
+        self._tokenise({key for key in keys if isinstance(key, int)} - self._item_tokens.keys())
+        return [self._in_form([key])[0] if isinstance(key, str) else self._item_tokens[key] for key in keys]
 
     def item_tokens(self, item: int) -> TokenArray:
-        """What one item adds to a prompt."""
+        """Return the tokens that one item adds to a prompt."""
         return self.pieces([item])[0]
 
     def join(self, items: Sequence[TokenArray]) -> TokenArray:
-        """The prompt of one window, given what each of its items adds to it."""
+        """Join the tokens of a window's items, as `pieces` returns them, to its prompt."""
         return np.concatenate([self._prefix, *items, self._suffix])
 
     def item_ends(self, items: Sequence[TokenArray]) -> NDArray[np.int64]:
-        """The length of that prompt up to the end of each item."""
+        """Return the length of that prompt up to the end of each item, in tokens."""
         return self._prefix.size + np.cumsum([item.size for item in items], dtype=np.int64)
 
     def _start_tokens(self) -> list[int]:
-        """What the tokenizer itself puts at the start of a text: Llama's <|begin_of_text|>, or nothing."""
+        """Return the token that the tokenizer puts at the start of a text, such as <|begin_of_text|>, or nothing."""
         start: list[int] = self._tokenizer("").input_ids[:1]
         return start if start == [self._tokenizer.bos_token_id] else []
 
     def _encode(self, texts: list[str], literally: bool = False) -> list[list[int]]:
-        """Token ids of each text.
+        """Return the token ids of each text.
 
-        Prefix and suffix may hold the model's special tokens; a title that says "<|im_end|>" is read literally.
+        Prefix and suffix may hold special tokens of the model. In a title, "<|im_end|>" is plain text (`literally`).
         """
         ids: list[list[int]] = self._tokenizer(
             texts, add_special_tokens=False, split_special_tokens=literally
@@ -87,5 +87,5 @@ class PromptEncoder:
 
 
 def template_digest(template: PromptConfig) -> str:
-    """SHA-256 of everything that decides the text around and within the titles."""
+    """Return the SHA-256 of the template and of the length to which it cuts titles."""
     return hashlib.sha256(template.model_dump_json().encode()).hexdigest()

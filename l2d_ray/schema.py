@@ -1,7 +1,7 @@
 """Column names and Arrow schemas that the stages share.
 
 A *sample* is (user, position): the items of a user's history before `position`, and the item at `position` that came
-next. Histories are kept whole, one row a user, because the prompts of one user's samples share their tokens.
+next. A history is one row, because the prompts of a user's samples share tokens.
 """
 
 from enum import IntEnum
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 
 class Split(IntEnum):
-    """What the sample at a position of a history is for. A user's splits never decrease along the history."""
+    """The split of the sample at a position of a history. Splits never decrease along a history."""
 
     NONE = 0
-    """No sample: there is nothing before the first item."""
+    """No sample: the first position has no history."""
     TRAIN = 1
     VALID = 2
     TEST = 3
 
 
 ITEMS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("title", pa.string())])
-"""`dataset/items.parquet`: item_index is dense, from 0, and the row number."""
+"""`dataset/items.parquet`: item_index counts from 0 and equals the row number."""
 
 HISTORIES = pa.schema(
     [
@@ -33,7 +33,7 @@ HISTORIES = pa.schema(
         ("splits", pa.list_(pa.int8())),
     ]
 )
-"""`dataset/histories/*.parquet`: one row a user, in time order; row order in the input breaks ties of time."""
+"""`dataset/histories/*.parquet`: one row per user. Items are in time order, equal times in the input's row order."""
 
 SAMPLES = pa.schema(
     [
@@ -43,23 +43,24 @@ SAMPLES = pa.schema(
         ("timestamp", pa.int64()),
     ]
 )
-"""What a memory row says of its sample; item_index and timestamp are those of the item that came next."""
+"""Columns of a sample in the memory. item_index and timestamp belong to the item that came next."""
 
 QUARANTINE = SAMPLES.append(pa.field("reason", pa.string()))
-"""`memory/quarantine/<unit>/*.parquet`: samples that gave no row."""
+"""`memory/quarantine/<unit>/*.parquet`: samples without a row."""
 
 
 def memory_schema(dimension: int) -> pa.Schema:
-    """`memory/data/<unit>/shard=<k>/*.parquet`: a sample and its hidden state, `dimension` float16 numbers as bytes.
+    """Return the schema of `memory/data/<unit>/shard=<k>/*.parquet`: samples and hidden states.
 
-    Binary is written 10 times and read 8 times faster than a list of halffloat; the field's metadata says what it is.
+    A state is `dimension` float16 numbers as bytes; the field's metadata names dtype and dimension. A binary column is
+    written 10 times and read 8 times faster than a list of halffloat.
     """
     metadata = {"dtype": "float16", "dim": str(dimension)}
     return SAMPLES.append(pa.field("hidden_state", pa.binary(2 * dimension), nullable=False, metadata=metadata))
 
 
 def hidden_states(rows: pa.RecordBatch | pa.Table) -> NDArray[np.float16]:
-    """[N, D] the hidden states of rows read from a memory."""
+    """Return the hidden states [N, D] of rows read from a memory."""
     if isinstance(rows, pa.Table):
         rows = rows.combine_chunks().to_batches()[0] if rows.num_rows else pa.RecordBatch.from_pylist([], rows.schema)
     column = rows.column("hidden_state")

@@ -1,4 +1,4 @@
-"""Timing of a piece of work, on whatever device it runs."""
+"""Wall-clock timing of work on a CPU or a GPU."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def timed(run: Callable[[], T]) -> tuple[float, T]:
-    """Seconds that `run` takes, a GPU's work included, and what it returns."""
+    """Call `run`; return its duration in seconds, including queued GPU work, and its result."""
     started = time.perf_counter()
     result = run()
     if torch.cuda.is_available():

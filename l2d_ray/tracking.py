@@ -1,5 +1,7 @@
-"""Where the numbers of a training go while it runs: TensorBoard, and MLflow or Weights & Biases where they are asked
-for and installed. Their own settings (server, project, key) are those of their environment variables."""
+"""Experiment trackers for fine-tuning: TensorBoard, MLflow and Weights & Biases.
+
+Server, project and key come from each tracker's environment variables.
+"""
 
 import importlib
 import sys
@@ -13,17 +15,17 @@ MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 class Tracker(Protocol):
-    """Takes numbers by name at a step."""
+    """A receiver of metrics."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note these numbers."""
+        """Record metrics by name at a step."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write everything that is still buffered."""
 
 
 def open_trackers(names: Sequence[str], run: str, folder: Path, settings: dict[str, Any]) -> list[Tracker]:
-    """A tracker for each name of MODULES. Raises InputError for one that is not installed."""
+    """Open a tracker for each name, a key of MODULES. Raises InputError if its package is not installed."""
     kinds: dict[str, Callable[..., Tracker]] = {
         "tensorboard": _TensorBoard,
         "mlflow": _MLflow,
@@ -38,17 +40,18 @@ def open_trackers(names: Sequence[str], run: str, folder: Path, settings: dict[s
 
 
 def log_to(trackers: list[Tracker], step: int, metrics: Mapping[str, float]) -> None:
-    """Note these numbers with each tracker. One that fails is told of on stderr and dropped: a training goes on."""
+    """Record metrics in every tracker. A tracker that fails is removed with a line on stderr; training continues."""
     for tracker in list(trackers):
         try:
             tracker.log(step, metrics)
-        except Exception as error:  # what a server that is away makes of it is the tracker's own
-            print(f"{type(tracker).__name__.strip('_')} takes no more numbers: {error}", file=sys.stderr)
+        except Exception as error:  # each tracker raises exceptions of another library
+            name = type(tracker).__name__.strip("_")
+            print(f"warning: {name}: failed ({error}); training continues without it", file=sys.stderr)
             trackers.remove(tracker)
 
 
 class _TensorBoard:
-    """Event files in `folder`, which may be of a run that is continued."""
+    """Event files in `folder`, which may hold those of an interrupted run."""
 
     def __init__(self, run: str, folder: Path, settings: dict[str, Any]) -> None:
         from tensorboardX import SummaryWriter
@@ -72,7 +75,7 @@ class _MLflow:
         mlflow.log_dict(settings, "settings.json")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        # By its id: for MLflow, a run is active in the thread that started it only.
+        # run_id is needed because MLflow's active run belongs to the thread that started it.
         self._mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
 
     def close(self) -> None:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Give this session's Ray its own token, before any module imports Ray, which reads it then.
+    """Give this session's Ray a new token, normal priority and one thread per worker.
 
-    And its workers as much of the processor as the tests beside them: Ray starts them at niceness 15. One thread each:
-    where more threads run than there are cores, those of one product of matrices wait for each other.
+    Ray reads the token when it is imported, and starts workers at niceness 15. With more threads than cores, the
+    threads of one matrix product wait for each other.
     """
     token = secrets.token_hex(32)
     os.environ |= {
@@ -31,12 +31,12 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of this session's own, with more logical CPUs than a small machine has."""
+    """Start a Ray for this test session, with more logical CPUs than a small machine has."""
     import ray
 
     from l2d_ray.distributed.job import quiet
 
-    # Ray ends surplus workers that idle for a second; to start them again costs more than most tests do.
+    # By default Ray ends workers that are idle for a second. Starting them again takes longer than most tests.
     keep = {"idle_worker_killing_time_threshold_ms": 600_000}
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
     quiet()
@@ -46,7 +46,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def dataset(users: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a dataset of so many `users`, which the module names, and a model."""
+    """Write a workspace with a model and a dataset of `users` users, a fixture of the test module."""
     from support.small_workspace import config_of, write_dataset
 
     folder = tmp_path_factory.mktemp("dataset")
@@ -57,14 +57,14 @@ def dataset(users: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(dataset: Path, tmp_path: Path) -> Path:
-    """A workspace of one's own."""
+    """Copy that workspace for one test."""
     shutil.copytree(dataset, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]":
-    """A tiny backbone of a family; each is made once."""
+    """Return a function that loads a tiny backbone of a family, each once."""
     from support.tiny_models import load_tiny
 
     return cache(lambda family: load_tiny(tmp_path_factory.mktemp(family), family))
@@ -72,7 +72,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> "LocalEngine":
-    """The model and the index of a workspace that can be served, in this process."""
+    """Load model and index of a small workspace in this process."""
     from support.small_endpoint import LocalEngine, write_endpoint
 
     return LocalEngine(write_endpoint(tmp_path_factory.mktemp("endpoint")))

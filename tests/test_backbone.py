@@ -21,7 +21,7 @@ TOKENS = torch.arange(20, 60)[None]
 
 
 def states(model: Any) -> Tensor:
-    """[T, D] the last hidden states of TOKENS."""
+    """Return the last hidden states [T, D] of TOKENS."""
     model = model.model if isinstance(model, Backbone) else model
     with torch.inference_mode():
         output = model(TOKENS, output_hidden_states=True)
@@ -29,7 +29,7 @@ def states(model: Any) -> Tensor:
 
 
 def refusal(folder: str | Path, **settings: Any) -> str:
-    """What is said when this is loaded."""
+    """Return the one-line error message of loading a model."""
     with pytest.raises(InputError) as caught:
         load_backbone(ModelConfig(name=str(folder), **settings))
     message = str(caught.value)
@@ -48,9 +48,8 @@ def adapter(llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gpt2", "gemma2", "nanochat"])
-def test_the_states_are_those_after_the_final_norm(tmp_path: Path, family: str) -> None:
-    own = tiny_model(tiny_config(family))  # before any layer of the family is exchanged
-    expected = states(own)
+def test_states_are_taken_after_the_final_norm(tmp_path: Path, family: str) -> None:
+    expected = states(tiny_model(tiny_config(family)))  # before loading replaces layers of the family
     backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path, family)))
     torch.testing.assert_close(states(backbone), expected, rtol=1e-5, atol=1e-5)
     assert backbone.dimension == 32
@@ -67,7 +66,7 @@ def test_an_adapter_is_merged(llama: str, adapter: str) -> None:
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
 
 
-def test_a_cut_model_is_its_first_layers_and_the_final_norm(tmp_path: Path) -> None:
+def test_a_cut_model_keeps_its_first_layers_and_the_final_norm(tmp_path: Path) -> None:
     for family in ("llama", "qwen3", "gpt2"):
         folder = save_tiny(tmp_path / family, family, num_hidden_layers=3)
         whole = full_model(folder)
@@ -78,7 +77,7 @@ def test_a_cut_model_is_its_first_layers_and_the_final_norm(tmp_path: Path) -> N
         assert (states(load_backbone(ModelConfig(name=folder))) - states(cut)).norm() > 0.1 * states(cut).norm()
 
 
-def test_an_adapter_of_the_whole_model_serves_the_cut_one(llama: str, adapter: str) -> None:
+def test_an_adapter_of_the_full_model_fits_the_cut_model(llama: str, adapter: str) -> None:
     whole = peft.PeftModel.from_pretrained(full_model(llama), adapter).merge_and_unload()
     del whole.model.layers[1]
     cut = load_backbone(ModelConfig(name=llama, adapter=adapter, num_layers=1))
@@ -94,17 +93,17 @@ def test_an_adapter_of_the_whole_model_serves_the_cut_one(llama: str, adapter: s
         ("int8", "cpu", "int8"),
     ],
 )
-def test_auto_is_what_the_device_does_best(dtype: Any, device: str, resolved: str) -> None:
+def test_auto_dtype_depends_on_the_device(dtype: Any, device: str, resolved: str) -> None:
     assert resolve_dtype(ModelConfig(dtype=dtype), device) == resolved
 
 
-def test_int8_is_for_cpus() -> None:
+def test_int8_is_refused_on_a_gpu() -> None:
     with pytest.raises(InputError, match="for CPUs only"):
         resolve_dtype(ModelConfig(dtype="int8"), "cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_model_computes_in_the_dtype_asked_for(llama: str, dtype: str) -> None:
+def test_weights_have_the_requested_dtype(llama: str, dtype: str) -> None:
     model = load_backbone(ModelConfig(name=llama), dtype).model
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
@@ -114,19 +113,21 @@ def test_a_model_computes_in_the_dtype_asked_for(llama: str, dtype: str) -> None
     [
         ("mistral", {"sliding_window": 100}, 100),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 100}, 512),
-        ("bloom", {"max_position_embeddings": None}, 2**63 - 1),  # ALiBi knows no end
+        ("bloom", {"max_position_embeddings": None}, 2**63 - 1),  # ALiBi has no maximum
     ],
 )
-def test_how_long_a_prompt_may_be(tmp_path: Path, family: str, changes: dict[str, Any], length: int) -> None:
+def test_a_context_is_as_long_as_positions_or_window(
+    tmp_path: Path, family: str, changes: dict[str, Any], length: int
+) -> None:
     assert load_backbone(ModelConfig(name=save_tiny(tmp_path, family, **changes))).context_length == length
 
 
-def test_more_layers_than_there_are_is_refused(llama: str) -> None:
-    assert refusal(llama, num_layers=3) == f"model.num_layers=3: {llama} has only 2 layers"
+def test_more_layers_than_the_model_has_are_refused(llama: str) -> None:
+    assert refusal(llama, num_layers=3) == f"model.num_layers=3: {llama} has only 2 layers; give at most 2"
 
 
 @pytest.mark.parametrize("family", ["bert", "bart"])
-def test_a_model_that_sees_what_follows_is_refused(tmp_path: Path, family: str) -> None:
+def test_a_model_that_attends_to_later_tokens_is_refused(tmp_path: Path, family: str) -> None:
     sizes = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 8, "d_model": 8, "num_hidden_layers": 1}
     config = transformers.AutoConfig.for_model(family, **sizes, num_attention_heads=2)
     config.save_pretrained(tmp_path)
@@ -137,27 +138,27 @@ def test_a_model_that_sees_what_follows_is_refused(tmp_path: Path, family: str) 
     )
 
 
-def test_no_code_of_a_model_folder_is_run(llama: str, tmp_path: Path) -> None:
+def test_code_in_a_model_folder_is_not_run(llama: str, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert refusal(tmp_path).startswith(f"model.name='{tmp_path}': The repository {tmp_path} contains custom code")
     assert not (tmp_path / "ran").exists()
 
 
-def test_missing_weights_are_not_made_up(llama: str, tmp_path: Path) -> None:
+def test_missing_weights_are_refused(llama: str, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     assert refusal(tmp_path) == (
-        f"{tmp_path}: 1 weights are missing, such as model.layers.1.mlp.up_proj.weight; save it again"
+        f"{tmp_path}: 1 weights are missing, such as model.layers.1.mlp.up_proj.weight; save the model again"
     )
 
 
-def test_a_model_without_a_head_is_enough(tmp_path: Path) -> None:
+def test_a_model_folder_without_a_head_loads(tmp_path: Path) -> None:
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     model.model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -168,7 +169,7 @@ def test_damaged_files_are_refused(llama: str, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert refusal(tmp_path).startswith(f"{tmp_path}: its weights cannot be read: ")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: unreadable weights (")
     (tmp_path / "config.json").write_text("{")
     assert "config.json' is not a valid JSON file" in refusal(tmp_path)
 
@@ -176,7 +177,7 @@ def test_damaged_files_are_refused(llama: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, family: str) -> None:
     tiny_model(tiny_config(family)).save_pretrained(tmp_path)
-    assert refusal(tmp_path).startswith(f"{tmp_path}: no tokenizer ")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: no tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -191,11 +192,12 @@ def test_an_adapter_for_another_model_is_refused(
     adapter: str, tmp_path: Path, family: str, changes: dict[str, int], problem: str
 ) -> None:
     message = refusal(save_tiny(tmp_path, family, **changes), adapter=adapter)
-    assert message.startswith(f"model.adapter={adapter}: does not fit the model: ")
+    assert message.startswith(f"model.adapter={adapter}: does not fit the model (")
+    assert message.endswith("; give one trained on it")
     assert problem in message
 
 
-def test_an_identity_is_of_all_that_decides_the_numbers(llama: str, adapter: str, tmp_path: Path) -> None:
+def test_an_identity_covers_everything_that_decides_the_states(llama: str, adapter: str, tmp_path: Path) -> None:
     first = identify(ModelConfig(name=llama, adapter=adapter), "float32")
     assert identify(ModelConfig(name=llama, adapter=adapter), "float32") == first
     assert (first.num_layers, first.dimension, first.dtype) == (2, 32, "float32")
@@ -215,7 +217,7 @@ def test_an_identity_is_of_all_that_decides_the_numbers(llama: str, adapter: str
 
 
 def save_gguf(file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> Any:
-    """A tiny Llama as llama.cpp writes one; returns it as transformers has it."""
+    """Write a tiny Llama as llama.cpp does, and return the model of transformers."""
     config = tiny_config("llama")
     model, tokenizer = tiny_model(config), tiny_tokenizer()
     writer = gguf.GGUFWriter(file, "llama")
@@ -242,12 +244,12 @@ def save_gguf(file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizatio
     for name, weight in model.state_dict().items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         array = weight.numpy()
-        if heads:  # llama.cpp rotates neighbours, transformers halves
+        if heads:  # llama.cpp rotates adjacent pairs, transformers halves
             array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
         if name != "lm_head.weight":
-            own = kind if array.ndim == 2 and array.shape[1] % 32 == 0 else gguf.GGMLQuantizationType.F32
-            data = gguf.quantize(np.ascontiguousarray(array), own)
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=own)
+            raw_dtype = kind if array.ndim == 2 and array.shape[1] % 32 == 0 else gguf.GGMLQuantizationType.F32
+            data = gguf.quantize(np.ascontiguousarray(array), raw_dtype)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=raw_dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -255,7 +257,7 @@ def save_gguf(file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizatio
     return model
 
 
-def test_a_gguf_file_is_read(tmp_path: Path) -> None:
+def test_a_gguf_file_loads(tmp_path: Path) -> None:
     expected = save_gguf(tmp_path / "tiny.gguf")
     config = ModelConfig(name=str(tmp_path / "tiny.gguf"))
     backbone = load_backbone(config)
@@ -264,9 +266,9 @@ def test_a_gguf_file_is_read(tmp_path: Path) -> None:
     assert identify(config, "float32").dimension == backbone.dimension == 32
 
 
-def test_a_quantised_gguf_file_takes_an_adapter(llama: str, adapter: str, tmp_path: Path) -> None:
+def test_an_adapter_merges_into_a_quantised_gguf_file(llama: str, adapter: str, tmp_path: Path) -> None:
     save_gguf(tmp_path / "tiny.gguf", gguf.GGMLQuantizationType.Q8_0)
     load_causal_model(ModelConfig(name=str(tmp_path / "tiny.gguf")), "float32").save_pretrained(tmp_path / "plain")
     merged = states(load_backbone(ModelConfig(name=str(tmp_path / "tiny.gguf"), adapter=adapter)))
     expected = states(load_backbone(ModelConfig(name=llama, adapter=adapter)))
-    assert 1e-4 < (merged - expected).norm() / expected.norm() < 0.1  # 8 bits a weight
+    assert 1e-4 < (merged - expected).norm() / expected.norm() < 0.1  # 8 bits per weight

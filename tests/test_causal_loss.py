@@ -19,18 +19,18 @@ PACKED = {
     "cohere": {"logit_scale": 0.0625},
     "gemma2": {"attn_logit_softcapping": None, "final_logit_softcapping": 3.0},
 }
-"""Families that run packed; of the last three the causal model's forward scales or caps the logits."""
+"""Families that run packed. In the last three the causal model's forward scales or caps the logits."""
 PADDED = {
     "lfm2": {"layer_types": ["full_attention", "conv"]},
     "gemma2": {"attn_logit_softcapping": 0.5},
     "gpt_oss": {},  # attention sinks
-    "bloom": {},  # calls its own attention
+    "bloom": {},  # does not call the replaceable attention function
     "mamba": {},
 }
 
 
 def samples(seed: int = 0, users: int = 3) -> TrainingSamples:
-    """Windows of some users that share their beginnings, titles of one to four tokens; one sample is there twice."""
+    """Make samples whose prompts share beginnings, with titles of one to four tokens. One sample is repeated."""
     random = np.random.default_rng(seed)
     sequences, lengths = [], []
     for _ in range(users):
@@ -54,7 +54,7 @@ def model_of(family: str, method: str, changes: dict[str, Any] | None = None, **
     finetune = FinetuneConfig(method=method, dropout=0, target_modules=modules, **settings)
     model = prepare(tiny_model(tiny_config(family, **changes or {})), finetune)
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # LoRA's B begins at zero, where A has no gradient
+    with torch.no_grad():  # LoRA's B starts at zero, which makes the gradient of A zero
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(0, 0.1, generator=generator)
@@ -69,7 +69,7 @@ def gradient(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("family", PACKED)
-def test_packed_gradients_are_the_sum_of_the_samples(family: str, method: str) -> None:
+def test_the_packed_gradient_is_the_sum_of_the_samples_gradients(family: str, method: str) -> None:
     model, batch = model_of(family, method, PACKED[family]), samples()
     loss, counts = packed_loss(model, batch)
     loss.backward()
@@ -86,8 +86,8 @@ def test_packed_gradients_are_the_sum_of_the_samples(family: str, method: str) -
 
 
 @pytest.mark.parametrize(("family", "changes"), [*PACKED.items(), *PADDED.items()])
-def test_a_sample_is_the_mean_cross_entropy_of_its_title(family: str, changes: dict[str, Any]) -> None:
-    """Against transformers' own loss, which is that mean."""
+def test_a_samples_loss_is_the_mean_cross_entropy_of_its_title(family: str, changes: dict[str, Any]) -> None:
+    """Compare with the loss that transformers computes, which is that mean."""
     model, batch = model_of(family, "full", changes), samples()
     expected = 0.0
     for one in one_by_one(batch):
@@ -102,13 +102,13 @@ def test_a_sample_is_the_mean_cross_entropy_of_its_title(family: str, changes: d
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("family", "changes"), [*PACKED.items(), *PADDED.items()])
-def test_a_trial_finds_what_cannot_run_packed(family: str, changes: dict[str, Any], dtype: str) -> None:
+def test_runs_packed_finds_the_families_that_cannot(family: str, changes: dict[str, Any], dtype: str) -> None:
     model = model_of(family, "full", changes).to(getattr(torch, dtype))
     assert runs_packed(model, dtype) == (changes is PACKED.get(family))
     assert model.training
 
 
-def test_logits_in_chunks_change_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_logits_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, chunked = model_of("gemma2", "full", PACKED["gemma2"]), model_of("gemma2", "full", PACKED["gemma2"])
     loss, _ = packed_loss(whole, samples())
     loss.backward()
@@ -119,7 +119,7 @@ def test_logits_in_chunks_change_no_gradient(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(gradient(chunked), gradient(whole), rtol=1e-4, atol=1e-6)
 
 
-def test_checkpointing_changes_no_gradient() -> None:
+def test_gradient_checkpointing_gives_the_same_gradient() -> None:
     plain = model_of("llama", "lora")
     packed_loss(plain, samples())[0].backward()
     expected = gradient(plain)
@@ -130,7 +130,7 @@ def test_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(gradient(saving), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_only_lora_learns_with_lora_and_everything_in_full_tuning() -> None:
+def test_lora_trains_its_matrices_only_and_full_tuning_trains_every_weight() -> None:
     lora, full = model_of("llama", "lora"), model_of("llama", "full")
     assert {name.split(".")[-3] for name, w in lora.named_parameters() if w.requires_grad} == {"lora_A", "lora_B"}
     assert all(weight.requires_grad for weight in full.parameters())

@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(name: str | Path) -> str:
-    """What is said of a model of this name."""
+    """Return the error message for a model of this name."""
     with pytest.raises(InputError) as caught:
         find_model(ModelConfig(name=str(name)))
     return str(caught.value)
@@ -31,30 +31,30 @@ def test_a_folder_is_found(model: Path) -> None:
     assert find_model(ModelConfig(name=str(model))) == Checkpoint(model)
 
 
-def test_a_folder_on_a_disk_may_be_named_by_its_uri(model: Path) -> None:
+def test_a_local_folder_can_be_given_as_a_uri(model: Path) -> None:
     assert find_model(ModelConfig(name=model.as_uri())) == Checkpoint(model)
 
 
-def test_a_folder_elsewhere_is_copied_once_for_each_state(
+def test_a_remote_folder_is_copied_once_until_it_changes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
     shutil.copytree(model, tmp_path / "bucket" / "model")
     monkeypatch.setattr(checkpoint, "user_cache_path", lambda _: tmp_path / "cache")
-    here = Workspace.open
+    open_local = Workspace.open
 
-    def there(uri: str) -> Workspace:
-        return Workspace(uri, store, uri.removeprefix("far://")) if uri.startswith("far://") else here(uri)
+    def open_any(uri: str) -> Workspace:
+        return Workspace(uri, remote, uri.removeprefix("far://")) if uri.startswith("far://") else open_local(uri)
 
-    monkeypatch.setattr(Workspace, "open", there)
+    monkeypatch.setattr(Workspace, "open", open_any)
     config = ModelConfig(name="far://bucket/model")
     first = find_model(config)
     assert first.digest() == Checkpoint(model).digest()
     assert find_model(config) == first
-    time.sleep(0.01)  # so that the file is younger
+    time.sleep(0.01)  # so that the copy has a later modification time
     shutil.copy(model / "config.json", tmp_path / "bucket" / "model" / "config.json")
     assert find_model(config).folder != first.folder
-    with pytest.raises(InputError, match=r"model.name='far://bucket/none': cannot be fetched: no file is there"):
+    with pytest.raises(InputError, match=r"^model.name='far://bucket/none': cannot be fetched \(no file there\); give"):
         find_model(ModelConfig(name="far://bucket/none"))
 
 
@@ -66,7 +66,7 @@ def test_a_gguf_file_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:
     assert expected.arguments["gguf_file"] == "small.gguf"
 
 
-def test_of_safetensors_and_gguf_in_one_folder_the_first_are_read(model: Path, tmp_path: Path) -> None:
+def test_safetensors_take_precedence_over_gguf_in_one_folder(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     (tmp_path / "small.gguf").touch()
     assert find_model(ModelConfig(name=str(tmp_path))) == Checkpoint(tmp_path)
@@ -78,10 +78,10 @@ def test_a_folder_with_two_gguf_files_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"model.name='{tmp_path}': holds 2 GGUF files; name one of them"
 
 
-def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.txt"
     file.touch()
-    assert refusal(file) == f"model.name='{file}': a file, but not *.gguf; give a folder, a hub id or a GGUF file"
+    assert refusal(file) == f"model.name='{file}': a file that is not *.gguf; give a folder, a hub id or a GGUF file"
 
 
 def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert refusal(tmp_path) == (
-        f"model.name='{tmp_path}': no *.safetensors and no *.gguf in it; pickled weights are not read: save the model"
-        " with save_pretrained first"
+        f"model.name='{tmp_path}': no *.safetensors and no *.gguf file, and pickled weights are not read; save the"
+        " model with save_pretrained first"
     )
 
 
 @pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder", "no such name"])
-def test_what_is_neither_there_nor_on_the_hub_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal(name)
     assert message.startswith(f"model.name='{name}': no such folder, and it could not be fetched as a hub id (")
@@ -103,7 +103,7 @@ def test_what_is_neither_there_nor_on_the_hub_is_refused(name: str, monkeypatch:
     assert "\n" not in message
 
 
-def test_no_adapter_is_looked_for_unless_named() -> None:
+def test_without_a_configured_adapter_there_is_none() -> None:
     assert find_adapter(ModelConfig()) is None
 
 
@@ -113,10 +113,10 @@ def test_an_incomplete_adapter_is_refused(tmp_path: Path, missing: str) -> None:
         (tmp_path / file).touch()
     with pytest.raises(InputError) as caught:
         find_adapter(ModelConfig(adapter=str(tmp_path)))
-    assert str(caught.value) == f"model.adapter='{tmp_path}': no {missing} in it; give a folder that PEFT saved"
+    assert str(caught.value) == f"model.adapter='{tmp_path}': no {missing} there; give a folder that PEFT saved"
 
 
-def test_a_digest_is_of_weights_and_configuration(model: Path, tmp_path: Path) -> None:
+def test_the_digest_covers_weights_and_configuration(model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(model, copy)
     digest = Checkpoint(model).digest()
@@ -131,7 +131,7 @@ def test_a_digest_is_of_weights_and_configuration(model: Path, tmp_path: Path) -
     assert Checkpoint(copy).digest() not in (digest, changed)
 
 
-def test_the_digest_of_a_gguf_file_is_of_that_file_alone(tmp_path: Path) -> None:
+def test_the_digest_of_a_gguf_file_covers_that_file_alone(tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     file.write_bytes(b"a")
     digest = Checkpoint(tmp_path, "a.gguf").digest()

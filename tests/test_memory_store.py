@@ -27,13 +27,13 @@ def store(tmp_path: Path) -> MemoryStore:
 
 
 def samples(ids: range) -> pa.Table:
-    """Samples with these ids; their items repeat, so that some share one."""
+    """Make samples with these ids. Some share an item."""
     columns = [list(ids), [n // 5 for n in ids], [n % 20 for n in ids], [1000 + n for n in ids]]
     return pa.table([pa.array(c, t) for c, t in zip(columns, SAMPLES.types, strict=True)], schema=SAMPLES)
 
 
 def states(ids: range) -> NDArray[np.float16]:
-    """[N, 8] a state that says whose it is."""
+    """Make states [N, 8] that identify their sample."""
     return np.add.outer(np.array(ids), np.arange(8) / 8).astype(np.float16)
 
 
@@ -50,7 +50,7 @@ def files(store: MemoryStore) -> list[str]:
     return store.workspace.files("memory")
 
 
-def test_nothing_is_there_before_the_first_row(store: MemoryStore) -> None:
+def test_a_new_store_is_empty(store: MemoryStore) -> None:
     assert store.units() == {}
     assert store.committed("u") is None
     assert store.snapshots() == []
@@ -59,7 +59,7 @@ def test_nothing_is_there_before_the_first_row(store: MemoryStore) -> None:
     assert files(store) == []
 
 
-def test_a_committed_unit_says_what_it_holds(store: MemoryStore, tmp_path: Path) -> None:
+def test_the_record_of_a_unit_describes_its_files(store: MemoryStore, tmp_path: Path) -> None:
     record = commit(store, "u")
     assert store.units() == {"u": record}
     assert (record.rows, record.quarantined, record.tokens, record.tokens_one_by_one) == (30, 0, 100, 400)
@@ -72,7 +72,7 @@ def test_a_committed_unit_says_what_it_holds(store: MemoryStore, tmp_path: Path)
         assert file.rows == pq.read_metadata(tmp_path / file.path).num_rows
 
 
-def test_the_store_is_read_with_plain_pyarrow(store: MemoryStore, tmp_path: Path) -> None:
+def test_plain_pyarrow_reads_the_store(store: MemoryStore, tmp_path: Path) -> None:
     with store.write_unit("u", IDENTITY) as writer:
         writer.write(samples(range(20)), states(range(20)))
         writer.write(samples(range(20, 30)), states(range(20, 30)))
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_no_record_and_no_file(store: MemoryStore) -> None:
     assert files(store) == []
 
 
-def test_strays_of_a_killed_attempt_are_removed(store: MemoryStore) -> None:
+def test_files_of_a_killed_attempt_are_removed(store: MemoryStore) -> None:
     commit(store, "v")
     for path in ("data/u/shard=0/dead.parquet", "data/u/shard=1/dead.parquet.1.tmp", "quarantine/u/dead.parquet"):
         store.workspace.write_json(f"memory/{path}", {})
@@ -191,8 +191,8 @@ def test_a_snapshot_lists_its_units_and_counts(store: MemoryStore) -> None:
     assert sorted(ids) == list(range(50))
 
 
-def test_what_is_built_is_the_newest_snapshot_and_the_same_one_if_it_is_that_already(store: MemoryStore) -> None:
-    """Later stages take the newest: a share of a memory, then the whole again, must not leave them with the share."""
+def test_a_snapshot_is_the_newest_and_is_not_repeated(store: MemoryStore) -> None:
+    """Later stages read the newest snapshot, so one of fewer units must not hide a later one of all units."""
     for unit in "ab":
         commit(store, unit)
     first = store.take_snapshot(["a"], "d", 1.0)
@@ -216,7 +216,7 @@ def test_the_tenth_snapshot_comes_after_the_ninth(store: MemoryStore) -> None:
     assert store.snapshot().number == 11
 
 
-def test_a_snapshot_that_is_not_there_names_the_remedy(store: MemoryStore) -> None:
+def test_a_missing_snapshot_is_refused_with_a_remedy(store: MemoryStore) -> None:
     with pytest.raises(InputError, match=r"/memory/snapshots: no snapshot; run jobs/build_memory\.py first$"):
         store.snapshot()
     with pytest.raises(InputError, match=r"/memory/snapshots/7\.json: not found"):
@@ -225,9 +225,9 @@ def test_a_snapshot_that_is_not_there_names_the_remedy(store: MemoryStore) -> No
 
 def test_a_snapshot_of_units_that_are_not_committed_is_refused_by_name(store: MemoryStore) -> None:
     commit(store, "a")
-    with pytest.raises(InputError, match=r"^a snapshot needs committed units; not committed: b, c$"):
+    with pytest.raises(InputError, match=r"/memory/units: a snapshot needs committed units; not committed: b, c; run"):
         store.take_snapshot(["c", "a", "b"], "d", 1.0)
-    with pytest.raises(InputError, match=r"^a snapshot needs committed units; not committed: any$"):
+    with pytest.raises(InputError, match=r"/memory/units: a snapshot needs committed units; not committed: any; run"):
         store.take_snapshot([], "d", 1.0)
     assert store.snapshots() == []
 
@@ -237,7 +237,9 @@ def test_a_snapshot_of_units_that_disagree_is_refused_by_name(store: MemoryStore
     commit(store, "b", identity=IDENTITY.model_copy(update={"adapter": "a" * 64}))
     with pytest.raises(InputError) as caught:
         store.take_snapshot(["a", "b"], "d", 1.0)
-    assert str(caught.value) == f"units b and a differ in adapter ({'a' * 12}, now None)"
+    where = store.workspace.path("memory/units")
+    difference = f"adapter ({'a' * 12}, now None)"
+    assert str(caught.value) == f"{where}: units b and a differ in {difference}; use another workspace"
     assert store.snapshots() == []
 
 
@@ -253,7 +255,7 @@ def test_a_snapshot_of_units_that_disagree_is_refused_by_name(store: MemoryStore
         ({"dimension": 16, "num_shards": 4}, "dimension (8, now 16), num_shards (3, now 4)"),
     ],
 )
-def test_a_memory_made_in_another_way_is_not_added_to(store: MemoryStore, change: dict[str, int], named: str) -> None:
+def test_a_memory_of_another_identity_is_not_extended(store: MemoryStore, change: dict[str, int], named: str) -> None:
     commit(store, "u")
     store.accept(IDENTITY)
     with pytest.raises(InputError) as caught:
@@ -278,7 +280,7 @@ def test_a_damaged_record_is_refused(store: MemoryStore, tmp_path: Path, old: st
         store.units()
 
 
-def test_hidden_states_of_slices_are_those_of_their_rows() -> None:
+def test_slices_hold_the_states_of_their_rows() -> None:
     column = pa.array([row.tobytes() for row in states(range(10))], pa.binary(16))
     batch = samples(range(10)).append_column(memory_schema(8).field("hidden_state"), column).to_batches()[0]
     assert (hidden_states(batch) == states(range(10))).all()

@@ -13,7 +13,7 @@ def test_recall_and_ndcg_agree_with_torchmetrics(k: int) -> None:
     targets = random.integers(0, 60, 200)
     ranks = target_ranks(lists, targets)
     for user in range(200):
-        # The library scores whole catalogues: items of the list by their place, the others below.
+        # torchmetrics ranks the full catalogue: listed items score by rank, the others below.
         scores = np.zeros(60)
         scores[lists[user]] = np.arange(30, 0, -1)
         relevant = torch.arange(60) == int(targets[user])
@@ -27,14 +27,14 @@ def test_recall_and_ndcg_agree_with_torchmetrics(k: int) -> None:
         )
 
 
-def test_a_missing_target_counts_as_nothing() -> None:
+def test_a_target_outside_its_list_scores_zero() -> None:
     ranks = target_ranks(np.array([[1, 2], [3, -1]]), np.array([9, 3]))
     assert ranks.tolist() == [NOT_RANKED, 0]
     assert recall(ranks, 100).tolist() == [0, 1]
     assert ndcg(ranks, 100).tolist() == [0, 1]
 
 
-def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
+def test_the_interval_contains_the_mean_and_narrows_with_users() -> None:
     random = np.random.default_rng(1)
     hits = (random.random(4000) < 0.2).astype(float)
     (low, high), twice = bootstrap_intervals(np.stack([hits, 2 * hits], axis=1), np.arange(4000))
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
     assert low < hits.mean() < high
     normal = 1.96 * hits.std() / np.sqrt(4000)
     assert (high - low) / 2 == pytest.approx(normal, rel=0.1)
-    # Ten samples a user that are all alike are worth one.
+    # Ten identical samples per user are worth one.
     ((low, high),) = bootstrap_intervals(np.repeat(hits[:400], 10)[:, None], np.repeat(np.arange(400), 10))
     assert (high - low) / 2 == pytest.approx(1.96 * hits[:400].std() / np.sqrt(400), rel=0.15)
     assert np.isnan(bootstrap_intervals(np.empty((0, 3)), np.empty(0, np.int64))).all()

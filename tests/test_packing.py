@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from l2d_ray.core.packing import PrefixForest, Prompts, plan_forest, plan_targets, skip_known, split_chunks
 
-# Few different tokens, so that prompts share; some beyond a byte, so that their order is that of numbers.
+# Few different tokens, so that prompts share prefixes. Some exceed a byte, so that the order must be numeric.
 TOKENS = st.sampled_from([0, 1, 255, 256, 70_000])
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=9), min_size=1, max_size=14)
 
@@ -18,7 +18,7 @@ def joined(sequences: list[list[int]]) -> Prompts:
 
 @st.composite
 def related(draw: st.DrawFn) -> list[list[int]]:
-    """Prompts with duplicates and prefixes of each other among them."""
+    """Draw prompts that include duplicates and prefixes of each other."""
     sequences = draw(SEQUENCES)
     chosen = st.sampled_from(sequences)
     prefixes = draw(st.lists(st.tuples(chosen, st.integers(1, 9)), max_size=6))
@@ -27,12 +27,12 @@ def related(draw: st.DrawFn) -> list[list[int]]:
 
 @st.composite
 def partly_known(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
-    """Related prompts, and how much of the beginning of each is known."""
+    """Draw related prompts, and how many first tokens of each are known."""
     sequences = draw(related())
     return sequences, [draw(st.integers(0, len(sequence))) for sequence in sequences]
 
 
-def test_prompts_are_joined_and_found_again() -> None:
+def test_joined_prompts_can_be_read_back() -> None:
     prompts = joined([[1, 2], [3], [1, 2, 4]])
     assert len(prompts) == 3
     assert prompts.lengths.tolist() == [2, 1, 3]
@@ -66,12 +66,12 @@ def test_every_distinct_prefix_is_one_token(sequences: list[list[int]]) -> None:
 
 
 @given(related(), st.integers(1, 200))
-def test_in_chunks_each_leaf_still_sees_exactly_its_prompt(sequences: list[list[int]], size: int) -> None:
+def test_each_leaf_of_a_chunk_sees_exactly_its_prompt(sequences: list[list[int]], size: int) -> None:
     found: dict[int, list[int]] = {}
-    keys: list[tuple[int, int]] = []  # (token, position) of the keys of the chunk before
+    keys: list[tuple[int, int]] = []  # (token, position) of the previous chunk's keys
     for chunk in split_chunks(plan_forest(joined(sequences)), size):
-        own = zip(chunk.tokens.tolist(), chunk.positions.tolist(), strict=True)
-        keys = [*(keys[k] for k in chunk.path), *own]
+        new_keys = zip(chunk.tokens.tolist(), chunk.positions.tolist(), strict=True)
+        keys = [*(keys[k] for k in chunk.path), *new_keys]
         assert len(keys) == len(chunk.ends)
         for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):
             query = len(chunk.path) + leaf
@@ -83,7 +83,7 @@ def test_in_chunks_each_leaf_still_sees_exactly_its_prompt(sequences: list[list[
 
 
 @given(related(), st.integers(1, 200))
-def test_chunks_are_the_forest_in_order(sequences: list[list[int]], size: int) -> None:
+def test_chunks_hold_the_forest_in_order(sequences: list[list[int]], size: int) -> None:
     forest = plan_forest(joined(sequences))
     chunks = list(split_chunks(forest, size))
     assert np.concatenate([chunk.tokens for chunk in chunks]).tolist() == forest.tokens.tolist()
@@ -93,7 +93,7 @@ def test_chunks_are_the_forest_in_order(sequences: list[list[int]], size: int) -
 
 
 @given(related(), st.integers(1, 200))
-def test_a_chunk_needs_no_more_keys_than_its_own_and_a_prompt(sequences: list[list[int]], size: int) -> None:
+def test_the_path_of_a_chunk_is_shorter_than_a_prompt(sequences: list[list[int]], size: int) -> None:
     longest = max(map(len, sequences))
     for chunk in split_chunks(plan_forest(joined(sequences)), size):
         assert len(chunk.path) < longest
@@ -103,7 +103,7 @@ def test_a_chunk_needs_no_more_keys_than_its_own_and_a_prompt(sequences: list[li
 def test_a_forest_with_known_tokens_worked_out_by_hand() -> None:
     sequences, lengths = [[5, 6, 8], [5, 6, 7], [9, 9], [5, 4, 3, 2], [5, 4, 3]], [1, 2, 0, 3, 0]
     forest = skip_known(plan_forest(joined(sequences)), np.array(lengths))
-    assert forest.tokens.tolist() == [3, 2, 7, 8, 9, 9]  # 3 ends a prompt, so that it is run
+    assert forest.tokens.tolist() == [3, 2, 7, 8, 9, 9]  # 3 runs because it ends a prompt
     assert forest.positions.tolist() == [2, 3, 2, 2, 0, 1]
     assert forest.known.tolist() == [3, 4, 2]  # 5 and 4 of the fourth prompt, 6 of the second
     assert forest.starts.tolist() == [0, 0, 2, 0, 1, 2, 3, 4, 5]
@@ -112,7 +112,7 @@ def test_a_forest_with_known_tokens_worked_out_by_hand() -> None:
 
 
 @given(partly_known(), st.integers(1, 200))
-def test_with_known_tokens_each_leaf_still_sees_exactly_its_prompt(
+def test_each_leaf_sees_exactly_its_prompt_with_known_tokens(
     example: tuple[list[list[int]], list[int]], size: int
 ) -> None:
     sequences, lengths = example
@@ -121,8 +121,8 @@ def test_with_known_tokens_each_leaf_still_sees_exactly_its_prompt(
     keys = [(token, position) for beginning in beginnings for position, token in enumerate(beginning)]
     found: dict[int, list[int]] = {}
     for chunk in split_chunks(forest, size):
-        own = zip(chunk.tokens.tolist(), chunk.positions.tolist(), strict=True)
-        keys = [*(keys[k] for k in chunk.path), *own]
+        new_keys = zip(chunk.tokens.tolist(), chunk.positions.tolist(), strict=True)
+        keys = [*(keys[k] for k in chunk.path), *new_keys]
         assert len(keys) == len(chunk.starts) == len(chunk.ends)
         for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):
             seen = [keys[k] for k in chunk.seen(int(leaf))]
@@ -132,13 +132,13 @@ def test_with_known_tokens_each_leaf_still_sees_exactly_its_prompt(
 
 
 @given(partly_known())
-def test_what_is_known_is_not_run(example: tuple[list[list[int]], list[int]]) -> None:
+def test_known_tokens_are_not_run(example: tuple[list[list[int]], list[int]]) -> None:
     sequences, lengths = example
     prefixes = {tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)}
     known = {
         tuple(sequence[:length])
-        for sequence, most in zip(sequences, lengths, strict=True)
-        for length in range(1, most + 1)
+        for sequence, limit in zip(sequences, lengths, strict=True)
+        for length in range(1, limit + 1)
     }
     ended = {prefix for prefix in prefixes for sequence in sequences if prefix[: len(sequence)] == tuple(sequence)}
     forest = skip_known(plan_forest(joined(sequences)), np.array(lengths))
@@ -156,14 +156,14 @@ def test_the_plan_does_not_depend_on_the_order_of_the_prompts() -> None:
     assert (one.leaves[order] == other.leaves).all()
 
 
-def test_a_user_costs_one_trunk_and_a_suffix_for_each_sample() -> None:
+def test_a_user_needs_one_trunk_and_a_suffix_for_each_sample() -> None:
     history, suffix = list(range(100)), [500, 501]
     forest: PrefixForest = plan_forest(joined([history[:length] + suffix for length in range(1, 101)]))
     assert forest.tokens.size == 100 + 100 * 2
 
 
 @pytest.mark.parametrize(("sequences", "problem"), [([[1], []], "empty prompt"), ([], "needs a prompt")])
-def test_what_has_no_leaf_is_refused(sequences: list[list[int]], problem: str) -> None:
+def test_empty_prompts_and_batches_are_refused(sequences: list[list[int]], problem: str) -> None:
     with pytest.raises(AssertionError, match=problem):
         plan_forest(joined(sequences))
 
@@ -178,7 +178,7 @@ def test_targets_worked_out_by_hand() -> None:
 
 
 @given(related(), st.randoms())
-def test_each_target_is_predicted_from_what_comes_before_it(sequences: list[list[int]], random: Random) -> None:
+def test_each_target_is_predicted_from_the_tokens_before_it(sequences: list[list[int]], random: Random) -> None:
     sequences = [[3, *sequence] for sequence in sequences]
     lengths = np.array([random.randint(1, len(sequence) - 1) for sequence in sequences])
     forest = plan_forest(joined(sequences))

@@ -1,4 +1,4 @@
-"""States with a cache are those without, whatever is in it; and what is in it."""
+"""The cache changes no state; then the entries it keeps."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,23 +21,23 @@ from l2d_ray.models.hidden_states import HiddenStates, packed_states, padded_sta
 from l2d_ray.models.prefix_cache import PrefixCache
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
-ITEMS = [np.arange(10 * n, 10 * n + size, dtype=np.int32) for n, size in enumerate([3, 9, 5, 1, 7], start=3)]
+ITEM_TOKENS = [np.arange(10 * n, 10 * n + size, dtype=np.int32) for n, size in enumerate([3, 9, 5, 1, 7], start=3)]
 PREFIX, SUFFIX = np.array([7, 8], np.int32), np.array([9, 9, 5], np.int32)
-MUCH = 10**9
+LARGE = 10**9
 BYTES_PER_TOKEN = 2 * 2 * 32 * 2
-"""In the entries made by `entry`: two layers, keys and values, float16."""
+"""Bytes of one layer in the entries that `keep` makes: keys and values of two heads of 32 float16 numbers."""
 
 
 def phrase(history: Sequence[int], suffix: NDArray[np.int32] = SUFFIX) -> tuple[NDArray[np.int32], IntArray]:
-    """The prompt of a history, and where its items end."""
-    pieces = [ITEMS[item] for item in history]
+    """Return the prompt of a history, and its length at the end of each item."""
+    pieces = [ITEM_TOKENS[item] for item in history]
     return np.concatenate([PREFIX, *pieces, suffix]), PREFIX.size + np.cumsum([piece.size for piece in pieces])
 
 
 class Checked:
-    """Runs histories with a cache, and again without; the states must be the same."""
+    """A cache that checks itself: it runs histories with and without the cache and compares the states."""
 
-    def __init__(self, backbone: Backbone, max_bytes: int = MUCH, size: int = 1000) -> None:
+    def __init__(self, backbone: Backbone, max_bytes: int = LARGE, size: int = 1000) -> None:
         self.backbone, self.size, self.cache = backbone, size, PrefixCache(max_bytes)
 
     def __call__(self, *histories: Sequence[int], suffix: NDArray[np.int32] = SUFFIX) -> HiddenStates:
@@ -54,16 +54,16 @@ class Checked:
 
 @pytest.mark.parametrize("size", [2, 7, 1000])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_history_that_grows_runs_only_what_is_new(load: Callable[[str], Backbone], family: str, size: int) -> None:
+def test_a_growing_history_runs_its_new_tokens_only(load: Callable[[str], Backbone], family: str, size: int) -> None:
     run = Checked(load(family), size=size)
     history = [0, 1, 2, 3, 4, 1, 0]
     assert run(history[:1]).tokens == phrase(history[:1])[0].size
     saved = 0
     for length in range(2, len(history) + 1):
-        assert run(history[:length]).tokens == ITEMS[history[length - 1]].size + SUFFIX.size
+        assert run(history[:length]).tokens == ITEM_TOKENS[history[length - 1]].size + SUFFIX.size
         saved += phrase(history[: length - 1])[1][-1]
     assert (run.cache.hits, run.cache.misses, run.cache.tokens_saved) == (6, 1, saved)
-    assert run(history).tokens == SUFFIX.size  # nothing new but the suffix
+    assert run(history).tokens == SUFFIX.size  # only the suffix is new
     assert len(run.cache._entries) == 1  # one user, one entry
 
 
@@ -75,16 +75,16 @@ def test_known_and_new_histories_run_together(load: Callable[[str], Backbone], f
     result = run(
         [2, 2],  # new
         [0, 1, 2, 4, 4],  # known
-        [0, 1, 2, 4, 3],  # grown from the same
-        [0, 1, 2],  # known to the last item
+        [0, 1, 2, 4, 3],  # extends the same history
+        [0, 1, 2],  # fully known
         [3, 3, 0],
-        [3, 3, 0],  # twice
-        [4],  # the beginning of one that is known
+        [3, 3, 0],  # repeated
+        [4],  # the beginning of a known history
         [0],
     )
     new = [[2, 2], [0, 1, 2, 4, 4], [0, 1, 2, 4, 3], [0, 1, 2], [3, 3, 0], [4], [0]]
     distinct = plan_forest(Prompts.join([phrase(history)[0] for history in new])).tokens.size
-    known = PREFIX.size + sum(ITEMS[item].size for item in [0, 1, 2, 3, 3])
+    known = PREFIX.size + sum(ITEM_TOKENS[item].size for item in [0, 1, 2, 3, 3])
     assert result.tokens == distinct - known
     assert run.cache.hits == 5
 
@@ -96,14 +96,14 @@ def test_without_a_suffix_prompts_are_prefixes_of_each_other(
 ) -> None:
     run, nothing = Checked(load(family), size=size), SUFFIX[:0]
     run([0, 1, 2], suffix=nothing)
-    assert run([0, 1, 2], suffix=nothing).tokens == 1  # entirely known, but for the state
-    assert run([0, 1, 2, 3, 4], suffix=nothing).tokens == ITEMS[3].size + ITEMS[4].size
+    assert run([0, 1, 2], suffix=nothing).tokens == 1  # the last token runs for its state
+    assert run([0, 1, 2, 3, 4], suffix=nothing).tokens == ITEM_TOKENS[3].size + ITEM_TOKENS[4].size
     run([0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 4], [0], suffix=nothing)
     run([0, 1, 2, 3, 4, 4, 1], [0, 1, 2, 3], suffix=nothing)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_batch_evicts_it_can_still_use(load: Callable[[str], Backbone], family: str) -> None:
+def test_a_batch_can_use_an_entry_that_it_evicts(load: Callable[[str], Backbone], family: str) -> None:
     probe = Checked(load(family))
     probe([0, 1, 2])
     run = Checked(load(family), max_bytes=probe.cache.bytes * 3 // 2, size=4)
@@ -115,11 +115,11 @@ def test_what_a_batch_evicts_it_can_still_use(load: Callable[[str], Backbone], f
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5), max_size=6),
-    st.sampled_from([0, 4_000, 12_000, 30_000, MUCH]),
+    st.sampled_from([0, 4_000, 12_000, 30_000, LARGE]),
     st.integers(1, 60),
     st.booleans(),
 )
-def test_whatever_is_asked_the_answer_is_the_same(
+def test_the_cache_never_changes_a_state(
     load: Callable[[str], Backbone], batches: list[list[list[int]]], max_bytes: int, size: int, has_suffix: bool
 ) -> None:
     run = Checked(load("llama"), max_bytes, size)
@@ -128,7 +128,7 @@ def test_whatever_is_asked_the_answer_is_the_same(
 
 
 def keep(cache: PrefixCache, *items: int) -> list[Tensor]:
-    """Two layers' keys and values of a prompt of one-token items, as a chunk's, handed to the cache to keep."""
+    """Cache a prompt of one-token items with random keys and values of two layers, and return these."""
     prompt = np.array(items, np.int32)
     layers = list(torch.randn(2, prompt.size + 100, 4, 32).half())
     cache.keep(prompt, np.arange(1, prompt.size), layers, np.arange(prompt.size) + 50)
@@ -139,8 +139,8 @@ def look(cache: PrefixCache, *items: int) -> list[Tensor]:
     return cache.lookup(np.array(items, np.int32), np.arange(1, len(items)))
 
 
-def test_an_entry_is_a_copy_of_the_prompt_less_its_suffix() -> None:
-    cache = PrefixCache(MUCH)
+def test_an_entry_is_a_copy_of_the_prompt_without_its_suffix() -> None:
+    cache = PrefixCache(LARGE)
     layers = keep(cache, 1, 2, 3, 9)
     found = look(cache, 1, 2, 3, 4, 9)
     assert cache.bytes == 3 * BYTES_PER_TOKEN * 2
@@ -150,37 +150,37 @@ def test_an_entry_is_a_copy_of_the_prompt_less_its_suffix() -> None:
 
 
 def test_the_longest_beginning_is_found() -> None:
-    cache = PrefixCache(MUCH)
+    cache = PrefixCache(LARGE)
     keep(cache, 1, 2, 3, 9)
-    keep(cache, 1, 9)  # shorter, and another user's perhaps
+    keep(cache, 1, 9)  # shorter
     assert len(look(cache, 1, 2, 3, 4, 9)[0]) == 3
     assert len(look(cache, 1, 2, 4, 9)[0]) == 1
     assert look(cache, 2, 3, 9) == []
     assert (cache.hits, cache.misses, cache.tokens_saved) == (2, 1, 4)
 
 
-def test_a_longer_history_replaces_what_it_has_grown_from() -> None:
-    cache = PrefixCache(MUCH)
+def test_a_longer_history_replaces_the_shorter_one() -> None:
+    cache = PrefixCache(LARGE)
     keep(cache, 1, 2, 9)
     keep(cache, 1, 2, 3, 9)
     assert cache.bytes == 3 * BYTES_PER_TOKEN * 2
     assert look(cache, 1, 2, 9) == []
 
 
-def test_the_least_recently_used_make_room() -> None:
+def test_the_least_recently_used_entries_are_evicted() -> None:
     cache = PrefixCache(6 * BYTES_PER_TOKEN * 2)
     for item in (1, 2, 3):
         keep(cache, item, item, 9)
     look(cache, 1, 1, 9)
     keep(cache, 4, 4, 9)
     assert [len(look(cache, item, item, 9)) for item in (1, 2, 3, 4)] == [2, 0, 2, 2]
-    keep(cache, 5, 5, 5, 5, 9)  # needs the room of two
+    keep(cache, 5, 5, 5, 5, 9)  # evicts two entries
     assert [len(look(cache, item, item, 9)) for item in (1, 3, 4)] == [0, 0, 2]
     assert cache.bytes == cache.max_bytes
 
 
 @pytest.mark.parametrize("max_bytes", [0, 5 * BYTES_PER_TOKEN * 2])
-def test_what_would_not_fit_alone_is_not_kept(max_bytes: int) -> None:
+def test_an_entry_larger_than_the_cache_is_not_kept(max_bytes: int) -> None:
     cache = PrefixCache(max_bytes)
     keep(cache, 1, 2, 9)
     bytes_before = cache.bytes
@@ -190,7 +190,7 @@ def test_what_would_not_fit_alone_is_not_kept(max_bytes: int) -> None:
 
 
 def test_a_prompt_without_items_is_neither_found_nor_kept() -> None:
-    cache = PrefixCache(MUCH)
+    cache = PrefixCache(LARGE)
     keep(cache, 9)
     assert look(cache, 9) == []
     assert cache.bytes == 0
@@ -200,14 +200,14 @@ def test_a_prompt_without_items_is_neither_found_nor_kept() -> None:
     ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2), pytest.param("int8", 1e-3, marks=needs_int8)]
 )
 @pytest.mark.parametrize("suffix", ["", "Next:"])
-def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, tolerance: float, suffix: str) -> None:
+def test_the_encoder_runs_new_tokens_only(tmp_path: Path, dtype: str, tolerance: float, suffix: str) -> None:
     titles = [f"Title {n} of the year" for n in range(12)]
     backbone = load_backbone(ModelConfig(name=save_tiny(tmp_path / "model")), dtype)
     config = config_of(tmp_path, **{"prompt.suffix": suffix})
-    encoder = HistoryEncoder(config, titles, backbone, cache_bytes=MUCH)
+    encoder = HistoryEncoder(config, titles, backbone, cache_bytes=LARGE)
     plain = HistoryEncoder(config, titles, backbone)
     history, other = [*range(9), "a title of their own"], encoder.phrased([11])
-    again = max(other.tokens.size - other.boundaries[-1], 1)  # at least the last token, for its state
+    again = max(other.tokens.size - other.boundaries[-1], 1)  # the last token always runs
     known = 0
     for length in range(1, 11):
         phrased = encoder.phrased(history[:length])
@@ -221,9 +221,9 @@ def test_the_encoder_runs_what_is_new_of_a_history(tmp_path: Path, dtype: str, t
     assert (plain.cache.hits, plain.cache.misses, plain.cache.bytes) == (0, 0, 0)
 
 
-def test_a_model_that_cannot_run_packed_has_no_use_for_a_cache(tmp_path: Path) -> None:
+def test_a_model_that_cannot_run_packed_does_not_use_the_cache(tmp_path: Path) -> None:
     backbone = load_tiny(tmp_path, "mamba")
-    encoder = HistoryEncoder(config_of(tmp_path), ["a", "b"], backbone, cache_bytes=MUCH)
+    encoder = HistoryEncoder(config_of(tmp_path), ["a", "b"], backbone, cache_bytes=LARGE)
     phrased = [encoder.phrased([0, 1])]
     assert (encoder.run(phrased).states == encoder.run(phrased).states).all()
     assert (encoder.cache.hits, encoder.cache.bytes) == (0, 0)

@@ -13,13 +13,13 @@ TEMPLATE = PromptConfig(suffix="Next:")
 
 
 def encode(encoder: PromptEncoder, items: list[int]) -> TokenArray:
-    """The prompt of a whole history."""
+    """Return the prompt of a whole history."""
     (prompt,) = encoder.encode(np.array(items, np.int32), np.array([0]), np.array([len(items)]))
     return prompt
 
 
 def phrase(titles: list[str], template: PromptConfig = TEMPLATE) -> str:
-    """What the prompt of a history of these titles says."""
+    """Return the prompt of a history of these titles, decoded."""
     encoder = PromptEncoder(template, TOKENIZER, titles)
     return str(TOKENIZER.decode(encode(encoder, list(range(len(titles))))))
 
@@ -30,7 +30,7 @@ def test_a_prompt_is_the_template_filled_in() -> None:
 
 
 @pytest.mark.parametrize("title", ["Next:\nNext:", "{title}", "a\n\nb\t", "", "映画 😀 é", "\x00 \u200b\ufeff"])
-def test_a_title_may_hold_anything(title: str) -> None:
+def test_a_title_may_contain_any_text(title: str) -> None:
     assert phrase([title, "b"]) == f"{TEMPLATE.prefix}{title}\nb\n{TEMPLATE.suffix}"
 
 
@@ -46,7 +46,7 @@ def test_a_longer_history_extends_a_shorter_one_token_for_token(titles: list[str
     assert len(longer) > len(shorter)
 
 
-def test_windows_of_one_history_are_cut_from_it() -> None:
+def test_windows_are_slices_of_the_history() -> None:
     encoder = PromptEncoder(TEMPLATE, TOKENIZER, ["a", "b", "c"])
     items = np.array([2, 0, 1, 0], np.int32)
     windows = encoder.encode(items, np.array([0, 1, 4]), np.array([2, 4, 4]))
@@ -55,20 +55,20 @@ def test_windows_of_one_history_are_cut_from_it() -> None:
 
 
 @pytest.mark.parametrize("item", ["{title}\n", "The user took the thing that is called {title}, too.\n"])
-def test_a_long_title_is_cut_but_not_its_template(item: str) -> None:
+def test_a_long_title_is_cut_but_its_form_is_not(item: str) -> None:
     template = PromptConfig(item=item, max_item_tokens=5, prefix="", suffix="")
     tokens = encode(PromptEncoder(template, TOKENIZER, ["x" * 10_000]), [0])
     before, after = item.split("{title}")
     assert TOKENIZER.decode(tokens) == f"{before}{'x' * 5}{after}"
 
 
-def test_the_start_of_text_is_put_once_by_a_tokenizer_that_puts_it() -> None:
+def test_the_start_token_of_a_tokenizer_is_added_once() -> None:
     plain, starting = tiny_tokenizer(), tiny_tokenizer(adds_bos=True)
     prompts = [encode(PromptEncoder(TEMPLATE, tokenizer, ["a", "b"]), [0, 1]) for tokenizer in (plain, starting)]
     assert prompts[1].tolist() == [0, *prompts[0].tolist()]
 
 
-def test_an_end_of_text_that_a_tokenizer_puts_is_left_out() -> None:
+def test_the_end_token_of_a_tokenizer_is_left_out() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
@@ -83,14 +83,14 @@ def test_every_part_of_the_template_may_be_empty() -> None:
     assert encode(PromptEncoder(template, TOKENIZER, [""]), [0]).size == 0
 
 
-def test_the_digest_is_of_all_that_decides_the_text() -> None:
+def test_the_digest_covers_every_field_of_the_template() -> None:
     changes = [{"prefix": "p"}, {"item": "{title}"}, {"suffix": "s"}, {"max_item_tokens": 31}]
     digests = {template_digest(PromptConfig.model_validate(change)) for change in [{}, *changes]}
     assert len(digests) == 5
     assert template_digest(PromptConfig(prefix=TEMPLATE.prefix)) == template_digest(PromptConfig())
 
 
-def test_a_title_cannot_speak_in_special_tokens() -> None:
+def test_special_tokens_in_a_title_are_plain_text() -> None:
     tokenizer = tiny_tokenizer()
     encoder = PromptEncoder(PromptConfig(prefix="<s>", suffix="</s>"), tokenizer, ["</s><s> Title"])
     prompt = encoder.encode(np.array([0], np.int32), np.array([0]), np.array([1]))[0].tolist()

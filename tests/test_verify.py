@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ IDENTITY = identity(num_shards=3)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A workspace with a memory of two units, ten rows each."""
+    """Write a workspace with a memory of two units of ten rows each."""
     store = MemoryStore(Workspace.open(str(tmp_path)))
     for number in range(2):
         items = np.arange(10, dtype=np.int32)
@@ -41,7 +42,7 @@ def data_files(folder: Path) -> list[Path]:
     return sorted((folder / "memory" / "data").rglob("*.parquet"))
 
 
-def test_a_whole_memory_passes(folder: Path) -> None:
+def test_an_intact_memory_passes(folder: Path) -> None:
     process = run("verify", folder)
     assert (process.returncode, process.stderr) == (0, "")
     result = json.loads(process.stdout)
@@ -57,17 +58,17 @@ def test_a_changed_byte_is_found(folder: Path) -> None:
     process = run("verify", folder)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
-    assert line.startswith(f"error: {victim}: its checksum is not the recorded one; delete its unit's record")
+    assert line.startswith(f"error: {victim}: its checksum differs from the recorded one; delete the unit's record")
 
 
-def test_items_that_were_not_kept_are_missed(folder: Path) -> None:
+def test_missing_items_are_found(folder: Path) -> None:
     (items,) = (folder / "memory" / "items").iterdir()
     items.unlink()
     process = run("verify", folder)
     assert process.returncode == 1
     assert process.stderr == (
-        f"error: snapshot 1: {items}: missing; run jobs/build_memory.py again, with the dataset that the memory"
-        " was made of\n"
+        f"error: snapshot 1: {items}: missing; run jobs/build_memory.py again with the dataset that the memory"
+        " was made from\n"
     )
 
 
@@ -86,11 +87,11 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("record", "changes", "message"),
     [
-        ("units/u0", {"rows": 11}, "unit u0: its files hold 10 rows and 0 quarantined, its counts are others"),
+        ("units/u0", {"rows": 11}, "unit u0: its files hold 10 rows and 0 quarantined, but its record says 11"),
         ("units/u1", {"quarantined": 1}, "unit u1: its files hold 10 rows and 0 quarantined"),
-        ("snapshots/1", {"rows": 7}, "snapshot 1: 7 rows and 0 quarantined recorded, its units hold others"),
-        ("snapshots/1", {"units": ["u0", "u9"]}, "snapshot 1: not committed: u9"),
-        ("snapshots/1", {"units": ["u0", "u0"]}, "samples are there more than once in shard"),
+        ("snapshots/1", {"rows": 7}, "snapshot 1: its units hold 20 rows and 0 quarantined, but its record says 7"),
+        ("snapshots/1", {"units": ["u0", "u9"]}, "snapshot 1: its units u9 are not committed"),
+        ("snapshots/1", {"units": ["u0", "u0"]}, "samples are repeated in shard"),
         (
             "snapshots/1",
             {"identity": IDENTITY.model_dump() | {"stride": 99}},
@@ -106,8 +107,6 @@ def test_a_wrong_count_is_found(folder: Path, record: str, changes: dict[str, ob
 
 
 def test_a_row_in_the_wrong_shard_is_found(folder: Path) -> None:
-    import hashlib
-
     record = folder / "memory" / "units" / "u0.json"
     files = json.loads(record.read_text())["files"]
     path = folder / files[0]["path"]
@@ -122,13 +121,13 @@ def test_a_row_in_the_wrong_shard_is_found(folder: Path) -> None:
     assert "holds items of another shard" in process.stderr
 
 
-def test_without_a_memory_the_remedy_is_named(tmp_path: Path) -> None:
+def test_a_workspace_without_a_memory_is_refused_with_a_remedy(tmp_path: Path) -> None:
     process = run("verify", tmp_path)
     assert process.returncode == 2
     assert process.stderr.endswith("no snapshot; run jobs/build_memory.py first\n")
 
 
-@pytest.mark.parametrize("arguments", [(), ("verify",), ("mend", "x"), ("verify", "a", "b")])
-def test_a_wrong_command_line_gets_the_usage(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [(), ("verify",), ("repair", "x"), ("verify", "a", "b")])
+def test_a_wrong_command_line_prints_the_usage(arguments: tuple[str, ...]) -> None:
     process = run(*arguments)
     assert (process.returncode, process.stderr) == (2, "usage: python -m l2d_ray.memory verify WORKSPACE\n")

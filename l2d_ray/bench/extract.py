@@ -10,7 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from l2d_ray.config import Config
-from l2d_ray.core.packing import IntArray, Prompts, plan_forest, split_chunks
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.packing import Prompts, plan_forest, split_chunks
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import identify_memory
 from l2d_ray.models.backbone import Backbone

@@ -1,1 +1,1 @@
-"""The papers on arrays: numpy and torch, no files, no engine."""
+"""The mathematics, as pure functions of numpy and torch arrays: no files, no engine."""

@@ -1,47 +1,46 @@
-"""Recall and NDCG of ranked lists with one target each, over the full catalogue, and how sure they are.
+"""Recall and NDCG of ranked lists with one target each, over the full catalogue, and their confidence intervals.
 
-Shapes: U samples, K results, I items.
+Shapes: U samples, K results, V values per sample, G users.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from l2d_ray.core.arrays import Float64, IntArray
 
 NOT_RANKED = np.iinfo(np.int64).max
-"""The rank of a target that is not in its list."""
+"""Rank of a target that is not in its list."""
 
 
 def target_ranks(items_UK: NDArray[np.integer], targets_U: NDArray[np.integer]) -> IntArray:
-    """[U] the place of each target in its list, from 0; NOT_RANKED where it is not there."""
+    """Return the rank [U] of each target in its list, from 0; NOT_RANKED if it is not in the list."""
     hits_UK = items_UK == targets_U[:, None]
     return np.where(hits_UK.any(axis=1), hits_UK.argmax(axis=1) if items_UK.shape[1] else 0, NOT_RANKED)
 
 
-def recall(ranks_U: IntArray, k: int) -> FloatArray:
-    """[U] Recall@K of each sample: 1 where the target is among the first K. Its mean is the metric."""
+def recall(ranks_U: IntArray, k: int) -> Float64:
+    """Return Recall@K [U] of each sample: 1 if the target is among the first K, else 0. The metric is their mean."""
     return (ranks_U < k).astype(np.float64)
 
 
-def ndcg(ranks_U: IntArray, k: int) -> FloatArray:
-    """[U] NDCG@K of each sample: 1 / log2(rank + 2) where the target is among the first K, else 0.
+def ndcg(ranks_U: IntArray, k: int) -> Float64:
+    """Return NDCG@K [U] of each sample: 1 / log2(rank + 2) if the target is among the first K, else 0.
 
     With one relevant item the ideal gain is 1 (Järvelin and Kekäläinen, 2002).
     """
     found_U = ranks_U < k
-    gains_U: FloatArray = np.where(found_U, 1 / np.log2(np.where(found_U, ranks_U, 0) + 2.0), 0.0)
+    gains_U: Float64 = np.where(found_U, 1 / np.log2(np.where(found_U, ranks_U, 0) + 2.0), 0.0)
     return gains_U
 
 
 def bootstrap_intervals(
-    values_UV: FloatArray, users_U: NDArray[np.integer], resamples: int = 1000, seed: int = 0
-) -> FloatArray:
-    """[V, 2] the 95% percentile intervals of the means of V values of U samples, resampling *users*.
+    values_UV: Float64, users_U: NDArray[np.integer], resamples: int = 1000, seed: int = 0
+) -> Float64:
+    """Return the 95% bootstrap interval [V, 2] of each value's mean, resampling *users*; nan without samples.
 
-    The samples of one user resemble each other; to resample them one by one would claim too much. nan where there are
-    no samples. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13; Field and Welsh (2007) for
-    clusters.
+    The samples of one user are correlated, so resampling single samples would give intervals that are too narrow.
+    Percentile method: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13. Clusters: Field and Welsh,
+    2007.
     """
     if not len(values_UV):
         return np.full((values_UV.shape[1], 2), np.nan)
@@ -51,5 +50,5 @@ def bootstrap_intervals(
     random = np.random.default_rng(seed)
     drawn = (random.integers(0, counts_G.size, counts_G.size) for _ in range(resamples))
     means = [sums_GV[draw].sum(axis=0) / counts_G[draw].sum() for draw in drawn]
-    bounds_V2: FloatArray = np.percentile(means, [2.5, 97.5], axis=0).T
+    bounds_V2: Float64 = np.percentile(means, [2.5, 97.5], axis=0).T
     return bounds_V2

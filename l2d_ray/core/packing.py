@@ -1,29 +1,28 @@
 """Prefix-tree packing: run every distinct token of a batch of prompts once.
 
-The samples of one user have prompts that begin alike. Inserted into a prefix tree, each shared token needs one place in
-a packed sequence; a token attends to its ancestors in the tree, its position id is its depth, and the state of a prompt
-is read at its leaf. Attention then gives exactly what each prompt alone would give.
+The prompts of one user's samples begin alike. Inserted into a prefix tree, a shared token takes one place in a packed
+sequence. A token attends to its ancestors in the tree, its position id is its depth, and a prompt's state is read at
+its leaf. This gives exactly the attention that each prompt would have alone.
 
-The tree is never built. Sorted lexicographically, prompts come in the tree's depth-first order: what a prompt adds to
-its predecessor is the tokens after their longest common prefix. In that order the descendants of token j are the tokens
-j .. ends[j] - 1, so that token i attends to token j exactly when `j <= i < ends[j]`.
+The tree is never built. Prompts sorted lexicographically are in the tree's depth-first order: a prompt adds the tokens
+after the longest prefix it shares with its predecessor. In this order the descendants of token j are the tokens j to
+ends[j] - 1. So token i attends to token j exactly when `j <= i < ends[j]`.
 
-The forest of a whole batch is then streamed through the model in equal chunks, as in chunked prefill: a chunk needs the
-keys and values of its own tokens and of those earlier tokens whose subtrees are still open, the *path*, which is never
-longer than a prompt. So no token is run twice, chunks can be as small as the processor's cache likes, and a prompt may
-be longer than a chunk.
+A batch's forest runs through the model in chunks of equal size, as in chunked prefill. A chunk needs the keys and
+values of its tokens, and of those earlier tokens that have descendants in it: the *path*, never longer than a prompt.
+No token runs twice, a chunk can be small enough for the processor's cache, and a prompt may be longer than a chunk.
 
-A prompt's beginning whose keys and values are known from an earlier batch is not run again: `skip_known` takes it from
-the tokens and leaves it among the keys, as the path of the first chunk. The tokens to run that descend from key j are
-still next to each other, so that token i attends to it exactly when `starts[j] <= i < ends[j]`.
+The beginning of a prompt is not run when its keys and values are *known* from an earlier batch. `skip_known` removes
+these tokens from the tokens to run and keeps them among the keys, as the path of the first chunk. The tokens to run
+that descend from key j are still adjacent: token i attends to key j exactly when `starts[j] <= i < ends[j]`.
 
-The same forest trains: with each sample's title inserted after its prompt, a title's token is predicted from the state
-of its parent. A forest's loss is the sum of its samples' losses, and so is its gradient, from each distinct token once.
+The same forest trains the model. Each sample's title follows its prompt, and a token of a title is predicted from its
+parent's state. The forest's loss is the sum of its samples' losses, and so is its gradient.
 
-Planning is integers only; `models/` runs the plan.
+This module plans, with integers only; `models/` runs the plan.
 
-Shapes: N prompts, L longest prompt, T distinct tokens to run, K known ones, C tokens of a chunk, P tokens of its path,
-Y predicted tokens.
+Shapes: N prompts, L tokens of the longest prompt, T distinct tokens to run, K known tokens, C tokens of a chunk, P
+tokens of its path, Y predicted tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,27 +31,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from l2d_ray.core.arrays import IntArray
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """N token sequences, one after the other."""
+    """N token sequences, concatenated."""
 
     tokens: NDArray[np.int32]
     """The tokens of all prompts."""
     offsets: IntArray
-    """[N + 1] prompt n is `tokens[offsets[n]:offsets[n + 1]]`."""
+    """[N + 1]: prompt n is `tokens[offsets[n]:offsets[n + 1]]`."""
 
     @classmethod
     def join(cls, sequences: Sequence[NDArray[np.int32]]) -> "Prompts":
-        """The prompts with these tokens."""
+        """Concatenate these prompts."""
         offsets = np.cumsum([0, *(len(sequence) for sequence in sequences)])
         return cls(np.concatenate([np.empty(0, np.int32), *sequences]), offsets)
 
     @property
     def lengths(self) -> IntArray:
-        """[N] tokens of each prompt."""
+        """[N] length of each prompt, in tokens."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -64,56 +63,56 @@ class Prompts:
 
 @dataclass(frozen=True)
 class PrefixForest:
-    """The distinct tokens of a batch of prompts, in depth-first order. Its keys are K known tokens, then its own T."""
+    """The distinct tokens of a batch of prompts, in depth-first order. Its keys are K known tokens, then T to run."""
 
     tokens: IntArray
     """[T] token ids."""
     positions: IntArray
-    """[T] depth in the tree, which is the position in every prompt that contains the token."""
+    """[T] depth in the tree: the token's position in every prompt that contains it."""
     known: IntArray
-    """[K] where each known token is among the known tokens of all prompts, one prompt after the other."""
+    """[K] index of each known token in the concatenated known tokens of all prompts."""
     starts: IntArray
-    """[K + T] the first token that descends from each key; a token is its own first descendant."""
+    """[K + T] first descendant of each key; a token to run is its first descendant itself."""
     ends: IntArray
-    """[K + T] one past the last."""
+    """[K + T] one past the last descendant of each key."""
     leaves: IntArray
-    """[N] the token at which each prompt ends, in the order of the prompts given."""
+    """[N] last token of each prompt, in the order of the batch."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A slice of a forest. Its *keys* are the P path tokens followed by its own C tokens."""
+    """A slice of C tokens of a forest. Its *keys* are the P tokens of its path, then its C tokens."""
 
     tokens: IntArray
     """[C] token ids."""
     positions: IntArray
     """[C] position ids."""
     path: IntArray
-    """[P] the path tokens, as indices into the keys of the chunk before; the first chunk's, into the known tokens."""
+    """[P] path tokens, as indices into the previous chunk's keys; in the first chunk, into the known tokens."""
     starts: IntArray
-    """[P + C] the first descendant of each key, in this chunk's keys; query i is key P + i."""
+    """[P + C] first descendant of each key, as an index into this chunk's keys. Token i is key P + i."""
     ends: IntArray
-    """[P + C] one past the last."""
+    """[P + C] one past the last descendant of each key."""
     prompts: IntArray
-    """The prompts that end in this chunk."""
+    """Indices of the prompts that end in this chunk."""
     leaves: IntArray
-    """The token of this chunk at which each of them ends."""
+    """Last token of each of these prompts, as an index into this chunk's tokens."""
 
     def seen(self, token: int) -> IntArray:
-        """The keys that a token of this chunk attends to, by position: the prompt that ends there."""
+        """Return the keys that a token of this chunk attends to, in the order of the prompt that ends with it."""
         query = self.path.size + token
         return np.flatnonzero((self.starts <= query) & (query < self.ends))
 
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """N samples, each a prompt and the title that came next."""
+    """N training samples, each a prompt and the title that came next."""
 
     sequences: Prompts
-    """Prompt and title, joined."""
-    target_lengths: NDArray[np.int64]
-    """[N] tokens of each title, at the end of its sequence."""
-    ids: NDArray[np.int64]
+    """Prompt and title of each sample, as one sequence."""
+    target_lengths: IntArray
+    """[N] length of each title, at the end of its sequence, in tokens."""
+    ids: IntArray
     """[N] sample ids."""
 
     def __len__(self) -> int:
@@ -122,20 +121,20 @@ class TrainingSamples:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a forest learns to predict: Y tokens of it, each from the state of its parent."""
+    """The Y tokens of a forest that a model learns to predict, each from its parent's state."""
 
     parents: IntArray
-    """[Y] the token from whose state the model predicts."""
+    """[Y] index of the parent in the forest."""
     tokens: IntArray
-    """[Y] the token id that came next."""
+    """[Y] token id to predict."""
     weights: NDArray[np.float32]
-    """[Y] weight of each token's loss. They add up to the number of samples."""
+    """[Y] weight of each token's loss. The weights sum to the number of samples."""
 
 
 def plan_targets(forest: PrefixForest, target_lengths: IntArray) -> Targets:
-    """The last `target_lengths[n]` tokens of each sequence n as targets; a sequence has at least one token before them.
+    """Make targets of the last `target_lengths[n]` tokens of each sequence n, which needs a token before them.
 
-    A sample's loss is the mean over its title's tokens, so that every sample counts alike whatever its title.
+    A sample's loss is the mean over its title's tokens, so every sample counts the same whatever its title's length.
     """
     parents = _ancestors(forest, np.arange(forest.tokens.size), np.maximum(forest.positions - 1, 0))
     nodes, weights = forest.leaves, np.zeros(forest.tokens.size)
@@ -144,12 +143,12 @@ def plan_targets(forest: PrefixForest, target_lengths: IntArray) -> Targets:
         np.add.at(weights, nodes[running], 1 / target_lengths[running])
         nodes = np.where(running, parents[nodes], nodes)
     predicted = np.flatnonzero(weights)
-    assert (forest.positions[predicted] > 0).all(), "nothing comes before a target"
+    assert (forest.positions[predicted] > 0).all(), "a target needs a token before it"
     return Targets(parents[predicted], forest.tokens[predicted], weights[predicted].astype(np.float32))
 
 
 def plan_forest(prompts: Prompts) -> PrefixForest:
-    """The prefix forest of N prompts, none of them empty. Takes memory in proportion to N times the longest."""
+    """Plan the prefix forest of N prompts, none of them empty. Uses memory proportional to N L."""
     lengths = prompts.lengths
     assert lengths.min(initial=1) > 0, "an empty prompt has no last token"
     assert lengths.size, "a forest needs a prompt"
@@ -173,83 +172,87 @@ def plan_forest(prompts: Prompts) -> PrefixForest:
 
 
 def skip_known(forest: PrefixForest, lengths: IntArray) -> PrefixForest:
-    """The forest less what is known: of each prompt n the first `lengths[n]` tokens.
+    """Remove the known tokens from the tokens to run: the first `lengths[n]` tokens of each prompt n.
 
-    A token at which a prompt ends is run all the same, for its state, and so is what follows it: no key that is known
-    then comes after one that is not.
+    A prompt's last token still runs, for its state. So do the tokens that follow it in a longer prompt: a known key
+    never comes after an unknown one.
     """
     prompts = np.repeat(np.arange(lengths.size), lengths)
-    places = np.arange(prompts.size)
-    depths = places - (np.cumsum(lengths) - lengths)[prompts]
+    indices = np.arange(prompts.size)
+    depths = indices - (np.cumsum(lengths) - lengths)[prompts]
     known = np.full(forest.tokens.size, -1)
-    known[_ancestors(forest, forest.leaves[prompts], depths)] = places
-    last = np.zeros_like(known)
-    last[forest.leaves] = forest.ends[forest.leaves]
-    known[np.arange(known.size) < np.maximum.accumulate(last)] = -1
+    known[_ancestors(forest, forest.leaves[prompts], depths)] = indices
+    leaf_ends = np.zeros_like(known)
+    leaf_ends[forest.leaves] = forest.ends[forest.leaves]
+    known[np.arange(known.size) < np.maximum.accumulate(leaf_ends)] = -1
     is_run = known < 0
-    numbers = np.append(0, is_run.cumsum())
+    new_index = np.append(0, is_run.cumsum())
     keys = np.argsort(is_run, kind="stable")
     return PrefixForest(
         tokens=forest.tokens[is_run],
         positions=forest.positions[is_run],
         known=known[~is_run],
-        starts=numbers[keys],
-        ends=numbers[forest.ends[keys]],
-        leaves=numbers[forest.leaves],
+        starts=new_index[keys],
+        ends=new_index[forest.ends[keys]],
+        leaves=new_index[forest.leaves],
     )
 
 
 def split_chunks(forest: PrefixForest, tokens_per_chunk: int) -> Iterator[Chunk]:
-    """The forest in chunks of `tokens_per_chunk` tokens (the last may be shorter), to be run in this order."""
+    """Split a forest into chunks of `tokens_per_chunk` tokens, to be run in this order. The last may be shorter."""
     by_leaf = np.argsort(forest.leaves, kind="stable")
     sorted_leaves = forest.leaves[by_leaf]
-    keys, places = np.arange(forest.known.size), forest.known
+    keys, path_indices = np.arange(forest.known.size), forest.known
     for start in range(0, forest.tokens.size, tokens_per_chunk):
         stop = min(start + tokens_per_chunk, forest.tokens.size)
         path = np.flatnonzero(forest.ends[keys] > start)
         keys = np.concatenate([keys[path], np.arange(start, stop) + forest.known.size])
-        own = slice(*np.searchsorted(sorted_leaves, (start, stop)))
+        ending = slice(*np.searchsorted(sorted_leaves, (start, stop)))
         yield Chunk(
             tokens=forest.tokens[start:stop],
             positions=forest.positions[start:stop],
-            path=places[path],
+            path=path_indices[path],
             starts=forest.starts[keys] - start + path.size,
             ends=np.minimum(forest.ends[keys], stop) - start + path.size,
-            prompts=by_leaf[own],
-            leaves=sorted_leaves[own] - start,
+            prompts=by_leaf[ending],
+            leaves=sorted_leaves[ending] - start,
         )
-        places = np.arange(keys.size)
+        path_indices = np.arange(keys.size)
 
 
 def _padded(prompts: Prompts) -> NDArray[np.int32]:
-    """[N, L] tokens plus one, so that the padding 0 sorts before every token."""
+    """Return the tokens plus one [N, L], so that the padding 0 sorts before every token."""
     rows = np.zeros((len(prompts), prompts.lengths.max()), np.int32)
     rows[np.arange(rows.shape[1]) < prompts.lengths[:, None]] = prompts.tokens + 1
     return rows
 
 
 def _lexicographic_order(rows: NDArray[np.int32]) -> IntArray:
-    """[N] the stable order of the rows: big-endian numbers compare like their bytes."""
+    """Return the stable lexicographic order [N] of the rows. Big-endian numbers compare like their bytes."""
     comparable = np.ascontiguousarray(rows.astype(">i4")).view(f"V{4 * rows.shape[1]}")
     return np.argsort(comparable.ravel(), kind="stable")
 
 
 def _common_prefixes(rows: NDArray[np.int32], lengths: IntArray) -> IntArray:
-    """[N] tokens that each row shares with the one before it."""
+    """Return how many tokens [N] each row shares with the row before it."""
     differs = rows[1:] != rows[:-1]
     first_difference = np.where(differs.any(1), differs.argmax(1), lengths[1:])
     return np.concatenate([[0], first_difference])
 
 
 def _ancestors(forest: PrefixForest, tokens: IntArray, depths: IntArray) -> IntArray:
-    """The ancestor of each token (itself, perhaps) at this depth: the last token so deep that is not after it."""
+    """Return the ancestor of each token at a depth: the last token of that depth that is not after it."""
     total = forest.tokens.size
     keys = np.sort(forest.positions * total + np.arange(total))
     return keys[np.searchsorted(keys, depths * total + tokens, side="right") - 1] % total
 
 
 def _subtree_ends(common: IntArray, depth: IntArray, starts: IntArray, total: int) -> IntArray:
-    """[N, L] a token at depth d ends where the next prompt begins that shares at most d tokens with its predecessor."""
+    """Return one past the last descendant [N, L] of each token.
+
+    The descendants of a token at depth d end where the next prompt begins that shares at most d tokens with its
+    predecessor.
+    """
     closes = np.where(common[:, None] <= depth, starts[:, None], total)
     closes[:-1], closes[-1] = closes[1:], total
     return np.minimum.accumulate(closes[::-1])[::-1]

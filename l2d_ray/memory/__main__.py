@@ -1,7 +1,7 @@
-"""`python -m l2d_ray.memory verify WORKSPACE`: check every checksum and count of a memory.
+"""The command `python -m l2d_ray.memory verify WORKSPACE`: check every checksum and count of a memory.
 
-The last line on stdout is one JSON object (`VerifyResult`). Exit status: 0 all as recorded; 1 something is not, a line
-on stderr for each; 2 there is no memory, or the command line is wrong.
+The last line on stdout is one JSON object (`VerifyResult`). The exit status is 0 if the memory is intact and 1 if it is
+not, with one line on stderr for each problem. It is 2 if there is no memory or the command line is wrong.
 """
 
 import json
@@ -14,7 +14,7 @@ from l2d_ray.workspace import Workspace
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     if len(argv) != 2 or argv[0] != "verify":
         print("usage: python -m l2d_ray.memory verify WORKSPACE", file=sys.stderr)
         return 2

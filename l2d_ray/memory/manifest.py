@@ -1,42 +1,47 @@
-"""The records of a memory: what a unit holds and what a snapshot lists."""
+"""Records of a memory: its units and its snapshots."""
 
 from l2d_ray.records import MemoryIdentity, Record
 
 
 class DataFile(Record):
-    """One Parquet file, relative to the workspace."""
+    """The record of one Parquet file."""
 
     path: str
+    """Path relative to the workspace."""
     rows: int
     bytes: int
     sha256: str
     shard: int | None = None
-    """Which shard's rows; None for a quarantine file."""
+    """Shard of the rows; None for a quarantine file."""
 
 
 class UnitRecord(Record):
-    """A committed unit. Its files are in place before this record is."""
+    """The record of a committed unit. It is written after the unit's files are complete."""
 
     unit: str
     identity: MemoryIdentity
     files: list[DataFile]
     rows: int
+    """Number of samples with a row."""
     quarantined: int
+    """Number of samples without one."""
     tokens: int
     """Tokens that went through the model."""
     tokens_one_by_one: int
-    """Tokens of all its prompts."""
+    """Tokens of all prompts, which is what would run without packing."""
     seconds: float
+    """Time from the start of the attempt to the commit."""
 
 
 class Snapshot(Record):
-    """An immutable list of units: the memory at one moment."""
+    """An immutable list of units: the memory at one point in time."""
 
     number: int
     identity: MemoryIdentity
     dataset: str
-    """Digest of the dataset whose samples these are."""
+    """Digest of the dataset that the samples come from."""
     sample_fraction: float
+    """Share of the dataset's samples, from 0 to 1."""
     units: list[str]
     rows: int
     quarantined: int

@@ -1,4 +1,4 @@
-"""Reading and writing a memory: units that appear whole or not at all, and snapshots of them."""
+"""The memory store: units, committed whole or not at all, and snapshots of them."""
 
 import time
 import uuid
@@ -15,37 +15,37 @@ from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
-UNITS, SNAPSHOTS, ITEMS = "memory/units", "memory/snapshots", "memory/items"
+UNITS_FOLDER, SNAPSHOTS_FOLDER, ITEMS_FOLDER = "memory/units", "memory/snapshots", "memory/items"
 
 
 class MemoryStore:
     """The memory of one workspace."""
 
     def __init__(self, workspace: Workspace) -> None:
-        """Nothing is read or created yet."""
+        """Read and create nothing yet."""
         self.workspace = workspace
 
     def units(self) -> dict[str, UnitRecord]:
-        """Every committed unit. Raises InputError if a record is damaged."""
-        paths = self.workspace.files(UNITS, ".json")
-        with ThreadPoolExecutor(32) as pool:  # on an object store a read is mostly waiting
+        """Read every committed unit. Raises InputError if a record is damaged."""
+        paths = self.workspace.files(UNITS_FOLDER, ".json")
+        with ThreadPoolExecutor(32) as pool:  # reads from an object store mostly wait
             records = pool.map(lambda path: UnitRecord.read(self.workspace, path), paths)
             return {record.unit: record for record in records}
 
     def committed(self, unit: str) -> UnitRecord | None:
-        """The record of a unit, or None if it was never committed."""
-        path = f"{UNITS}/{unit}.json"
+        """Read the record of a unit. Returns None if the unit is not committed."""
+        path = f"{UNITS_FOLDER}/{unit}.json"
         return UnitRecord.read(self.workspace, path) if self.workspace.exists(path) else None
 
     def accept(self, identity: MemoryIdentity) -> dict[str, UnitRecord]:
-        """Every committed unit. Raises InputError, by naming what differs, if one was made in another way."""
+        """Read every committed unit. Raises InputError, naming the differences, if one has another identity."""
         units = self.units()
         for record in units.values():
             self.accept_unit(record, identity)
         return units
 
     def accept_unit(self, record: UnitRecord, identity: MemoryIdentity) -> None:
-        """Raise InputError, by naming what differs, if a unit was made in another way."""
+        """Raise InputError, naming the differences, if a unit has another identity."""
         differences = identity.differences(record.identity)
         if differences:
             raise InputError(
@@ -55,108 +55,120 @@ class MemoryStore:
 
     @contextmanager
     def write_unit(self, unit: str, identity: MemoryIdentity) -> Iterator[UnitWriter]:
-        """A writer for one attempt at a unit. When the block ends the unit is committed; when it raises, nothing is.
+        """Open a writer for one attempt at a unit. Commits the unit at the end of the block, unless the block raises.
 
-        An attempt writes files of its own, so that two attempts at once (a worker believed dead, say) do no harm: the
-        first to commit wins, the other's files are removed. (An object store decides that less strictly than a disk:
-        two commits within the same moment can both pass.)
+        Attempts share no file, so two attempts at the same time do no harm: the first to commit wins, and the other's
+        files are removed. This happens when a worker that is believed dead is still running. On an object store, two
+        commits at the same instant can both succeed.
         """
         started = time.monotonic()
         writer = UnitWriter(self.workspace, unit, attempt=uuid.uuid4().hex[:12], identity=identity)
         with writer:
             yield writer
         try:
-            writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS}/{unit}.json")
+            writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS_FOLDER}/{unit}.json")
         except FileExistsError:
             for file in writer.files:
                 self.workspace.delete(file.path)
 
     def remove_strays(self, units: Iterable[str]) -> None:
-        """Remove the files of these units that killed attempts left behind. No attempt may be running."""
-        mine = set(units)
+        """Remove files of these units that killed attempts left behind. No attempt may be running."""
+        cleaned = set(units)
         keep = {file.path for record in self.units().values() for file in record.files}
         for folder in ("memory/data", "memory/quarantine"):
             for path in self.workspace.files(folder):
-                if path not in keep and path.split("/")[2] in mine:
+                if path not in keep and path.split("/")[2] in cleaned:
                     self.workspace.delete(path)
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, the oldest first."""
-        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS, ".json")]
+        """Read all snapshots, the oldest first."""
+        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS_FOLDER, ".json")]
         return sorted(found, key=lambda snapshot: snapshot.number)
 
     def snapshot(self, number: int | None = None) -> Snapshot:
-        """Snapshot `number`, or the newest. Raises InputError if there is none."""
+        """Read snapshot `number`, or the newest. Raises InputError if there is none."""
         if number is not None:
-            return Snapshot.read(self.workspace, f"{SNAPSHOTS}/{number}.json")
+            return Snapshot.read(self.workspace, f"{SNAPSHOTS_FOLDER}/{number}.json")
         snapshots = self.snapshots()
         if not snapshots:
-            raise InputError(f"{self.workspace.path(SNAPSHOTS)}: no snapshot; run jobs/build_memory.py first")
+            raise InputError(f"{self.workspace.path(SNAPSHOTS_FOLDER)}: no snapshot; run jobs/build_memory.py first")
         return snapshots[-1]
 
     def take_snapshot(self, units: Iterable[str], dataset: str, sample_fraction: float) -> Snapshot:
-        """Record that these committed units make one memory: the newest. If it is that already, nothing changes.
+        """Record these committed units as the newest snapshot. Does nothing if the newest lists them already.
 
-        Raises InputError, by name, if the units disagree in what they must share or one is not committed.
+        Raises InputError, by name, if a unit is not committed or two units have different identities.
         """
         names = sorted(units)
-        known = self.units()
-        missing = [name for name in names if name not in known]
-        if missing or not names:
-            raise InputError(f"a snapshot needs committed units; not committed: {', '.join(missing) or 'any'}")
-        first = known[names[0]]
-        for name in names:
-            differences = first.identity.differences(known[name].identity)
-            if differences:
-                raise InputError(f"units {name} and {first.unit} differ in {', '.join(differences)}")
+        records = self._committed_alike(names)
+        identity = records[0].identity
         earlier = self.snapshots()
         for newest in earlier[-1:]:
-            if (newest.units, newest.identity, newest.dataset) == (names, first.identity, dataset):
+            if (newest.units, newest.identity, newest.dataset) == (names, identity, dataset):
                 return newest
         snapshot = Snapshot(
             number=earlier[-1].number + 1 if earlier else 1,
-            identity=first.identity,
+            identity=identity,
             dataset=dataset,
             sample_fraction=sample_fraction,
             units=names,
-            rows=sum(known[name].rows for name in names),
-            quarantined=sum(known[name].quarantined for name in names),
+            rows=sum(record.rows for record in records),
+            quarantined=sum(record.quarantined for record in records),
         )
-        snapshot.write(self.workspace, f"{SNAPSHOTS}/{snapshot.number}.json")
+        snapshot.write(self.workspace, f"{SNAPSHOTS_FOLDER}/{snapshot.number}.json")
         return snapshot
 
-    def keep_items(self, dataset: str, items: pa.Table) -> None:
-        """Keep the items (`schema.ITEMS`) of the dataset with this digest: the workspace may have a newer one some day.
+    def _committed_alike(self, names: list[str]) -> list[UnitRecord]:
+        """Read the records of these units. Raises InputError unless all are committed and have one identity."""
+        known = self.units()
+        missing = [name for name in names if name not in known]
+        where = self.workspace.path(UNITS_FOLDER)
+        if missing or not names:
+            raise InputError(
+                f"{where}: a snapshot needs committed units; not committed: {', '.join(missing) or 'any'}; run"
+                " jobs/build_memory.py again"
+            )
+        records = [known[name] for name in names]
+        for record in records:
+            differences = records[0].identity.differences(record.identity)
+            if differences:
+                raise InputError(
+                    f"{where}: units {record.unit} and {records[0].unit} differ in {', '.join(differences)}; use"
+                    " another workspace"
+                )
+        return records
 
-        To be called before a snapshot of it is taken.
+    def keep_items(self, dataset: str, items: pa.Table) -> None:
+        """Save the items (`schema.ITEMS`) of the dataset with this digest, before a snapshot of it is taken.
+
+        The workspace may get a newer dataset later.
         """
         with self.workspace.create(_items_path(dataset)) as stream:
             pq.write_table(items, stream, compression="zstd")
 
     def items(self, dataset: str) -> pa.Table:
-        """What `keep_items` kept. Raises InputError if it is missing or damaged."""
+        """Read the items that `keep_items` saved. Raises InputError if they are missing or damaged."""
         path = self.workspace.path(_items_path(dataset))
         try:
             return pq.read_table(path, filesystem=self.workspace.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({one_line(error)})"
             raise InputError(
-                f"{path}: {reason}; run jobs/build_memory.py again, with the dataset that the memory was made of"
+                f"{path}: {reason}; run jobs/build_memory.py again with the dataset that the memory was made from"
             ) from None
 
     def read(
         self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a snapshot, or of one of its shards, batch by batch."""
+        """Read the rows of a snapshot, or of one of its shards, batch by batch."""
         for unit in snapshot.units:
-            record = UnitRecord.read(self.workspace, f"{UNITS}/{unit}.json")
+            record = UnitRecord.read(self.workspace, f"{UNITS_FOLDER}/{unit}.json")
             for file in record.files:
                 if file.shard is not None and shard in (None, file.shard):
-                    with pq.ParquetFile(
-                        self.workspace.path(file.path), filesystem=self.workspace.filesystem
-                    ) as parquet:
+                    path = self.workspace.path(file.path)
+                    with pq.ParquetFile(path, filesystem=self.workspace.filesystem) as parquet:
                         yield from parquet.iter_batches(columns=columns)
 
 
 def _items_path(dataset: str) -> str:
-    return f"{ITEMS}/{dataset[:16]}.parquet"
+    return f"{ITEMS_FOLDER}/{dataset[:16]}.parquet"

@@ -1,4 +1,4 @@
-"""Checking a memory against its own records: every file, checksum, count, shard and sample id."""
+"""The check of a memory against its records: every file, checksum, count, shard and sample id."""
 
 import hashlib
 import time
@@ -16,24 +16,26 @@ from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import hidden_states
 from l2d_ray.workspace import Workspace
 
-REMEDY = "; delete its unit's record in memory/units/ and run jobs/build_memory.py again"
+REMEDY = "; delete the unit's record in memory/units/ and run jobs/build_memory.py again"
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was checked, and one line for everything that is not as recorded."""
+    """Counts of everything that was checked, and the problems found."""
 
     snapshots: int
     units: int
     files: int
     rows: int
     bytes: int
+    """Size of the files."""
     seconds: float
     problems: list[str] = field(default_factory=list)
+    """One line for each difference from the records; empty for an intact memory."""
 
 
 def verify(workspace: Workspace) -> VerifyResult:
-    """Read the whole memory once. Raises InputError if there is no snapshot or a record cannot be read."""
+    """Read the whole memory and check it. Raises InputError if there is no snapshot or a record is damaged."""
     started = time.monotonic()
     store = MemoryStore(workspace)
     store.snapshot()
@@ -58,7 +60,10 @@ def _check_counts(record: UnitRecord) -> Iterator[str]:
     rows = sum(file.rows for file in record.files if file.shard is not None)
     quarantined = sum(file.rows for file in record.files if file.shard is None)
     if (rows, quarantined) != (record.rows, record.quarantined):
-        yield f"unit {record.unit}: its files hold {rows} rows and {quarantined} quarantined, its counts are others"
+        yield (
+            f"unit {record.unit}: its files hold {rows} rows and {quarantined} quarantined, but its record says"
+            f" {record.rows} and {record.quarantined}{REMEDY}"
+        )
 
 
 def _check_file(workspace: Workspace, record: UnitRecord, file: DataFile) -> Iterator[str]:
@@ -71,11 +76,11 @@ def _check_file(workspace: Workspace, record: UnitRecord, file: DataFile) -> Ite
         while block := stream.read(1 << 24):
             digest.update(block)
     if digest.hexdigest() != file.sha256:
-        yield f"{path}: its checksum is not the recorded one"
+        yield f"{path}: its checksum differs from the recorded one"
         return
     with pq.ParquetFile(path, filesystem=workspace.filesystem) as parquet:
         if parquet.metadata.num_rows != file.rows:
-            yield f"{path}: {parquet.metadata.num_rows} rows, recorded were {file.rows}"
+            yield f"{path}: {parquet.metadata.num_rows} rows, but {file.rows} are recorded"
         if file.shard is not None:
             yield from (
                 f"{path}: {problem}" for batch in parquet.iter_batches() for problem in _check_rows(record, file, batch)
@@ -94,22 +99,25 @@ def _check_snapshot(store: MemoryStore, snapshot: Snapshot, units: dict[str, Uni
     name = f"snapshot {snapshot.number}"
     missing = [unit for unit in snapshot.units if unit not in units]
     if missing:
-        yield f"{name}: not committed: {', '.join(missing)}"
+        yield f"{name}: its units {', '.join(missing)} are not committed; run jobs/build_memory.py again"
         return
     try:
         store.items(snapshot.dataset)
     except InputError as error:
         yield f"{name}: {error}"
-    parts = [units[unit] for unit in snapshot.units]
-    counts = sum(part.rows for part in parts), sum(part.quarantined for part in parts)
-    if counts != (snapshot.rows, snapshot.quarantined):
-        yield f"{name}: {snapshot.rows} rows and {snapshot.quarantined} quarantined recorded, its units hold others"
-    for part in parts:
-        for difference in snapshot.identity.differences(part.identity):
-            yield f"{name}: unit {part.unit} has another {difference}"
+    records = [units[unit] for unit in snapshot.units]
+    rows, quarantined = sum(record.rows for record in records), sum(record.quarantined for record in records)
+    if (rows, quarantined) != (snapshot.rows, snapshot.quarantined):
+        yield (
+            f"{name}: its units hold {rows} rows and {quarantined} quarantined, but its record says {snapshot.rows} and"
+            f" {snapshot.quarantined}"
+        )
+    for record in records:
+        for difference in snapshot.identity.differences(record.identity):
+            yield f"{name}: unit {record.unit} has another {difference}"
     for shard in range(snapshot.identity.num_shards):
-        # All rows of a sample's item are in one shard, so that a sample that came twice did so here.
+        # All rows of an item are in one shard, so both copies of a repeated sample are in the same one.
         ids = [rows["sample_id"].to_numpy() for rows in store.read(snapshot, shard, ["sample_id"])]
         repeated = sum(map(len, ids)) - np.unique(np.concatenate([np.empty(0, np.int64), *ids])).size
         if repeated:
-            yield f"{name}: {repeated} samples are there more than once in shard {shard}"
+            yield f"{name}: {repeated} samples are repeated in shard {shard}"

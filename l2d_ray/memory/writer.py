@@ -1,4 +1,4 @@
-"""Writing one unit: rows to the shards of their items, refused samples to the quarantine, all with checksums."""
+"""The writer of one unit: rows go to their items' shards, refused samples to the quarantine, all with checksums."""
 
 from contextlib import ExitStack
 from types import TracebackType
@@ -17,12 +17,12 @@ from l2d_ray.workspace import DigestingSink, Workspace
 
 
 class UnitWriter:
-    """One attempt at one unit. Its files appear, complete, when the context ends without an exception."""
+    """One attempt at one unit, as a context manager. Its files appear when the block ends without an error."""
 
     def __init__(self, workspace: Workspace, unit: str, attempt: str, identity: MemoryIdentity) -> None:
-        """Nothing is created before the first row."""
+        """Create nothing before the first row."""
         self.files: list[DataFile] = []
-        """The files, once the context has ended."""
+        """The unit's files, after the block has ended."""
         self._workspace, self._unit, self._attempt, self._identity = workspace, unit, attempt, identity
         self._schema = memory_schema(identity.dimension)
         self._tables: dict[int | None, _ParquetFile] = {}
@@ -30,7 +30,7 @@ class UnitWriter:
         self._tokens = self._tokens_one_by_one = 0
 
     def write(self, samples: pa.Table, states: NDArray[np.float16]) -> None:
-        """Append samples (schema.SAMPLES) and their states [N, D]; those with a non-finite state are quarantined."""
+        """Append samples (schema.SAMPLES) and their states [N, D]. Quarantines samples with a non-finite state."""
         finite = np.isfinite(states).all(axis=1)
         self.quarantine(samples.filter(pa.array(~finite)), "non-finite hidden state")
         samples, states = samples.filter(pa.array(finite)), states[finite]
@@ -40,18 +40,18 @@ class UnitWriter:
             self._append(int(shard), self._schema, rows.filter(pa.array(shards == shard)))
 
     def quarantine(self, samples: pa.Table, reason: str) -> None:
-        """Set samples (schema.SAMPLES) aside, with the reason."""
+        """Append samples (schema.SAMPLES) to the quarantine, with the reason."""
         if samples.num_rows:
             reasons = pa.array([reason] * samples.num_rows, pa.string())
             self._append(None, QUARANTINE, samples.append_column("reason", reasons))
 
     def count_tokens(self, run: int, one_by_one: int) -> None:
-        """Add to the unit's tokens: those that went through the model, and those of all its prompts."""
+        """Add to the unit's counts: tokens that went through the model, and tokens of all prompts."""
         self._tokens += run
         self._tokens_one_by_one += one_by_one
 
     def record(self, seconds: float) -> UnitRecord:
-        """What to commit, once the context has ended."""
+        """Return the record to commit, after the block has ended."""
         return UnitRecord(
             unit=self._unit,
             identity=self._identity,
@@ -81,25 +81,25 @@ class UnitWriter:
 
 
 class _ParquetFile:
-    """A Parquet file on its way into the workspace."""
+    """A Parquet file of the workspace, while it is being written."""
 
     def __init__(self, workspace: Workspace, path: str, schema: pa.Schema, shard: int | None) -> None:
         self._path, self._shard, self._schema, self._rows = path, shard, schema, 0
         self._created = workspace.create(path)
 
     def append(self, rows: pa.Table) -> None:
-        """One row group more."""
+        """Append one row group."""
         self._parquet.write_table(rows.cast(self._schema))
         self._rows += rows.num_rows
 
     def file(self) -> DataFile:
-        """Its entry in the unit's record."""
+        """Return the file's entry in the unit's record."""
         sink = self._sink
         return DataFile(path=self._path, rows=self._rows, bytes=sink.count, sha256=sink.sha256, shard=self._shard)
 
     def __enter__(self) -> Self:
         self._sink = DigestingSink(self._created.__enter__())
-        # Hidden states are noise to a compressor and never repeat; the other columns are small and do.
+        # Hidden states do not compress and never repeat; the other columns are small, and their values do repeat.
         compression = {name: "none" if name == "hidden_state" else "zstd" for name in self._schema.names}
         dictionary = [name for name in self._schema.names if name != "hidden_state"]
         self._parquet = pq.ParquetWriter(
@@ -117,12 +117,12 @@ class _ParquetFile:
             self._created.__exit__(type(problem), problem, problem.__traceback__)
             raise
         finally:
-            self._parquet.is_open = False  # or an abandoned one would try to write its end, and complain on stderr
+            self._parquet.is_open = False  # else its destructor would try to write the footer and print an error
         self._created.__exit__(kind, error, trace)
 
 
 def _binary(states: NDArray[np.float16]) -> pa.Array:
-    """[N, D] float16 as N binary values of 2 D bytes, without a copy."""
+    """View float16 [N, D] as N binary values of 2 D bytes each, without a copy."""
     states = np.ascontiguousarray(states)
     width = pa.binary(2 * states.shape[1])
     return pa.Array.from_buffers(width, states.shape[0], [None, pa.py_buffer(states)])

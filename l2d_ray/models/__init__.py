@@ -1,1 +1,1 @@
-"""The language model: loading it, and running packed prompts through it."""
+"""Language models: loading, fast layers, packed inference and the training loss."""

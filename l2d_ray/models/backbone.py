@@ -1,9 +1,11 @@
-"""Loading: a decoder-only language model without its head, adapter merged in, ready to run."""
+"""Decoder-only language models: loading, with the adapter merged in, and the identity of what was loaded."""
 
 import hashlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,60 +16,70 @@ from torch import nn
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, say_plain
-from l2d_ray.models.int8_linear import quantize
+from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, mark_unquantised
+from l2d_ray.models.int8_linear import quantise
 
-_SEQ_TO_SEQ = transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.float32,
 }
-"""What stands between matrix products, by `model.dtype`; but for int8 the products, too."""
+"""Dtype of weights and activations, by `model.dtype`. With int8, linear layers multiply 8-bit integers instead."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model whose output is the last layer's hidden states, after the final norm: no language-model head."""
+    """A model without its language-model head: its output is the last layer's hidden states, after the final norm."""
 
     model: nn.Module
     tokenizer: Any
     dimension: int
     """Size of a hidden state."""
     context_length: int
-    """Tokens in the longest prompt it can read."""
+    """Length of the longest prompt the model can read, in tokens."""
     attention: str
-    """The attention that transformers itself chose for it: sdpa, or eager where the model needs more."""
+    """Attention implementation that transformers chose: sdpa, or eager for a model that sdpa does not support."""
     dtype: str
-    """As `model.dtype` names it, never auto."""
+    """A value of `model.dtype` other than auto."""
     device: torch.device
 
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """What decides the numbers that a backbone gives."""
+    """Everything that decides the hidden states of a backbone."""
 
     base_model: str
-    """Digest of weights and configuration; of these the first `num_layers` layers are used."""
+    """Digest of the base model's weights and configuration."""
     num_layers: int
+    """Number of layers in use, from the first."""
     adapter: str | None
+    """Digest of the adapter; None without one."""
     tokenizer: str
+    """Digest of the tokenizer."""
     dtype: str
+    """A value of `model.dtype` other than auto."""
     dimension: int
+    """Size of a hidden state."""
 
 
 def resolve_dtype(config: ModelConfig, device: str) -> str:
-    """`model.dtype` with `auto` decided: bfloat16 on a GPU, float32 on a CPU. Raises InputError for int8 on a GPU."""
+    """Return `model.dtype`, with `auto` replaced: by bfloat16 on a GPU, by float32 on a CPU.
+
+    Raises InputError for int8 on a GPU.
+    """
     if device == "cuda" and config.dtype == "int8":
-        raise InputError("model.dtype='int8': for CPUs only, but workers.gpus is above 0; leave it out")
+        raise InputError("model.dtype='int8': for CPUs only, and workers.gpus is above 0; leave model.dtype out")
     if config.dtype != "auto":
         return config.dtype
     return "bfloat16" if device == "cuda" else "float32"
 
 
 def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
-    """The identity of the model that `config` names, without loading its weights. Raises InputError."""
+    """Return the identity of the model that `config` names, without loading its weights.
+
+    Raises InputError if the model or the adapter is missing or incomplete.
+    """
     checkpoint, adapter = find_model(config), find_adapter(config)
     architecture = read_architecture(checkpoint, config)
     return BackboneIdentity(
@@ -82,50 +94,52 @@ def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A backbone and the whole model it is the base of, which can also generate text."""
+    """A backbone together with the causal language model that contains it, which can generate text."""
 
     backbone: Backbone
     model: Any
-    """transformers' AutoModelForCausalLM; it shares the backbone's weights."""
+    """A transformers AutoModelForCausalLM that shares the backbone's weights."""
 
 
 def load_backbone(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> Backbone:
-    """The model that `config` names, in evaluation mode. Raises InputError if there is none or it does not fit."""
+    """Load the model that `config` names, without its head, in evaluation mode.
+
+    Raises InputError if the model or the adapter is missing, damaged or of the wrong kind.
+    """
     return _load(config, dtype, device, head=False).backbone
 
 
 def load_language_model(config: ModelConfig, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """`load_backbone` with the language-model head, which stays on the CPU until the whole is moved.
+    """Load the model that `config` names, with its head. The backbone is on `device`, the head on the CPU.
 
-    Raises InputError also if the head's weights are missing.
+    Raises InputError as `load_backbone` does, and if the head's weights are missing.
     """
     return _load(config, dtype, device, head=True)
 
 
 def load_causal_model(config: ModelConfig, dtype: str, head: bool = True) -> Any:
-    """transformers' AutoModelForCausalLM on the CPU, adapter merged in, its layers as transformers wrote them (for int8
-    in float32).
+    """Load a transformers AutoModelForCausalLM on the CPU, adapter merged in, layers unchanged. For int8: in float32.
 
-    Raises InputError if there is none, if it does not fit, or if `head` is asked for and its weights are missing.
+    Raises InputError as `load_backbone` does, and with `head` if the head's weights are missing.
     """
     checkpoint, adapter = find_model(config), find_adapter(config)
     transformers.utils.logging.disable_progress_bar()
-    with _no_chatter():
+    with _without_warnings():
         model = _read_weights(checkpoint, read_architecture(checkpoint, config), DTYPES[dtype], head)
         if checkpoint.gguf:
-            say_plain(model)
+            mark_unquantised(model)
         return _merge(model, adapter) if adapter else model
 
 
 def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageModel:
-    # Not above: it takes seconds, and a driver, which runs no model, does without.
+    # Imported here because the import takes seconds and a driver runs no model.
     from l2d_ray.models.fused_layers import fuse_layers
 
     model = load_causal_model(config, dtype, head)
     architecture, checkpoint = model.config, find_model(config)
     base = model.base_model.to(device).eval().requires_grad_(False)
     if dtype == "int8":
-        quantize(model if head else base)
+        quantise(model if head else base)
     fuse_layers(base)
     backbone = Backbone(
         model=base,
@@ -140,62 +154,83 @@ def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageM
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer. Raises InputError if it has none."""
+    """Load the checkpoint's tokenizer. Raises InputError if it has none."""
+    remedy = "save the model's tokenizer there"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{checkpoint.folder}: no tokenizer that transformers can read: {_first_line(error)}"
+            f"{checkpoint.folder}: no tokenizer that transformers can read ({_first_line(error)}); {remedy}"
         ) from None
-    if not tokenizer.vocab_size:  # what transformers makes, for some families, of a folder without tokenizer files
-        raise InputError(f"{checkpoint.folder}: no tokenizer in it; save the model's tokenizer there")
+    if not tokenizer.vocab_size:  # for some families transformers returns an empty tokenizer when the files are missing
+        raise InputError(f"{checkpoint.folder}: no tokenizer; {remedy}")
     return tokenizer
 
 
 def read_architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
-    """The checkpoint's configuration, cut to `model.num_layers`. Raises InputError if it is no decoder-only model."""
+    """Read the checkpoint's configuration, cut to `model.num_layers`.
+
+    Raises InputError if the model is not a decoder-only language model or has fewer layers.
+    """
     try:
         architecture = transformers.AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"model.name={config.name!r}: {_first_line(error)}; give a model transformers knows") from None
-    kind = type(architecture)
-    # transformers also opens encoders (BERT, …) and encoder-decoders for causal use; their tokens see what follows.
-    not_decoder_only = kind in transformers.MODEL_FOR_MASKED_LM_MAPPING or kind in _SEQ_TO_SEQ
-    if kind not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING or not_decoder_only:
+        raise InputError(
+            f"model.name={config.name!r}: {_first_line(error)}; give a model that transformers knows"
+        ) from None
+    if not _is_decoder_only(type(architecture)):
         raise InputError(
             f"model.name={config.name!r}: {architecture.model_type!r} is no decoder-only language model; give one that"
             " transformers' AutoModelForCausalLM opens"
         )
     if config.num_layers is not None:
-        if config.num_layers > architecture.num_hidden_layers:
-            raise InputError(
-                f"model.num_layers={config.num_layers}: {config.name} has only {architecture.num_hidden_layers} layers"
-            )
-        architecture.num_hidden_layers = config.num_layers
-        if getattr(architecture, "layer_types", None):
-            architecture.layer_types = architecture.layer_types[: config.num_layers]
+        _cut_layers(architecture, config.name, config.num_layers)
     return architecture
 
 
+def _is_decoder_only(architecture: type) -> bool:
+    # AutoModelForCausalLM also opens encoders (BERT, …) and encoder-decoders, whose tokens attend to later tokens.
+    sees_later_tokens = (
+        architecture in transformers.MODEL_FOR_MASKED_LM_MAPPING
+        or architecture in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    )
+    return architecture in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not sees_later_tokens
+
+
+def _cut_layers(architecture: Any, name: str, num_layers: int) -> None:
+    """Keep the first `num_layers` layers. Raises InputError if the model has fewer."""
+    available = architecture.num_hidden_layers
+    if num_layers > available:
+        raise InputError(f"model.num_layers={num_layers}: {name} has only {available} layers; give at most {available}")
+    architecture.num_hidden_layers = num_layers
+    if getattr(architecture, "layer_types", None):
+        architecture.layer_types = architecture.layer_types[:num_layers]
+
+
 def _read_weights(checkpoint: Checkpoint, architecture: Any, dtype: torch.dtype, head: bool) -> Any:
-    """The model with its weights; without its head if need be. Raises InputError if a file is damaged or incomplete."""
+    """Load the model with its weights. Raises InputError if a file is damaged or a weight is missing.
+
+    Without `head` the head's weights may be missing: they are then random.
+    """
     try:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             **checkpoint.arguments, config=architecture, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{checkpoint.folder}: its weights cannot be read: {_first_line(error)}") from None
-    # transformers fills in random numbers.
+        raise InputError(
+            f"{checkpoint.folder}: unreadable weights ({_first_line(error)}); save the model again"
+        ) from None
+    # transformers gives missing weights random values.
     missing = sorted(key for key in report["missing_keys"] if head or key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise InputError(
-            f"{checkpoint.folder}: {len(missing)} weights are missing, such as {missing[0]}; save it again"
+            f"{checkpoint.folder}: {len(missing)} weights are missing, such as {missing[0]}; save the model again"
         )
     return model
 
 
 def _merge(model: Any, adapter: Checkpoint) -> Any:
-    """The model with the adapter's weights added. Raises InputError if the adapter is for another model."""
+    """Add the adapter's weights to the model's. Raises InputError if the adapter was made for another model."""
     from peft import PeftModel
 
     try:
@@ -203,11 +238,13 @@ def _merge(model: Any, adapter: Checkpoint) -> Any:
             warnings.filterwarnings("error", "Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, UserWarning) as error:
-        raise InputError(f"model.adapter={adapter.folder}: does not fit the model: {_first_line(error)}") from None
+        raise InputError(
+            f"model.adapter={adapter.folder}: does not fit the model ({_first_line(error)}); give one trained on it"
+        ) from None
 
 
 def context_length(architecture: Any) -> int:
-    """Positions the model knows, or its sliding window if its layers look back only so far."""
+    """Return the model's maximum number of positions, or its sliding window if that is shorter."""
     positions = int(getattr(architecture, "max_position_embeddings", None) or sys.maxsize)
     if not getattr(architecture, "use_sliding_window", True):
         return positions
@@ -224,12 +261,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-class _no_chatter:
-    """transformers warns about the layers that a cut leaves out; the user asked for that."""
-
-    def __enter__(self) -> None:
-        self.level = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-
-    def __exit__(self, *_: object) -> None:
-        transformers.logging.set_verbosity(self.level)
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence transformers: it warns about the layers that `model.num_layers` leaves out on purpose."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

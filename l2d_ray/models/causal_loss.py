@@ -1,10 +1,13 @@
-"""The training objective: cross-entropy of each sample's title given its prompt, nothing else.
+"""The training objective: cross-entropy of each sample's title given its prompt.
 
-Two ways to the same numbers. `packed_loss` runs every distinct token of a prefix forest once, with a gradient, and
-predicts a title's token from its parent's state. `padded_loss` runs every sequence in full: the yardstick, and the way
-for an architecture that cannot run packed, as `runs_packed` finds. The vocabulary is large (for a small model the head
-costs as much as ten layers), so that logits are made only where a token is predicted and, packed, some at a time: what
-a chunk's logits need for the gradient is computed again instead of kept.
+Two functions compute the same loss. `packed_loss` runs every distinct token of a prefix forest once and predicts a
+title's token from its parent's state. `padded_loss` runs every sequence in full. It is the reference, and it serves
+architectures that cannot run packed; `runs_packed` tells which.
+
+The vocabulary is large: for a small model the head costs as much as ten layers. So logits are computed only where a
+token is predicted. `packed_loss` computes them in chunks and recomputes each chunk for the gradient, to save memory.
+
+Shapes: Y predicted tokens, D hidden size, V vocabulary size.
 """
 
 from dataclasses import dataclass
@@ -12,50 +15,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.packing import PrefixForest, Prompts, TrainingSamples, plan_forest, plan_targets, split_chunks
 from l2d_ray.models import tree_attention
 from l2d_ray.models.hidden_states import TOLERANCE, trial_error
 from l2d_ray.models.trainable import without_adapter
 
 LOGITS_PER_CHUNK = 1024
-"""States whose logits are in memory at a time; 1,024 of a 128,000-word vocabulary take 0.5 GB in float32."""
+"""Tokens whose logits are in memory at a time. With 128,000 words in the vocabulary they take 0.5 GB in float32."""
 
 
 @dataclass(frozen=True)
 class LossCounts:
-    """What a loss cost."""
+    """The number of tokens behind a loss."""
 
     distinct_tokens: int
     """Tokens that went through the model."""
     tokens: int
-    """Tokens of all sequences."""
+    """Tokens of all sequences, prompts and titles."""
 
 
 def packed_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
-    """The sum over samples of the mean cross-entropy of their title's tokens; every distinct token runs once.
+    """Sum the mean cross-entropy of each sample's title over the samples, running every distinct token once.
 
-    `model` is transformers' AutoModelForCausalLM, also under PEFT.
+    `model` is a transformers AutoModelForCausalLM, with or without PEFT around it.
     """
     forest = plan_forest(samples.sequences)
     targets = plan_targets(forest, samples.target_lengths)
     causal = without_adapter(model)
     states = _packed_states(causal, forest, targets.parents)
     ids, weights = (torch.from_numpy(array).to(states.device) for array in (targets.tokens, targets.weights))
-    chunks = list(zip(*(torch.split(part, LOGITS_PER_CHUNK) for part in (states, ids, weights)), strict=True))
+    chunks = list(zip(*(torch.split(tensor, LOGITS_PER_CHUNK) for tensor in (states, ids, weights)), strict=True))
     if len(chunks) == 1:
-        loss = _weighted(causal, states, ids, weights)
+        loss = _loss_of_states(causal, states, ids, weights)
     else:
-        loss = torch.stack([checkpoint(_weighted, causal, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        loss = torch.stack([checkpoint(_loss_of_states, causal, *chunk, use_reentrant=False) for chunk in chunks]).sum()
     return loss, LossCounts(forest.tokens.size, samples.sequences.tokens.size)
 
 
 def padded_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
-    """The same from every sequence in full, side by side in one padded batch."""
+    """Compute the same loss as `packed_loss`, running every sequence in full in one padded batch."""
     sequences, titles = samples.sequences, samples.target_lengths
     logits = _padded_logits(model, sequences, sequences.lengths - titles - 1, sequences.lengths - 1)
     tokens = np.concatenate([sequences[n][-titles[n] :] for n in range(len(samples))])
@@ -65,7 +68,7 @@ def padded_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCount
 
 
 def runs_packed(model: Any, dtype: str) -> bool:
-    """Whether this architecture may be trained by `packed_loss`: a trial of its logits against those of `padded_loss`.
+    """Return whether `packed_loss` is right for this architecture: compare packed with padded logits of a few prompts.
 
     Leaves the model in training mode.
     """
@@ -83,16 +86,16 @@ def runs_packed(model: Any, dtype: str) -> bool:
     return error < TOLERANCE[dtype]
 
 
-def _packed_states(causal: Any, forest: PrefixForest, kept: NDArray[np.int64]) -> Tensor:
-    """[Y, D] the states of these Y tokens of a forest."""
+def _packed_states(causal: Any, forest: PrefixForest, tokens_Y: IntArray) -> Tensor:
+    """Return the states [Y, D] of the tokens at these indices of a forest."""
     tree_attention.use_in(causal.base_model)
     state = tree_attention.ForestState(causal.device)
     (chunk,) = split_chunks(forest, forest.tokens.size)
-    return state.run(causal.base_model, chunk, causal.dtype)[torch.from_numpy(kept).to(causal.device)]
+    return state.run(causal.base_model, chunk, causal.dtype)[torch.from_numpy(tokens_Y).to(causal.device)]
 
 
 def _logits(causal: Any, states_YD: Tensor) -> Tensor:
-    """[Y, V] what the model's own forward makes of these states, as far as `runs_packed` finds."""
+    """Return logits [Y, V], scaled and capped as the model's `forward` does in the families known here."""
     config = causal.config
     logits: Tensor = causal.get_output_embeddings()(states_YD)
     logits = logits * (getattr(config, "logit_scale", None) or 1)  # Cohere
@@ -101,13 +104,12 @@ def _logits(causal: Any, states_YD: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _weighted(causal: Any, states_YD: Tensor, ids_Y: Tensor, weights_Y: Tensor) -> Tensor:
+def _loss_of_states(causal: Any, states_YD: Tensor, ids_Y: Tensor, weights_Y: Tensor) -> Tensor:
     return _cross_entropy(_logits(causal, states_YD), ids_Y, weights_Y)
 
 
-def _padded_logits(model: Any, prompts: Prompts, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> Tensor:
-    """[Y, V] what the model, with its own attention, predicts from the states of each prompt's tokens from its start to
-    before its stop."""
+def _padded_logits(model: Any, prompts: Prompts, starts: IntArray, stops: IntArray) -> Tensor:
+    """Return the logits [Y, V] at tokens `starts[n]` to `stops[n] - 1` of each prompt, with unpacked attention."""
     causal = without_adapter(model)
     causal.base_model.set_attn_implementation("sdpa" if causal._supports_sdpa else "eager")
     lengths = prompts.lengths[:, None]

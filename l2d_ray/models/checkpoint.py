@@ -1,8 +1,8 @@
-"""Where a model's files are, and what identifies them.
+"""Model folders: location, download and digest.
 
-`model.name` and `model.adapter` may be a folder or its URI (s3://…), a GGUF file, a hub id, or (the name only) `demo`.
-Weights are read from safetensors or GGUF only: a pickle could run code, and no code from a model repository is ever
-run.
+`model.name` and `model.adapter` may be a folder or its URI (s3://…), a GGUF file or a hub id; `model.name` may also be
+`demo`. Weights are read from safetensors or GGUF only, because a pickle can run code. No code from a model repository
+is ever run.
 """
 
 import hashlib
@@ -28,19 +28,20 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with weights, configuration and tokenizer; `gguf` names the file when they are all in one."""
+    """A folder with weights, configuration and tokenizer."""
 
     folder: Path
     gguf: str | None = None
+    """Name of the GGUF file that holds all three; None for separate files."""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What transformers' `from_pretrained` needs to read this checkpoint."""
+        """Arguments of transformers' `from_pretrained` that read this checkpoint."""
         gguf = {"gguf_file": self.gguf} if self.gguf else {}
         return {"pretrained_model_name_or_path": str(self.folder), "local_files_only": True, **gguf}
 
     def digest(self) -> str:
-        """SHA-256 of the weights and of what gives them meaning."""
+        """Return the SHA-256 of the weights and of the configurations that give them meaning."""
         weights = [self.gguf] if self.gguf else ["config.json", "adapter_config.json", "*.safetensors"]
         files = sorted({file for pattern in weights for file in self.folder.glob(pattern)})
         digest = hashlib.sha256()
@@ -51,41 +52,48 @@ class Checkpoint:
 
 
 def find_model(config: ModelConfig) -> Checkpoint:
-    """The base model's checkpoint, downloaded if it is a hub id. Raises InputError if there is none."""
+    """Find the base model's checkpoint; download it if `model.name` is a hub id. Raises InputError if there is none."""
     if config.name == "demo":
         return Checkpoint(_demo_model())
     checkpoint = _find(config.name, "model.name")
     if checkpoint.gguf is None and not any(checkpoint.folder.glob("*.safetensors")):
         raise InputError(
-            f"model.name={config.name!r}: no *.safetensors and no *.gguf in it; pickled weights are not read: save the"
-            " model with save_pretrained first"
+            f"model.name={config.name!r}: no *.safetensors and no *.gguf file, and pickled weights are not read; save"
+            " the model with save_pretrained first"
         )
     return checkpoint
 
 
 def find_adapter(config: ModelConfig) -> Checkpoint | None:
-    """The PEFT adapter's checkpoint, or None if the configuration names none. Raises InputError if it is incomplete."""
+    """Find the PEFT adapter's checkpoint. Returns None if no adapter is configured.
+
+    Raises InputError if the adapter is missing or incomplete.
+    """
     if config.adapter is None:
         return None
     checkpoint = _find(config.adapter, "model.adapter")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (checkpoint.folder / file).exists():
-            raise InputError(f"model.adapter={config.adapter!r}: no {file} in it; give a folder that PEFT saved")
+            raise InputError(f"model.adapter={config.adapter!r}: no {file} there; give a folder that PEFT saved")
     return checkpoint
 
 
-def say_plain(model: Any) -> None:
-    """Make a model of a GGUF file say that its weights are plain numbers, as they are: else it cannot be saved."""
+def mark_unquantised(model: Any) -> None:
+    """Remove the quantisation settings of a model read from a GGUF file.
+
+    transformers has dequantised its weights by then, but refuses to save a model that still carries these settings.
+    """
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
 
 
 def _find(name: str, key: str) -> Checkpoint:
+    """Find the checkpoint that the setting `key` names. Raises InputError if there is none."""
     path = _fetch(name, key) if "://" in name else Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
-            raise InputError(f"{key}={name!r}: a file, but not *.gguf; give a folder, a hub id or a GGUF file")
+            raise InputError(f"{key}={name!r}: a file that is not *.gguf; give a folder, a hub id or a GGUF file")
         return Checkpoint(path.parent, path.name)
     if not path.is_dir():
         path = _download(name, key)
@@ -98,33 +106,34 @@ def _find(name: str, key: str) -> Checkpoint:
 
 
 def _fetch(uri: str, key: str) -> Path:
-    """What is at a URI of pyarrow's filesystems: itself where that is a disk, else a copy in the cache, made once."""
+    """Return the folder or file at a URI that pyarrow opens: its path on a local disk, else a copy in the cache."""
     try:
         source = Workspace.open(uri)
         if isinstance(source.filesystem, pafs.LocalFileSystem):
             return Path(source.root)
         infos = [source.filesystem.get_file_info(source.path(file)) for file in source.files("")]
         if not infos:
-            raise InputError("no file is there")
+            raise InputError("no file there")
         state = json.dumps([uri, *((info.path, info.size, info.mtime_ns) for info in infos)])
         folder = user_cache_path("l2d_ray") / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 source.copy("", Workspace.open(temporary), folder.name)
-                with suppress(OSError):  # another process was faster
+                with suppress(OSError):  # another process copied it first
                     (Path(temporary) / folder.name).rename(folder)
     except (InputError, OSError) as error:
-        raise InputError(f"{key}={uri!r}: cannot be fetched: {error}") from None
+        raise InputError(f"{key}={uri!r}: cannot be fetched ({error}); give an existing folder or file") from None
     return folder
 
 
 def _download(name: str, key: str) -> Path:
+    """Download a model from the Hugging Face hub. Raises InputError if that fails."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*", "consolidated*"]))
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors or ValueErrors
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are one or the other
         reason = one_line(error)[:200]
         raise InputError(
             f"{key}={name!r}: no such folder, and it could not be fetched as a hub id ({type(error).__name__}:"
@@ -133,14 +142,14 @@ def _download(name: str, key: str) -> Path:
 
 
 def _demo_model() -> Path:
-    """SmolLM2-135M-Instruct as a safetensors folder: made once from the GGUF file, which takes 20 s to read."""
+    """Return a folder with SmolLM2-135M-Instruct as safetensors, made once: its GGUF file takes 20 s to read."""
     folder = user_cache_path("l2d_ray") / "SmolLM2-135M-Instruct"
     if folder.exists():
         return folder
     gguf = smollm2_gguf()
     checkpoint = Checkpoint(gguf.parent, gguf.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(**checkpoint.arguments, dtype=torch.float32)
-    say_plain(model)
+    mark_unquantised(model)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         converted = Path(temporary) / folder.name
         model.save_pretrained(converted)

@@ -1,4 +1,7 @@
-"""The prefix tree's attention on a GPU: PyTorch's FlexAttention, compiled; to import it takes a second."""
+"""Prefix-tree attention on a GPU: PyTorch's FlexAttention, compiled. Importing this module takes a second.
+
+Shapes: C tokens of a chunk, P tokens of its path, H query heads, G key heads, D size of a head.
+"""
 
 import torch
 from torch import Tensor
@@ -8,7 +11,10 @@ from l2d_ray.core.packing import Chunk
 
 
 def block_mask(chunk: Chunk, device: torch.device) -> BlockMask:
-    """Which key each query of a chunk may see; FlexAttention skips the blocks of 128 x 128 that hold none."""
+    """Return the mask of the keys that each query of a chunk attends to.
+
+    FlexAttention skips blocks of 128 x 128 in which no query attends to a key.
+    """
     path = len(chunk.path)
     starts, ends = (torch.from_numpy(keys).to(device) for keys in (chunk.starts, chunk.ends))
 
@@ -22,7 +28,7 @@ def block_mask(chunk: Chunk, device: torch.device) -> BlockMask:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None, grouped: bool
 ) -> Tensor:
-    """Attention of queries [1, H, C, D] to keys and values [1, G, P + C, D]; [1, H, C, D]."""
+    """Return the attention [1, H, C, D] of queries [1, H, C, D] to keys and values [1, G, P + C, D]."""
     output = flex_attention(
         query,
         key,
@@ -30,8 +36,8 @@ def attention(
         block_mask=mask,
         scale=scaling,
         enable_gqa=grouped,
-        # Not "AUTO": the decoding kernel, which that takes below 128 queries, has no configuration for some numbers of
-        # these (https://github.com/pytorch/pytorch/pull/185349).
+        # Below 128 queries "AUTO" takes the decoding kernel, which has no configuration for some numbers of queries
+        # (https://github.com/pytorch/pytorch/pull/185349).
         kernel_options={"BACKEND": "TRITON"},
     )
     assert isinstance(output, Tensor)

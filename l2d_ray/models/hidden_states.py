@@ -1,9 +1,10 @@
-"""Running prompts: the last layer's hidden state at the last token of each.
+"""Hidden states of prompts: the last layer's state at the last token of each.
 
-Two ways to the same numbers. `packed_states` runs every distinct token once (`core/packing.py`). `padded_states` runs
-the prompts side by side in padded batches, as research code does: the yardstick, and the way for an architecture whose
-attention cannot be replaced. Packed, a prompt's beginning that a `PrefixCache` knows from an earlier batch does not run
-again.
+Two functions compute the same states. `packed_states` runs every distinct token once (`core/packing.py`); given a
+`PrefixCache`, it also skips the beginnings of prompts that earlier batches ran. `padded_states` runs padded batches, as
+research code does. It is the reference, and it serves architectures whose attention cannot be replaced.
+
+Shapes: N prompts, D hidden size.
 """
 
 import logging
@@ -15,18 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2d_ray.core.packing import IntArray, Prompts, plan_forest, skip_known, split_chunks
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.packing import Prompts, plan_forest, skip_known, split_chunks
 from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import DTYPES, Backbone
 from l2d_ray.models.prefix_cache import PrefixCache
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2, "int8": 1e-2}
+"""Largest `relative_error` by which packed and padded states may differ, by dtype."""
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """What a batch of prompts gave."""
+    """The hidden states of a batch of prompts."""
 
     states: Tensor
     """[N, D] float32, on the CPU."""
@@ -35,32 +39,32 @@ class HiddenStates:
 
 
 class Extractor(Protocol):
-    """Prompts to hidden states."""
+    """A function from prompts to their hidden states."""
 
     def __call__(self, prompts: Prompts, boundaries: Sequence[IntArray] | None = None) -> HiddenStates:
-        """The states of `prompts`; with the `boundaries` of each, the cache, if there is one, is used."""
+        """Compute the states of `prompts`. The cache, if any, is used only with the `boundaries` of each prompt."""
 
 
 def extractor(backbone: Backbone, tokens_per_chunk: int, cache: PrefixCache | None = None) -> Extractor:
-    """The fastest way that is right for this model: packed, or, if a trial says that packing is not, padded.
+    """Return `packed_states` for this model if a trial run gives the right states, else `padded_states`.
 
-    Only packed prompts can use `cache`.
+    Only `packed_states` uses `cache`.
     """
     trial = Prompts.join([np.array(tokens, np.int32) for tokens in ([5, 6, 7, 8], [5, 6, 9], [5, 6, 7])])
     expected = padded_states(backbone, trial, batch_size=1).states
     error = trial_error(lambda: packed_states(backbone, trial, tokens_per_chunk=4).states, expected)
     if error < TOLERANCE[backbone.dtype]:
         return lambda prompts, boundaries=None: packed_states(backbone, prompts, tokens_per_chunk, cache, boundaries)
-    logger.warning("%s cannot run packed (error %.1e): padded batches instead", type(backbone.model).__name__, error)
+    logger.warning("%s cannot run packed (error %.1e); using padded batches", type(backbone.model).__name__, error)
     return lambda prompts, boundaries=None: padded_states(backbone, prompts, batch_size=16)
 
 
 def trial_error(packed: Callable[[], Tensor], expected: Tensor) -> float:
-    """How far the numbers of a packed run are from those expected (`relative_error`); inf if it fails."""
+    """Return the `relative_error` of a packed run; inf if the run raises an error."""
     try:
         return relative_error(packed(), expected)
     except (ValueError, TypeError, AttributeError, AssertionError, KeyError, RuntimeError) as problem:
-        logger.warning("packing failed a trial: %s", problem)
+        logger.warning("the packed trial run failed: %s", problem)
         return float("inf")
 
 
@@ -72,10 +76,10 @@ def packed_states(
     cache: PrefixCache | None = None,
     boundaries: Sequence[IntArray] | None = None,
 ) -> HiddenStates:
-    """Each distinct token once, `tokens_per_chunk` tokens at a time. No prompt may be empty.
+    """Run each distinct token once, `tokens_per_chunk` tokens at a time. No prompt may be empty.
 
-    Given a cache and the boundaries of each prompt, what the cache knows of a prompt is not run, and it keeps each
-    prompt up to its last boundary.
+    Given a cache and each prompt's boundaries, skips the cached beginning of each prompt, and caches each prompt up to
+    its last boundary.
     """
     tree_attention.use_in(backbone.model)
     forest, known = plan_forest(prompts), []
@@ -95,10 +99,9 @@ def packed_states(
 
 @torch.inference_mode()
 def padded_states(backbone: Backbone, prompts: Prompts, batch_size: int) -> HiddenStates:
-    """Every prompt in full, the longest first, `batch_size` side by side. No prompt may be empty.
+    """Run every prompt in full, in padded batches of `batch_size`, the longest first. No prompt may be empty.
 
-    Padding stands on the right, where causal attention never looks, so that no mask is needed and the fastest kernel
-    applies.
+    Padding is on the right, where causal attention never looks. So no mask is needed, and the fastest kernel applies.
     """
     backbone.model.set_attn_implementation(backbone.attention)  # type: ignore[operator]
     lengths = prompts.lengths
@@ -117,5 +120,5 @@ def padded_states(backbone: Backbone, prompts: Prompts, batch_size: int) -> Hidd
 
 
 def relative_error(states: Tensor, expected: Tensor) -> float:
-    """The largest distance of a state [N, D] from the expected one, relative to the latter's length."""
+    """Return the largest distance of a state [N, D] from the expected one, divided by the expected one's norm."""
     return float(((states - expected).norm(dim=1) / expected.norm(dim=1)).max())

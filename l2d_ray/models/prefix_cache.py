@@ -1,8 +1,8 @@
-"""Keys and values of histories that were run, for when their users return with one item more.
+"""A cache of attention keys and values, for users who return with a longer history.
 
-An entry is a prompt's beginning, up to the end of its last item, with what every layer made of it. The longest entry
-that a new prompt begins with need not run again (`core/packing.py`, `skip_known`). A history that has grown replaces
-what it has grown from, so that a user has one entry; those not used for longest make room.
+An entry is the beginning of a prompt, up to the end of its last item, with every layer's keys and values. The longest
+entry that a new prompt begins with does not run again (`core/packing.py`, `skip_known`). A longer history replaces the
+shorter one it extends, so a user has one entry. The least recently used entries are evicted.
 """
 
 from collections import OrderedDict
@@ -12,33 +12,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2d_ray.core.packing import IntArray
+from l2d_ray.core.arrays import IntArray
 
 
 class PrefixCache:
-    """Prompts' beginnings in at most `max_bytes` of keys and values, on the model's device. For one thread at a time.
+    """Keys and values of prompt beginnings, at most `max_bytes` of them, on the model's device. Not thread-safe.
 
-    The `boundaries` of a prompt are the lengths, in ascending order, at which a beginning of it may end: where its
-    items end.
+    The `boundaries` of a prompt are the lengths, ascending, at which a cached beginning of it may end: where its items
+    end.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        """An empty cache. It is for one model: an entry does not say whose it is."""
+        """Make an empty cache. Use it with one model only: entries do not record their model."""
         self.max_bytes = max_bytes
         self.bytes = 0
-        """Size of what it holds now."""
+        """Size of the entries."""
         self.hits = 0
-        """Prompts whose beginning was found."""
+        """Number of prompts with a cached beginning."""
         self.misses = 0
-        """Prompts of which none was."""
+        """Number of prompts without one."""
         self.tokens_saved = 0
-        """Tokens of the beginnings found."""
+        """Number of tokens in the beginnings found."""
         self._entries: OrderedDict[bytes, list[Tensor]] = OrderedDict()
 
     def lookup(self, prompt: NDArray[np.int32], boundaries: IntArray) -> list[Tensor]:
-        """The keys and values [tokens, 2 H, D] of each layer for the longest beginning it has; no layers if none.
+        """Return each layer's keys and values [tokens, 2 H, D] of the longest cached beginning; an empty list if none.
 
-        They stay valid when the entry is evicted.
+        The tensors stay valid when the entry is evicted.
         """
         found = self.longest(prompt, boundaries)
         if not found:
@@ -51,13 +51,13 @@ class PrefixCache:
         return self._entries[key]
 
     def longest(self, prompt: NDArray[np.int32], boundaries: IntArray) -> int:
-        """Tokens of the longest beginning it has. Other threads may ask, too."""
+        """Return the length of the longest cached beginning; 0 if none. Safe to call from other threads."""
         return next((int(end) for end in boundaries[::-1] if prompt[:end].tobytes() in self._entries), 0)
 
     def keep(self, prompt: NDArray[np.int32], boundaries: IntArray, layers: list[Tensor], rows: IntArray) -> None:
-        """Copy the prompt up to its last boundary, unless it is there or would not fit alone.
+        """Cache the prompt up to its last boundary, unless it is cached already or larger than the whole cache.
 
-        `rows` says where the prompt's tokens are in the keys and values of each layer.
+        `rows` are the indices of the prompt's tokens in the keys and values of each layer.
         """
         if not boundaries.size:
             return

@@ -1,4 +1,4 @@
-"""The model to tune: LoRA matrices added by PEFT, or every weight; and what is left of it on the disk."""
+"""Models to fine-tune, by LoRA or in full: preparation, checks and saving."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,18 @@ from l2d_ray.models.checkpoint import find_model
 
 
 def load_trainable(model: ModelConfig, finetune: FinetuneConfig, dtype: str) -> Any:
-    """The causal language model of `model`, on the CPU, prepared for training."""
+    """Load the causal language model that `model` names, on the CPU, prepared for training.
+
+    Raises InputError as `load_causal_model` does.
+    """
     return prepare(load_causal_model(model, dtype), finetune)
 
 
 def prepare(causal: Any, finetune: FinetuneConfig) -> Any:
-    """The model with LoRA added, or as it is, in training mode; what `finetune` trains of it asks for gradients."""
+    """Put a model into training mode, with LoRA added by PEFT if `finetune.method` is lora.
+
+    Exactly the weights to train require gradients.
+    """
     torch.manual_seed(finetune.seed)
     causal.config.use_cache = False
     if finetune.gradient_checkpointing:
@@ -29,41 +35,44 @@ def prepare(causal: Any, finetune: FinetuneConfig) -> Any:
 
 
 def without_adapter(model: Any) -> Any:
-    """The causal language model itself, with LoRA's matrices in its layers but without PEFT around it."""
+    """Return the causal language model without the PEFT wrapper. LoRA's matrices stay in its layers."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def save_trained(model: Any, state: dict[str, Tensor], tokenizer: Any, folder: Path) -> None:
     """Write the adapter (LoRA), or the whole model with its tokenizer, as safetensors.
 
-    `state` holds the trained weights by their names in `model`. Raises InputError if they are not finite, or if LoRA's
-    B matrices are missing or still the zeros that they began with.
+    `state` maps names in `model` to trained weights. Raises InputError if a weight is not finite, or if LoRA's B
+    matrices are missing or still zero.
     """
     check_trained(state, lora=hasattr(model, "peft_config"))
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form to fill in
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card that PEFT writes
     if not hasattr(model, "peft_config"):
         tokenizer.save_pretrained(str(folder))
 
 
 def check_trained(state: dict[str, Tensor], lora: bool) -> None:
-    """Raise InputError if these weights cannot be the result of a training."""
+    """Raise InputError if a weight is empty or not finite, or with `lora` if the B matrices are missing or zero."""
     for name, weight in state.items():
         if not weight.numel() or not torch.isfinite(weight).all():
-            raise InputError(f"the tuned weights of {name} are empty or not finite; lower finetune.learning_rate")
+            raise InputError(f"fine-tuning: weights {name} are empty or not finite; lower finetune.learning_rate")
     if lora:
-        second = [weight for name, weight in state.items() if "lora_B" in name]
-        if not second or not any(weight.any() for weight in second):
-            raise InputError("the adapter came out empty: its lora_B matrices are missing or zero; nothing was learned")
+        b_matrices = [weight for name, weight in state.items() if "lora_B" in name]
+        if not any(weight.any() for weight in b_matrices):
+            raise InputError(
+                "fine-tuning: the adapter came out empty, its lora_B matrices are missing or zero; raise"
+                " finetune.learning_rate or finetune.epochs"
+            )
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changed, by name, on the CPU."""
+    """Copy the weights that require gradients to the CPU, by name."""
     return {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def check_target_modules(model: ModelConfig, finetune: FinetuneConfig) -> None:
-    """Raise InputError, naming what there is, if the model lacks a layer that LoRA shall add to. Loads no weights."""
+    """Raise InputError if a name in `finetune.target_modules` is not a linear layer of the model. Loads no weights."""
     with torch.device("meta"):
         causal = transformers.AutoModelForCausalLM.from_config(read_architecture(find_model(model), model))
     kinds = (nn.Linear, Conv1D)
@@ -71,13 +80,13 @@ def check_target_modules(model: ModelConfig, finetune: FinetuneConfig) -> None:
     unknown = [name for name in finetune.target_modules if name not in linear]
     if unknown:
         raise InputError(
-            f"finetune.target_modules: the model has no linear layer {unknown[0]!r}; it has"
+            f"finetune.target_modules: the model has no linear layer {unknown[0]!r}; choose from"
             f" {', '.join(sorted(linear - {'lm_head'}))}"
         )
 
 
 def _with_lora(causal: Any, finetune: FinetuneConfig) -> Any:
-    from peft import LoraConfig, get_peft_model  # takes seconds, and full tuning does without
+    from peft import LoraConfig, get_peft_model  # the import takes seconds, and full fine-tuning does not need it
 
     lora = LoraConfig(
         r=finetune.rank,

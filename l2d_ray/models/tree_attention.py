@@ -1,12 +1,14 @@
-"""Attention over a prefix forest, as an attention implementation that transformers can call.
+"""Attention over a prefix forest, registered as an attention implementation of transformers.
 
-`transformers.AttentionInterface` hands every layer's queries, keys and values to the function registered here, whatever
-the architecture. Which key a query may see follows from the chunk's `starts` and `ends` alone (`core/packing.py`): key
-k is seen by query q exactly when `starts[k] <= q < ends[k]`.
+`transformers.AttentionInterface` passes every layer's queries, keys and values to the function registered here, in any
+architecture. The visible keys follow from the chunk's `starts` and `ends` (`core/packing.py`): query q attends to key k
+exactly when `starts[k] <= q < ends[k]`.
 
-On a CPU the queries go in blocks; a block needs the keys that are open at any of its queries: few, so that the work is
-that of the tree and not the square of the chunk. On a GPU the same rule is a FlexAttention block mask
-(`flex_attention.py`).
+On a CPU, queries are processed in blocks. A block reads only the keys that one of its queries attends to. These are
+few, so the work grows with the tree and not with the square of the chunk. On a GPU the same rule is a FlexAttention
+block mask (`flex_attention.py`).
+
+Shapes: C tokens of a chunk, P tokens of its path, H heads, D size of a head.
 """
 
 from collections.abc import Sequence
@@ -18,24 +20,31 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from l2d_ray.core.packing import Chunk, IntArray
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.packing import Chunk
 
 NOT_SUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}
-"""What some architectures also pass and what would change the numbers, so that it must not be ignored."""
+"""Arguments that some architectures pass and that would change the result if ignored."""
 QUERIES_PER_BLOCK = 64
-"""At most: fewer keys a block against fewer calls. On one AVX-512 machine 32 was slower, 128 the same within noise."""
+"""Largest block. Smaller blocks read fewer keys but need more calls.
+
+On one AVX-512 machine 32 was slower, and 128 as fast within noise.
+"""
 PAIRS_PER_CALL = 1000
-"""A block is ended early, where keys close, if that saves more pairs of query and key than another call costs."""
+"""Cost of one more attention call, in pairs of query and key. A block ends early if that saves more pairs."""
 
 
 class ForestState:
-    """What the layers need to know of the forest: the current chunk, and the keys and values of its path."""
+    """The state of a forest between the layers' calls: the current chunk, and the keys and values of its path.
+
+    One object serves one forest.
+    """
 
     def __init__(self, device: torch.device, known: Sequence[Sequence[Tensor]] = ()) -> None:
-        """A state before any chunk. One state serves one forest.
+        """Prepare for the first chunk.
 
-        `known[n]` holds, layer by layer, the keys and values [tokens, 2 H, D] of a prompt's beginning; `forest.known`
-        points into these, one after the other.
+        `known[n]` holds each layer's keys and values [tokens, 2 H, D] of the beginning of a prompt. `forest.known`
+        indexes their concatenation.
         """
         self._device = device
         self._known = zip(*known, strict=True)
@@ -56,7 +65,7 @@ class ForestState:
             self.blocks = _blocks(chunk, dtype)
 
     def run(self, model: Any, chunk: Chunk, dtype: torch.dtype) -> Tensor:
-        """[C, D] the last hidden states of the next chunk's tokens, of a model whose attention this is."""
+        """Run the next chunk through a model that `use_in` prepared; return its last hidden states [C, hidden size]."""
         self.enter(chunk, dtype)
         states: Tensor = model(
             input_ids=torch.from_numpy(chunk.tokens)[None].to(self._device),
@@ -68,26 +77,28 @@ class ForestState:
 
     @property
     def layers(self) -> list[Tensor]:
-        """The keys and values [P + C, 2 H, D] of each layer, after the forward pass of the current chunk."""
+        """Each layer's keys and values [P + C, 2 H, D] after the forward pass of the current chunk."""
         return list(self._keys_and_values.values())
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
-        """The path's keys and values before those of the chunk [1, H, C, D]: [P + C, 2 H, D], kept for the next chunk.
+        """Return the path's keys and values followed by the chunk's [1, H, C, D], as [P + C, 2 H, D].
 
-        A token's keys and values lie side by side, as the projections leave them, so that a token is copied at once.
+        The result is kept for the next chunk. A token's keys and values are adjacent in memory, as the projections
+        leave them, so that one copy moves both.
         """
-        own = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
+        keys_and_values = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
         if self._path:
             before = (self._keys_and_values[layer],) if layer in self._keys_and_values else next(self._known)
-            own = torch.cat([*(before[tensor][start:stop] for tensor, start, stop in self._path), own])
-        # Detached: training has one chunk, and would else hold what gradient checkpointing means to drop.
-        self._keys_and_values[layer] = own.detach()
-        return own
+            path = (before[tensor][start:stop] for tensor, start, stop in self._path)
+            keys_and_values = torch.cat([*path, keys_and_values])
+        # Detached, because training has one chunk, and gradient checkpointing could otherwise not free these tensors.
+        self._keys_and_values[layer] = keys_and_values.detach()
+        return keys_and_values
 
 
 def use_in(model: Any) -> None:
-    """Have the layers of a transformers model attend over a prefix forest."""
-    # Not when this module is read: it takes seconds, and a driver, which runs no model, does without.
+    """Make the layers of a transformers model attend over a prefix forest."""
+    # Registered here because access to transformers takes seconds and a driver runs no model.
     transformers.AttentionInterface.register("prefix_tree", prefix_tree_attention)
     model.set_attn_implementation("prefix_tree")
 
@@ -100,24 +111,27 @@ def prefix_tree_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     forest: ForestState | None = None,
-    **more: Any,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of the chunk's queries [1, H, C, D] to its keys; returns [1, C, H, D] as transformers expects."""
-    assert forest is not None, "this attention needs a forest: see models/hidden_states.py"
-    for name in NOT_SUPPORTED & more.keys():
-        if more[name] is not None:
+    """Return the attention of the chunk's queries [1, H, C, D] to its keys, as [1, C, H, D].
+
+    Raises ValueError if the architecture passes an argument of NOT_SUPPORTED.
+    """
+    assert forest is not None, "prefix_tree attention needs a forest: see models/hidden_states.py"
+    for name in NOT_SUPPORTED & arguments.keys():
+        if arguments[name] is not None:
             raise ValueError(f"attention with {name} cannot run packed")
-    both = forest.extend(module, key, value)
+    keys_and_values = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:
         from l2d_ray.models import flex_attention
 
-        output = flex_attention.attention(query, *_split(both), forest.block_mask, scaling, grouped)
+        output = flex_attention.attention(query, *_split(keys_and_values), forest.block_mask, scaling, grouped)
         return output.transpose(1, 2).contiguous(), None
     outputs = [
         scaled_dot_product_attention(
             query[:, :, queries],
-            *_split(both.index_select(0, keys)),
+            *_split(keys_and_values.index_select(0, keys)),
             attn_mask=mask,
             scale=scaling,
             enable_gqa=grouped,
@@ -127,14 +141,14 @@ def prefix_tree_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _split(both: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [1, H, N, D] of N tokens [N, 2 H, D]."""
-    key, value = both.transpose(0, 1)[None].chunk(2, dim=1)
+def _split(keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values, each [1, H, N, D], of N tokens [N, 2 H, D]."""
+    key, value = keys_and_values.transpose(0, 1)[None].chunk(2, dim=1)
     return key, value
 
 
 def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
-    """For each block of queries: which queries, which keys, and the additive mask [1, 1, queries, keys]."""
+    """Return each block's queries, keys and additive mask [1, 1, queries, keys]."""
     blocks = []
     path = len(chunk.path)
     for start, stop in _bounds(chunk):
@@ -149,7 +163,7 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
 
 
 def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
-    """The blocks, from first query to one past the last: as long as they may be, unless another call costs less."""
+    """Split the queries into blocks (start, stop), as long as QUERIES_PER_BLOCK and PAIRS_PER_CALL allow."""
     path, length = len(chunk.path), len(chunk.tokens)
     queries = np.arange(path, path + length + 1)
     opened = np.searchsorted(np.sort(chunk.starts), queries).tolist()
@@ -162,18 +176,18 @@ def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
     ends = np.union1d(np.flatnonzero(np.diff(closed)) + 1, np.arange(0, length, QUERIES_PER_BLOCK)[1:])
     blocks, start, stop = list[tuple[int, int]](), 0, 0
     for end in [*ends[ends < length].tolist(), length]:
-        apart = pairs(start, stop) + pairs(stop, end) + PAIRS_PER_CALL
-        if stop and (end - start > QUERIES_PER_BLOCK or pairs(start, end) > apart):
+        split = pairs(start, stop) + pairs(stop, end) + PAIRS_PER_CALL
+        if stop and (end - start > QUERIES_PER_BLOCK or pairs(start, end) > split):
             blocks.append((start, stop))
             start = stop
         stop = end
     return [*blocks, (start, stop)]
 
 
-def _runs(places: IntArray, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Places in tensors of these sizes, one after the other, as slices: which tensor, start, stop."""
+def _runs(indices: IntArray, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Convert indices into the concatenation of tensors of these sizes to slices (tensor, start, stop)."""
     bounds = np.cumsum([0, *sizes])
-    tensors = np.searchsorted(bounds, places, side="right") - 1
-    cuts = np.flatnonzero((np.diff(places) != 1) | (np.diff(tensors) != 0)) + 1
-    parts = zip(np.split(tensors, cuts), np.split(places - bounds[tensors], cuts), strict=True)
-    return [(int(tensor[0]), int(own[0]), int(own[-1]) + 1) for tensor, own in parts if own.size]
+    tensors = np.searchsorted(bounds, indices, side="right") - 1
+    cuts = np.flatnonzero((np.diff(indices) != 1) | (np.diff(tensors) != 0)) + 1
+    runs = zip(np.split(tensors, cuts), np.split(indices - bounds[tensors], cuts), strict=True)
+    return [(int(tensor[0]), int(run[0]), int(run[-1]) + 1) for tensor, run in runs if run.size]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import FloatArray
-from l2d_ray.core.metrics import IntArray, bootstrap_intervals, ndcg, recall, target_ranks
+from l2d_ray.core.arrays import FloatArray, IntArray
+from l2d_ray.core.metrics import bootstrap_intervals, ndcg, recall, target_ranks
 from l2d_ray.core.samples import in_fraction, sample_ids
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Two-layer random language models and a small tokenizer, made on the spot and saved as ordinary model folders."""
+"""Two-layer random language models and a small tokenizer, saved as ordinary model folders."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from l2d_ray.config import ModelConfig
 from l2d_ray.models.backbone import Backbone, load_backbone
 from l2d_ray.models.int8_linear import is_supported
 
-torch.set_num_threads(1)  # products this small only wait for a second thread
+torch.set_num_threads(1)  # with products this small a second thread only adds waiting
 
 CORPUS = [
     "The user watched or bought, in this order:\n",
@@ -34,7 +34,7 @@ SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
 
 
 def tiny_tokenizer(adds_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE of at most 400 tokens: it can say anything, like those of real models."""
+    """Train a byte-level BPE of at most 400 tokens. Like the tokenizers of real models it encodes any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def tiny_tokenizer(adds_bos: bool = False) -> transformers.PreTrainedTokenizerFa
 
 
 def tiny_config(family: str, **changes: Any) -> transformers.PretrainedConfig:
-    """The configuration of a small model; llama, qwen2 and qwen3 have two query heads for each key."""
+    """Make the configuration of a small model. llama, qwen2 and qwen3 have two query heads for each key head."""
     sizes = SIZES | SPECIAL | {"vocab_size": 400} | changes
     if family in ("qwen3", "gemma2"):
         sizes = {"head_dim": 8} | sizes
@@ -59,7 +59,7 @@ def tiny_config(family: str, **changes: Any) -> transformers.PretrainedConfig:
 
 
 def tiny_model(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.PreTrainedModel:
-    """Random weights, large enough for attention to be far from even and for biases and norms to matter."""
+    """Make a model with random weights, large enough that attention is far from uniform and biases and norms matter."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -74,24 +74,24 @@ def tiny_model(config: transformers.PretrainedConfig, seed: int = 0) -> transfor
 
 
 def save_tiny(folder: Path, family: str = "llama", seed: int = 0, **changes: Any) -> str:
-    """A model folder as `model.name` takes it."""
+    """Write a model folder for `model.name` and return its path."""
     tiny_model(tiny_config(family, **changes), seed).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
 def load_tiny(folder: Path, family: str = "llama", **changes: Any) -> Backbone:
-    """The backbone of such a folder, made there first."""
+    """Write a model folder and load its backbone."""
     return load_backbone(ModelConfig(name=save_tiny(folder, family, **changes)))
 
 
 def full_model(folder: str) -> Any:
-    """The model as transformers loads it, with its head."""
+    """Load a model with plain transformers, with its head."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 def save_adapter(folder: Path, model: str, seed: int = 0) -> str:
-    """A LoRA adapter for `model` that changes what it says."""
+    """Write a LoRA adapter for `model` that changes its output, and return its path."""
     torch.manual_seed(seed)
     lora = peft.LoraConfig(
         r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False

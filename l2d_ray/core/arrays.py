@@ -1,0 +1,10 @@
+"""Array types that the package shares."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.floating]
+"""float16, float32 or float64: memory rows and hidden states."""
+Float64 = NDArray[np.float64]
+"""Distances, scores and metrics."""
