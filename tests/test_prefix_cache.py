@@ -206,7 +206,7 @@ def test_the_encoder_runs_new_tokens_only(tmp_path: Path, dtype: str, tolerance:
     config = config_of(tmp_path, **{"prompt.suffix": suffix})
     encoder = HistoryEncoder(config, titles, backbone, cache_bytes=LARGE)
     plain = HistoryEncoder(config, titles, backbone)
-    history, other = [*range(9), "a title of their own"], encoder.phrased([11])
+    history, other = [*range(9), "a title outside the catalogue"], encoder.phrased([11])
     again = max(other.tokens.size - other.boundaries[-1], 1)  # the last token always runs
     known = 0
     for length in range(1, 11):

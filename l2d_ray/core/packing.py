@@ -72,7 +72,7 @@ class PrefixForest:
     known: IntArray
     """[K] index of each known token in the concatenated known tokens of all prompts."""
     starts: IntArray
-    """[K + T] first descendant of each key; a token to run is its first descendant itself."""
+    """[K + T] first token to run that descends from each key; for a token to run, the token itself."""
     ends: IntArray
     """[K + T] one past the last descendant of each key."""
     leaves: IntArray
