@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
-from l2d_ray.core.samples import sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.samples import SampleBatch, iter_samples
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import UnitRecord
@@ -115,51 +115,40 @@ class UnitExtractor:
         return record
 
     def batches(self, unit: Unit) -> Iterator[Batch]:
-        """The unit's samples, phrased, in batches that bound the memory needed whatever the unit's size."""
+        """Yield the prompts of the unit's samples in batches whose memory is bounded, however large the unit is."""
         batch = Batch()
-        for users in self._dataset.iter_users(unit.start, unit.stop, batch_users=100):
-            for row in range(users.num_rows):
-                for samples, prompts, reasons in self._phrase(users, row):
-                    batch.add(samples, prompts, reasons)
-                    if batch.is_full:
-                        yield batch
-                        batch = Batch()
+        for samples in self._steps(unit):
+            batch.add(*self._phrase(samples))
+            if batch.is_full:
+                yield batch
+                batch = Batch()
         if batch.prompts or batch.refused:
             yield batch
 
-    def _phrase(
-        self, users: pa.Table, row: int
-    ) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
-        """One user's training samples, some at a time: the samples, their prompts, and why one is refused."""
-        items, timestamps, splits = (
-            users[name][row].values.to_numpy(zero_copy_only=False) for name in ("item_indices", "timestamps", "splits")
-        )
-        if not items.size == timestamps.size == splits.size:
-            raise InputError(
-                f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again"
-            )
+    def _steps(self, unit: Unit) -> Iterator[SampleBatch]:
+        """Yield the unit's training samples, at most SAMPLES_PER_STEP of one user at a time."""
+        history, fraction = self._config.history, self._config.memory.sample_fraction
+        for batch in iter_samples(self._dataset, Split.TRAIN, unit.start, unit.stop):
+            for samples in batch.in_fraction(history, fraction).by_user():
+                for start in range(0, len(samples), SAMPLES_PER_STEP):
+                    yield samples.select(slice(start, start + SAMPLES_PER_STEP))
+
+    def _phrase(self, samples: SampleBatch) -> tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]:
+        """Return some samples of one user (schema.SAMPLES), their prompts, and why each is refused ("" if it is not)."""
+        starts = samples.window_starts(self._config.history)
+        span = slice(starts.min(), samples.stops.max() + 1)
+        starts, stops, items = starts - span.start, samples.stops - span.start, samples.items[span]
         unknown = (items < 0) | (items >= self._num_items)
-        unknown_before = np.cumsum([0, *unknown])
-        positions = np.flatnonzero(splits == Split.TRAIN)
-        user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
-        ids = sample_ids(user_hashes, positions)
-        starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
-        kept = windows_in_fraction(user_hashes, starts, self._config.memory.sample_fraction)
-        positions, starts, user_hashes, ids = positions[kept], starts[kept], user_hashes[kept], ids[kept]
-        for at in range(0, positions.size, SAMPLES_PER_STEP):
-            few = slice(at, at + SAMPLES_PER_STEP)
-            stops, first, last = positions[few], starts[few].min(), positions[few].max()
-            prompts = self.encoder.prompts.encode(
-                np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first
-            )
-            lengths = np.array([prompt.size for prompt in prompts])
-            reasons = np.full(lengths.size, "", object)
-            reasons[lengths > self.encoder.backbone.context_length] = "prompt longer than the model's context"
-            reasons[lengths == 0] = "empty prompt"
-            reasons[stops == 0] = "empty history"
-            reasons[unknown_before[stops + 1] > unknown_before[starts[few]]] = "unknown item"
-            columns = [ids[few], user_hashes[few], items[stops], timestamps[stops]]
-            yield pa.table(columns, schema=SAMPLES), prompts, reasons
+        unknown_before = np.append(0, np.cumsum(unknown))
+        prompts = self.encoder.prompts.encode(np.where(unknown, 0, items), starts, stops)
+        lengths = np.array([prompt.size for prompt in prompts])
+        reasons = np.full(lengths.size, "", object)
+        reasons[lengths > self.encoder.backbone.context_length] = "prompt longer than the model's context"
+        reasons[lengths == 0] = "empty prompt"
+        reasons[samples.positions == 0] = "empty history"
+        reasons[unknown_before[stops + 1] > unknown_before[starts]] = "unknown item"
+        columns = [samples.sample_ids, samples.user_hashes, samples.targets, samples.target_timestamps]
+        return pa.table(columns, schema=SAMPLES), prompts, reasons
 
     def _run(self, batch: Batch, writer: UnitWriter) -> None:
         for reason, samples in batch.refused:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples
-from l2d_ray.core.samples import IntArray, sample_ids, window_starts, windows_in_fraction
+from l2d_ray.core.samples import IntArray
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.errors import InputError
 from l2d_ray.prompts import PromptEncoder
 from l2d_ray.records import Record
@@ -92,7 +93,7 @@ class SampleTable:
     """N samples of one split, and the histories they are of: integers only."""
 
     items: NDArray[np.int32]
-    """The histories of all users that have a sample, one after the other."""
+    """What the windows and their targets cover of the histories, one user after the other."""
     starts: IntArray
     """[N] where each sample's window begins, in `items`."""
     stops: IntArray
@@ -101,30 +102,26 @@ class SampleTable:
     """[N] sample ids."""
 
     @classmethod
-    def read(cls, dataset: Dataset, split: Split, config: Config, most: int | None) -> "SampleTable":
-        """The samples of a split, about `most` at most, with windows as `config.history` has them.
+    def read(cls, dataset: Dataset, split: Split, config: Config, limit: int | None) -> "SampleTable":
+        """Read about `limit` samples of a split, or all, with the windows of `config.history`.
 
-        Groups are chosen whole, by a hash: a part of a group's samples costs nearly as much as all of them.
-
-        Items that the catalogue does not know are refused (InputError). Takes 24 bytes a sample.
+        Groups are chosen whole, by a hash, because a part of a group costs nearly as many tokens as the whole. The
+        table takes 24 bytes a sample and 4 bytes an item. Raises InputError for an item that the catalogue lacks.
         """
-        share = 1.0 if most is None else min(1.0, most / max(dataset.num_samples(split), 1))
+        share = 1.0 if limit is None else min(1.0, limit / max(dataset.num_samples(split), 1))
         items, starts, stops, ids = [np.empty(0, np.int32)], *([np.empty(0, np.int64)] for _ in range(3))
         total = 0
-        for users in dataset.iter_users():
-            for row in range(users.num_rows):
-                history, splits = (users[name][row].values.to_numpy() for name in ("item_indices", "splits"))
-                positions = np.flatnonzero(splits == split)
-                user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
-                first = window_starts(positions, config.history.max_items, config.history.stride)
-                kept = windows_in_fraction(user_hashes, first, share)
-                if not kept.any():
-                    continue
-                items.append(history)
-                starts.append(total + first[kept])
-                stops.append(total + positions[kept])
-                ids.append(sample_ids(user_hashes, positions)[kept])
-                total += history.size
+        for batch in iter_samples(dataset, split):
+            samples = batch.in_fraction(config.history, share)
+            begins, size = samples.window_starts(config.history), samples.items.size + 1
+            opened = np.bincount(begins, minlength=size) - np.bincount(samples.stops + 1, minlength=size)
+            seen = np.cumsum(opened)[:-1] > 0
+            places = total + np.cumsum(seen) - 1
+            items.append(samples.items[seen])
+            starts.append(places[begins])
+            stops.append(places[samples.stops])
+            ids.append(samples.sample_ids)
+            total += items[-1].size
         table = cls(np.concatenate(items), np.concatenate(starts), np.concatenate(stops), np.concatenate(ids))
         num_items = len(dataset.items())
         if table.items.size and not 0 <= table.items.min() <= table.items.max() < num_items:
