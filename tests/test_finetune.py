@@ -92,7 +92,7 @@ def test_two_workers_learn_what_one_does_also_where_one_is_killed(
 ) -> None:
     """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has. Checkpoints go by time, and
     each block of Ray Data holds several steps."""
-    monkeypatch.setattr(driver, "MOST_BLOCKS", 8)
+    monkeypatch.setattr(driver, "MAX_BLOCKS", 8)
     settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
     training = threading.Thread(target=lambda: finetune(config(folder, **settings)))
     training.start()
@@ -152,7 +152,7 @@ def test_what_is_not_finite_names_the_samples(folder: Path, ray_session: None, w
     _, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
     table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, own, None)
     schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
-    ((*parts,),) = next(schedule.deal(table, own.finetune.seed))
+    ((*parts,),) = next(schedule.divide(table, own.finetune.seed))
     assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
     assert not (folder / "adapter" / "training.json").exists()
 

@@ -1,6 +1,6 @@
-"""Any table: Parquet, CSV, TSV or JSON lines, one file or a folder of them, with the columns that `data.columns` names.
+"""Tables of any origin: Parquet, CSV, TSV or JSON lines, one file or a folder, with the columns of `data.columns`.
 
-The format is the suffix (`.gz` may follow all but Parquet). Times are whole numbers of any unit, or Arrow timestamps,
+The suffix tells the format; `.gz` may follow all but Parquet. Times are whole numbers of any unit, or Arrow timestamps,
 which become microseconds.
 """
 
@@ -16,26 +16,26 @@ from l2d_ray.data.delimited import read_delimited
 from l2d_ray.data.files import CHUNK_ROWS, children, json_chunks, seekable, suffix
 from l2d_ray.errors import InputError, one_line
 
+NEEDS = ("interactions", "items")
 _REMEDY = "name the column in data.columns"
 
 
-def read_items(config: Config) -> pa.Table:
-    """All items, in the order of the sorted files and their rows."""
+def read_items(config: Config) -> Iterator[pa.Table]:
+    """Yield all items, in the order of the sorted files and their rows."""
     item, title = config.data.columns.item, config.data.columns.title
-    return columns.items(
-        (columns.ids(chunk[item], path, item, row), columns.titles(chunk[title], path, title, row))
-        for path in children("data.items", str(config.data.items))
-        for row, chunk in _chunks(path, (item, title))
-    )
+    for path in children("data.items", str(config.data.items)):
+        for row, chunk in _chunks(path, (item, title)):
+            item_ids = columns.ids(chunk[item], path, item, row)
+            yield columns.items(item_ids, columns.titles(chunk[title], path, title, row))
 
 
 def interaction_files(config: Config) -> list[str]:
-    """The file, or the sorted files of the folder."""
+    """Return the file, or the sorted files of the folder."""
     return children("data.interactions", str(config.data.interactions))
 
 
 def read_interactions(path: str, config: Config) -> Iterator[pa.Table]:
-    """The rows in the order of the file."""
+    """Yield the rows of one file."""
     names = config.data.columns
     is_text = suffix(path) in _DELIMITERS
     for row, chunk in _chunks(path, (names.user, names.item, names.timestamp)):
@@ -52,7 +52,7 @@ _JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
 def _chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Chunks as something that maps a column's name to its values, each with the number of its first row from 1."""
+    """Yield the wanted columns by name, some rows at a time, with the number of the first row, from 1."""
     kind = suffix(path)
     if kind in _DELIMITERS:
         return read_delimited(path, wanted, delimiter=_DELIMITERS[kind], remedy=_REMEDY)
@@ -61,7 +61,7 @@ def _chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, Any]]:
     if kind == ".parquet":
         return _parquet_chunks(path, wanted)
     known = ", ".join([".parquet", *_DELIMITERS, *_JSON_LINES])
-    raise InputError(f"{path}: the suffix {kind!r} is none of {known}; rename or convert the file")
+    raise InputError(f"{path}: unknown suffix {kind!r}; rename or convert the file to one of {known}")
 
 
 def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
@@ -74,9 +74,9 @@ def _parquet_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, pa.
                 yield row, pa.Table.from_batches([batch])
                 row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: {one_line(error)}; the Parquet file is damaged, write it again") from None
+        raise InputError(f"{path}: damaged Parquet file ({one_line(error)}); write it again") from None
     if row == 1:
-        raise InputError(f"{path}: no rows; give the complete file, or take it out of the folder")
+        raise InputError(f"{path}: no rows; give the complete file, or remove it from the folder")
 
 
 def _json_chunks(path: str, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
