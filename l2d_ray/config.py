@@ -44,8 +44,9 @@ class ColumnsConfig(Section):
 class DataConfig(Section):
     """Raw interactions and items, and how they become samples."""
 
-    source: Literal["demo", "movielens", "amazon", "d3", "table"] = "demo"
-    """What the raw files are: `demo` is MovieLens-100k, downloaded and cached; `d3` is kept as it was published."""
+    source: str = "demo"
+    """Format of the raw files, one of l2d_ray/data/sources.py: demo (MovieLens-100k, downloaded and cached), movielens,
+    amazon, d3 (which keeps the published split of D3, arXiv 2406.14900), table."""
     interactions: str | None = None
     """File or folder of the raw interactions (d3: the folder with train/, valid/ and test/)."""
     items: str | None = None
@@ -67,15 +68,7 @@ class DataConfig(Section):
     """Keep only so many users, chosen by the hash of their id, after every filter: a quick look at large data."""
 
     @model_validator(mode="after")
-    def _files_are_named(self) -> Self:
-        if self.source != "demo" and self.interactions is None:
-            raise ValueError(f"data.interactions is needed when data.source is {self.source!r}")
-        if self.source in ("amazon", "table") and self.items is None:
-            raise ValueError(f"data.items is needed when data.source is {self.source!r}")
-        if self.source == "d3" and (self.since or self.until):
-            raise ValueError(
-                "data.since and data.until must be absent when data.source is 'd3': it is kept as published"
-            )
+    def _starts_before_it_ends(self) -> Self:
         if self.since and self.until and self.since >= self.until:
             raise ValueError(f"data.since={self.since} must be before data.until={self.until}")
         return self

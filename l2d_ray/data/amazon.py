@@ -1,7 +1,7 @@
 """Amazon reviews as JSON lines, gzipped or not, in the editions of 2014, 2018 and 2023.
 
-The keys tell the edition: `reviewerID` and `asin` in 2014 and 2018, `user_id` and `parent_asin` in 2023. The metadata of
-2014 are Python literals, one dict a line. Titles are cleaned as in D3 (arXiv 2406.14900): HTML entities are decoded,
+The keys tell the edition: `reviewerID` and `asin` in 2014 and 2018, `user_id` and `parent_asin` in 2023. The metadata
+of 2014 are Python literals, one dict a line. Titles are cleaned as in D3 (arXiv 2406.14900): HTML entities are decoded,
 outer spaces and quotes removed, and a title with page source in it ("<span id") counts as missing.
 """
 

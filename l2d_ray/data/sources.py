@@ -33,9 +33,7 @@ class Source(Protocol):
 class PublishedSource(Source, Protocol):
     """Reader of a format with a published split, which is kept as it is: no filter, and no new split."""
 
-    def group(
-        self, samples: pa.Table, find: Callable[[pa.Array], NDArray[np.int32]], files: Sequence[str]
-    ) -> pa.Table:
+    def group(self, samples: pa.Table, find: Callable[[pa.Array], NDArray[np.int32]], files: Sequence[str]) -> pa.Table:
         """Return histories (`histories.BLOCK`) with a column `splits` from all samples of some users.
 
         `samples` is what `read_interactions` gave, prepared by `interactions.read`. `find` returns the candidate
@@ -64,9 +62,7 @@ def source_of(config: Config) -> Source:
     source = SOURCES[name]
     for key in source.NEEDS:
         if getattr(config.data, key) is None:
-            raise InputError(
-                f"data.{key} is missing, which data.source={name!r} needs; give a file, a folder or a URI"
-            )
+            raise InputError(f"data.{key} is missing, which data.source={name!r} needs; give a file, a folder or a URI")
     if isinstance(source, PublishedSource) and (config.data.since or config.data.until):
         raise InputError(
             f"data.since and data.until do not apply to data.source={name!r}, whose split is published; leave them out"
@@ -79,7 +75,9 @@ def check_source(config: Config) -> None:
     source = source_of(config)
     files = source.interaction_files(config)
     if not files:
-        raise InputError(f"data.interactions={config.data.interactions!r}: no files there; give the folder that has them")
+        raise InputError(
+            f"data.interactions={config.data.interactions!r}: no files there; give the folder of the files"
+        )
     next(source.read_interactions(files[0], config), None)
     if config.data.items:
         next(source.read_items(config), None)
