@@ -134,7 +134,7 @@ def test_a_memory_of_another_model_or_adapter_is_refused(built: Path, tmp_path: 
 
 
 def test_without_a_dataset_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
-    with pytest.raises(InputError, match=r"dataset.json: not found; run the stage that writes it first"):
+    with pytest.raises(InputError, match=r"dataset.json: not found; run jobs/prepare_data.py first"):
         build_memory(config_of(tmp_path))
 
 

@@ -213,7 +213,7 @@ def test_without_a_dataset_or_samples_in_it_the_remedy_is_named(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refusal("finetune", tmp_path, monkeypatch, capsys) == [
-        f"error: {tmp_path}/dataset/dataset.json: not found; run the stage that writes it first"
+        f"error: {tmp_path}/dataset/dataset.json: not found; run jobs/prepare_data.py first"
     ]
     write_dataset(tmp_path, users=2, length=3)
     with pytest.raises(InputError, match="has 0 train samples; prepare more data"):
