@@ -22,11 +22,11 @@ class Record(BaseModel):
         try:
             return cls.model_validate(workspace.read_json(path))
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
-            remove = "the index's folder" if path.startswith("index/") else "it"
+            where, problem = ".".join(str(part) for part in error.errors()[0]["loc"]), error.errors()[0]["msg"]
+            remove = "the index's folder" if path.startswith("index/") and path.count("/") > 1 else "it"
             raise InputError(
-                f"{workspace.path(path)}: {where}: {error.errors()[0]['msg']}; the file is damaged or of another version"
-                f" of l2d_ray: delete {remove} and run {writer_of(path)} again"
+                f"{workspace.path(path)}: {where}: {problem}; the file is damaged or of another version of l2d_ray:"
+                f" delete {remove} and run {writer_of(path)} again"
             ) from None
 
     def digest(self) -> str:

@@ -82,9 +82,10 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     settings = {"memory.units": 2, "evaluate.recommenders": '["l2d-global"]', "evaluate.fractions": "[]"}
     build_memory(config_of(folder, **settings, **{"model.adapter": result.adapter}))
     with pytest.raises(InputError, match=r"made with another adapter"):
-        evaluate(config_of(folder, **settings))
+        evaluate(config_of(folder, **settings, **{"model.adapter": "null"}))
     report = evaluate(config_of(folder, **settings, **{"model.adapter": result.adapter}))
     assert report.results[0]["users"] == 12
+    assert evaluate(config_of(folder, **settings)).results == pytest.approx(report.results)  # the recorded adapter
 
 
 def test_two_workers_learn_what_one_does_also_where_one_is_killed(

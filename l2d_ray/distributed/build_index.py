@@ -22,6 +22,7 @@ from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.tuning import find_setting
 from l2d_ray.stages.indexing import Fitted, IndexPlan, build_shard, finish, fit, open_shard, plan_index, sum_moments
+from l2d_ray.stages.settings import for_index, record_index
 from l2d_ray.workspace import Workspace
 
 
@@ -49,9 +50,21 @@ class IndexResult:
 
 
 def build_index(config: Config) -> IndexResult:
-    """Build, or finish building, the index that `config.index` describes.
+    """Build, or finish building, an index, and record its settings as those to recommend with.
 
-    Raises InputError if there is no memory, or if the space or the FAISS factory string does not fit it.
+    Settings of `config.index` that are not given are those of the index that was built last. Raises InputError if there
+    is no memory, or if the space or the FAISS factory string does not fit it.
+    """
+    config = for_index(config)
+    result = ensure_index(config)
+    record_index(config, result.snapshot)
+    return result
+
+
+def ensure_index(config: Config) -> IndexResult:
+    """Build, or finish building, the index that `config.index` describes, if it is not complete.
+
+    Raises InputError as `build_index` does.
     """
     started = time.time()
     plan = plan_index(config)

@@ -42,6 +42,7 @@ from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.schema import Split
 from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.stages.reports import plot_training, png
+from l2d_ray.stages.settings import check_data
 from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
 
@@ -80,6 +81,7 @@ def finetune(config: Config) -> FinetuneResult:
     """
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     check(config)
     run = identify_run(config, dataset)
     done = _done(workspace, config, run)
