@@ -69,7 +69,12 @@ def make_config(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config(**tree)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(dict(e), origin) for e in error.errors())) from None
+        raise explained(error, origin) from None
+
+
+def explained(error: ValidationError, origin: str) -> InputError:
+    """Return the errors of a configuration in one line that names `origin`, keys and values."""
+    return InputError("; ".join(_explain(dict(e), origin) for e in error.errors()))
 
 
 def _refuse_relative(workspace: Any) -> None:

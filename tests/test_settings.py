@@ -36,8 +36,8 @@ def config(folder: Path, **given: Any) -> Config:
 def finetune(folder: Path, name: str = "adapter", **settings: Any) -> None:
     """Leave what fine-tuning leaves, without the weights."""
     trained = config(folder, finetune__name=name, **settings)
-    counts = {key: 1 for key in ("samples", "distinct_tokens", "tokens_one_by_one", "epochs", "best_epoch")}
-    floats = {key: 1.0 for key in ("train_loss", "valid_loss", "seconds")}
+    counts = dict.fromkeys(("samples", "distinct_tokens", "tokens_one_by_one", "epochs", "best_epoch"), 1)
+    floats = dict.fromkeys(("train_loss", "valid_loss", "seconds"), 1.0)
     training = Training(run="r", settings=settings_of(trained), losses=[], curve=[], **counts, **floats)
     training.write(Workspace.open(str(folder)), f"{name}/training.json")
 
@@ -147,8 +147,8 @@ def test_a_memory_older_than_the_fine_tuned_model_is_not_taken_for_its(folder: P
     record_memory(config(folder), "float32")
     finetune(folder)
     assert refused(for_memory, config(folder)) == (
-        f"{folder}/memory/settings.json: the memory was made without {folder}/adapter, which was fine-tuned later; build"
-        " its memory in another workspace, delete memory/ and index/, or add model.adapter=null to go on"
+        f"{folder}/memory/settings.json: the memory was made without {folder}/adapter, which was fine-tuned later;"
+        " build its memory in another workspace, delete memory/ and index/, or add model.adapter=null to go on"
     )
     assert for_memory(config(folder, model__adapter="null")).model.adapter is None
     assert for_queries(config(folder)).model.adapter is None
@@ -199,8 +199,8 @@ def test_a_setting_of_the_data_that_contradicts_the_dataset_is_refused(folder: P
     check_data(prepared, dataset)
     check_data(config(folder, data__num_blocks=9, data__interactions="elsewhere"), dataset)
     assert refused(check_data, config(folder, data__min_interactions=2, data__since="2020-01-03"), dataset) == (
-        f"data.min_interactions=2, data.since='2020-01-03': {folder}/dataset/dataset.json records 3, '2020-01-02'; leave"
-        " data.min_interactions, data.since out, or run jobs/prepare_data.py with this value first"
+        f"data.min_interactions=2, data.since='2020-01-03': {folder}/dataset/dataset.json records 3, '2020-01-02';"
+        " leave data.min_interactions, data.since out, or run jobs/prepare_data.py with this value first"
     )
 
 
