@@ -200,7 +200,8 @@ def _print_help(about: str, keys: Sequence[str], full: bool) -> NoReturn:
             section = key.partition(".")[0]
             print(f"\n{_heading(section)}" if "." in key else "")
         print(_entry(key, field, full, width))
-    print("" if full else "\n--help-all describes every setting of every job in full.")
+    print("\nValues are defaults; settings that the workspace records replace them.")
+    print("" if full else "--help-all describes every setting of every job in full.")
     sys.exit(0)
 
 

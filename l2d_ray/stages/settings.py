@@ -152,7 +152,7 @@ def _check_is_of_training(config: Config, workspace: Workspace, record: MemorySe
     given, trainings = config.given(), _trainings(workspace)
     if "model.adapter" in given or given.get("model.name") in trainings:
         return
-    wanted = trainings.keys()
+    wanted = set(trainings)
     if "finetune.name" in given:
         wanted &= {join(workspace.uri, config.finetune.name)}
     made_with = {_there(location, workspace) for location in (record.model.name, record.model.adapter)}
