@@ -8,7 +8,6 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from l2d_ray.command_line import load_config
@@ -24,7 +23,7 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def run(
-    stage: str, about: str | None = None, reads: Sequence[str] = (), check: str | None = None, on_ray: bool = True
+    stage: str, about: str | None = None, reads: str = "", check: str | None = None, on_ray: bool = True
 ) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
 
@@ -37,7 +36,7 @@ def run(
     """
     try:
         temporary_folder = _SUBMITTED in os.environ
-        config = load_config(sys.argv[1:], reads, about or "", temporary_folder)
+        config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder)
         if check:
             pkgutil.resolve_name(check)(config)
         if on_ray:
