@@ -48,7 +48,7 @@ def phraser(samples: SampleTable, context_length: int = 10_000) -> SamplePhraser
 def test_every_sample_is_dealt_once_an_epoch(users: int, workers: int, batch_size: int, micro: int) -> None:
     samples = table(users)
     schedule = Schedule(len(samples), 2, workers, batch_size, micro)
-    steps = list(schedule.deal(samples, seed=0))
+    steps = list(schedule.divide(samples, seed=0))
     assert len(steps) == schedule.steps
     for epoch in (0, 1):
         own = steps[epoch * schedule.steps_per_epoch :][: schedule.steps_per_epoch]

@@ -1,4 +1,4 @@
-"""The whole main job against the same extraction in a bare loop: what Ray Data, writing and committing cost."""
+"""Benchmark of the main job against the same extraction in a plain loop: the cost of Ray Data, writing and commits."""
 
 import multiprocessing
 import time
@@ -22,10 +22,10 @@ from l2d_ray.workspace import Workspace
 
 @dataclass(frozen=True)
 class BuildBenchmark:
-    """Medians over alternating runs; in both ways the time includes starting the workers and loading the model."""
+    """Medians over alternating runs. Times include the start of the workers and the loading of the model."""
 
     fraction_of_bare_loop: float
-    """Throughput of the job over that of the loop, median of the pairs."""
+    """Samples per second of the job over those of the loop, median of the pairs."""
     job_samples_per_second: float
     loop_samples_per_second: float
     samples: int
@@ -33,10 +33,10 @@ class BuildBenchmark:
 
 
 def bench_build(config: Config) -> BuildBenchmark:
-    """Run the loop and the job in turn, `bench.repeats` times; the memory is deleted after each job."""
+    """Run the loop and the job in turn, `bench.repeats` times, and delete the memory after each job."""
     workspace = Workspace.open(config.workspace)
     if workspace.exists("memory"):
-        raise InputError(f"{workspace.path('memory')}: would be deleted; give a workspace with a dataset only")
+        raise InputError(f"{workspace.path('memory')}: would be deleted; give a workspace without a memory")
     units, identity = plan_units(config, Dataset.open(workspace)), identify_memory(config)
     workers = config.workers.max or workers_that_fit(config)
     job_seconds, loop_seconds, samples = [], [], 0
@@ -57,14 +57,14 @@ def bench_build(config: Config) -> BuildBenchmark:
 
 
 def _start(config: Config, identity: MemoryIdentity) -> None:
-    """A process of the loop loads the model once, as a worker of the job does."""
+    """Load the model in a process of the loop, as a worker of the job does."""
     global _extractor
     torch.set_num_threads(config.workers.cpus)
     _extractor = UnitExtractor(config, identity)
 
 
 def _extract(unit: Unit) -> int:
-    """Run a unit's samples and throw the states away; returns how many."""
+    """Run a unit's samples, discard the states, and return the number of samples."""
     samples = 0
     for batch in ahead(_extractor.batches(unit)):
         if batch.prompts:

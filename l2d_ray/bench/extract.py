@@ -1,4 +1,4 @@
-"""Packed against one-by-one extraction: the same samples, alternating runs, medians and ratios."""
+"""Benchmark of packed against one-by-one extraction on the same samples, in alternating runs."""
 
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,31 +27,32 @@ GEMM_SIZE = 2048
 
 @dataclass(frozen=True)
 class ExtractBenchmark:
-    """Medians over the runs; a tokens-per-second figure counts the tokens that way of running has to run."""
+    """Medians over the runs. Tokens per second count the tokens that the method itself has to run."""
 
     speedup: float
-    """Seconds of one-by-one over seconds of packed, median of the pairs."""
+    """Seconds of one-by-one extraction over seconds of packed extraction, median of the pairs."""
     relative_error: float
-    """Largest distance of a packed state from the one-by-one state, relative to the latter's length."""
+    """Largest distance of a packed state from the one-by-one state, relative to the latter's norm."""
     one_by_one_tokens_per_second: float
     packed_tokens_per_second: float
     gemm_gflops: float
-    """A float32 matrix product of 2048 x 2048, in the same process."""
+    """GFLOP/s of a float32 matrix product of 2048 x 2048 in the same process."""
     packed_gflops: float
-    """Matrix products of the layers, and of attention to the ancestors only, for each distinct token."""
+    """GFLOP/s of packed extraction: matrix products of the layers, and attention to ancestors, by distinct token."""
     fraction_of_gemm: float
+    """packed_gflops over gemm_gflops."""
     planning_fraction: float
     """Share of the packed run that plans the packing."""
     samples: int
     one_by_one_tokens: int
     packed_tokens: int
     batch_size: int
-    """The fastest of 1 to 32 for one-by-one."""
+    """Prompts in a padded batch: the fastest of 1 to 32 for one-by-one extraction."""
     threads: int
 
 
 def bench_extract(config: Config) -> ExtractBenchmark:
-    """Run `bench.samples` training samples of the workspace's dataset both ways, `bench.repeats` times in turn."""
+    """Run `bench.samples` training samples of the workspace both ways, `bench.repeats` times in turn."""
     prompts, backbone, tokens_per_chunk = _prepare(config)
     batch_size = _fastest_batch_size(backbone, prompts)
     forest = plan_forest(prompts)
@@ -83,7 +84,7 @@ def bench_extract(config: Config) -> ExtractBenchmark:
 
 
 def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
-    """The first `bench.samples` training samples as prompts, and the model, as the main job would have them."""
+    """Return the prompts of the first `bench.samples` training samples, the model, and the tokens per chunk."""
     whole = config.replace({"memory.units": 1})
     unit = plan_units(whole, Dataset.open(Workspace.open(config.workspace)))[0]
     extractor = UnitExtractor(whole, identify_memory(whole))
@@ -94,7 +95,7 @@ def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
 
 
 def _fastest_batch_size(backbone: Backbone, prompts: Prompts) -> int:
-    """Tuned on every eighth sample, at least 32."""
+    """Return the fastest batch size, measured on every eighth sample, or on 32 samples if those are more."""
     some = Prompts.join([prompts[n] for n in range(0, len(prompts), max(1, min(8, len(prompts) // 32)))])
     padded_states(backbone, Prompts.join([some[0]]), 1)
     return min(BATCH_SIZES, key=lambda size: timed(lambda: padded_states(backbone, some, size))[0])
@@ -111,13 +112,13 @@ def _gemm_gflops(device: torch.device) -> float:
 
 
 def _flop_per_token(model: nn.Module) -> int:
-    """Two for each weight of the layers' matrix products; GPT-2 calls its linear layers Conv1D."""
+    """Return two operations for each weight of the linear layers, which GPT-2 calls Conv1D."""
     linear = (nn.Linear, Int8Linear, Conv1D)
     return sum(2 * module.weight.numel() for module in model.modules() if isinstance(module, linear))
 
 
 def _attention_flop(backbone: Backbone, positions: IntArray) -> int:
-    """Scores and weighted values: two products of a query with each of its position + 1 visible keys."""
+    """Return the operations of scores and weighted values: two products with each of position + 1 visible keys."""
     architecture: Any = backbone.model.config
     heads = architecture.num_attention_heads
     width = heads * (getattr(architecture, "head_dim", None) or architecture.hidden_size // heads)

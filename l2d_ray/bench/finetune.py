@@ -1,4 +1,4 @@
-"""Tree-packed training against one sample after the other in padded batches, and two workers against one."""
+"""Benchmark of fine-tuning: tree-packed batches against padded batches, and two workers against one."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from torch import Tensor
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.training.driver import FOLDER, check, finetune, identify_run
+from l2d_ray.distributed.training.checkpoints import run_folder
+from l2d_ray.distributed.training.driver import check, finetune, identify_run
 from l2d_ray.distributed.training.phrasing import sample_phraser
 from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.models.backbone import resolve_dtype
@@ -31,26 +32,30 @@ class FinetuneBenchmark:
     """Medians over alternating runs of loss and gradient, without dropout, in one process."""
 
     speedup: float
-    """Seconds of one-by-one over seconds of packed, median of the pairs."""
+    """Seconds of one-by-one training over seconds of packed training, median of the pairs."""
     gradient_error: float
-    """Distance of the packed gradient from the one-by-one gradient, relative to the latter's length; the largest."""
+    """Distance of the packed gradient from the one-by-one gradient, relative to the latter's norm; largest value."""
     samples_per_second: float
-    """Packed."""
+    """Samples per second of packed training."""
     one_by_one_samples_per_second: float
     distinct_tokens: int
+    """Tokens that packed training runs."""
     tokens_one_by_one: int
+    """Tokens that one-by-one training runs."""
     samples: int
     batch_size: int
-    """Sequences side by side, the fastest of 1 to 16 for one-by-one."""
+    """Sequences in a padded batch: the fastest of 1 to 16 for one-by-one training."""
     threads: int
     two_workers_over_one: float | None
-    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus. None where two
-    do not fit."""
+    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus. None if two do
+    not fit."""
 
 
 def bench_finetune(config: Config) -> FinetuneBenchmark:
-    """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train on them with 1 and 2
-    workers. Leaves nothing in the workspace."""
+    """Run `bench.samples` training samples both ways, `bench.repeats` times in turn; then train with 1 and 2 workers.
+
+    Leaves nothing in the workspace.
+    """
     check(config)
     two = workers_that_fit(config) > 1
     dataset = Dataset.open(Workspace.open(config.workspace))
@@ -86,7 +91,7 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
 
 
 def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
-    """The first samples of the first epoch, in micro-batches."""
+    """Return the first samples of the first epoch, in micro-batches."""
     table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
     phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), table)
     rows = table.epoch(config.finetune.seed, 0)[: config.bench.samples]
@@ -94,7 +99,7 @@ def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
 
 
 def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:
-    """The gradient of every sequence in full, `size` side by side, those of like length together."""
+    """Return the gradient of all sequences in padded batches of `size`, each of sequences of similar length."""
 
     def losses() -> Iterator[Tensor]:
         for batch in batches:
@@ -107,7 +112,7 @@ def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor
 
 
 def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
-    """The sum of the gradients of these losses, one after the other."""
+    """Return the sum of the gradients of these losses."""
     model.zero_grad()
     for loss in losses:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -115,15 +120,14 @@ def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
 
 
 def _rate(config: Config, workers: int) -> float:
-    """Samples per second of a training of one epoch."""
+    """Return the samples per second of a training of one epoch."""
     name = f"bench-{workers}"
     settings = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 50, "trackers": []}
     changes = {f"finetune.{key}": value for key, value in settings.items()}
-    own = config.replace(changes | {"workers.min": workers, "workers.max": workers})
+    changed = config.replace(changes | {"workers.min": workers, "workers.max": workers})
     workspace = Workspace.open(config.workspace)
-    checkpoints = f"{FOLDER}/{identify_run(own, Dataset.open(workspace))}"
-    for left in (name, checkpoints):  # by a run that was killed
+    for left in (name, run_folder(identify_run(changed, Dataset.open(workspace)))):  # by a run that was killed
         workspace.delete(left)
-    result = finetune(own)
+    result = finetune(changed)
     workspace.delete(name)
     return result.samples / result.seconds

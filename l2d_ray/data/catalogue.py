@@ -1,4 +1,4 @@
-"""The items that may be recommended, and why the others may not."""
+"""The items of the raw data, and the reasons to leave some of them out."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,60 +9,62 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.data.sources import source_of
+from l2d_ray.data.columns import ITEMS
+from l2d_ray.data.sources import PublishedSource, source_of
 from l2d_ray.errors import InputError
 
 
 class Rejection(IntEnum):
-    """Why an interaction is dropped while reading. 0 in `Catalogue.verdicts` means that the item stays."""
+    """Reason to drop an interaction while reading."""
 
     UNKNOWN_ITEM = 1
-    """The items file lacks it."""
+    """The item is not in the items file."""
     NO_TITLE = 2
-    """Its title is at most one character long."""
+    """The title of the item has at most one character."""
     LONG_TITLE = 3
-    """Its title has more than `data.max_title_words` words."""
+    """The title of the item has more than `data.max_title_words` words."""
     OUTSIDE_PERIOD = 4
-    """It happened before `data.since`, or on `data.until` or later."""
+    """The interaction is from before `data.since`, or from `data.until` or later."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All raw items, in the order of their file; their row numbers are the *candidate* indices."""
+    """All raw items, in the order of their file. Their row numbers are the *candidate* indices."""
 
     item_ids: pa.Array
     titles: pa.Array
     verdicts: NDArray[np.uint8]
-    """[candidates]: 0, or the Rejection that an item's title earns."""
+    """[candidates] the Rejection of an item for its title, or 0."""
 
     def __len__(self) -> int:
-        """The number of candidates."""
+        """Return the number of candidates."""
         return len(self.item_ids)
 
     def find(self, item_ids: pa.Array) -> NDArray[np.int32]:
-        """[N] candidate indices of ids, -1 for unknown ones."""
+        """Return [N] the candidate indices of ids, -1 for unknown ones."""
         found = pc.fill_null(pc.index_in(item_ids, value_set=self.item_ids), -1)
         return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int32)
 
 
 def read_catalogue(config: Config) -> Catalogue:
-    """The items of the configured source with the verdicts of D3's title rules (arXiv 2406.14900), by which a word ends
-    at each space. `data.source: d3` is kept as published: no rules.
+    """Read the items of the configured source and judge their titles by the rules of D3 (arXiv 2406.14900).
 
-    Raises InputError for ids that occur twice, and where the source does.
+    A word ends at each space. A source with a published split is kept whole. Raises InputError for ids that occur
+    twice, and wherever the source does.
     """
-    items = source_of(config).read_items(config).combine_chunks()
+    source = source_of(config)
+    items = pa.concat_tables([ITEMS.empty_table(), *source.read_items(config)]).combine_chunks()
     item_ids, titles = (_contiguous(items[name]) for name in ("item_id", "title"))
     if len(item_ids) == 0:
         raise InputError(f"data.items={config.data.items!r}: no items; give the complete file")
     _refuse_duplicates(item_ids, config)
-    if config.data.source == "d3":
+    if isinstance(source, PublishedSource):
         return Catalogue(item_ids, titles, np.zeros(len(item_ids), dtype=np.uint8))
     return Catalogue(item_ids, titles, title_verdicts(titles, config.data.max_title_words))
 
 
 def title_verdicts(titles: pa.Array, max_words: int) -> NDArray[np.uint8]:
-    """[N] 0 or the Rejection of each title."""
+    """Return [N] the Rejection of each title, or 0."""
     words = pc.add(pc.count_substring(titles, " "), 1).to_numpy(zero_copy_only=False)
     length = pc.utf8_length(pc.utf8_trim_whitespace(titles)).to_numpy(zero_copy_only=False)
     verdicts = np.where(words > max_words, Rejection.LONG_TITLE, 0)
@@ -78,7 +80,7 @@ def _refuse_duplicates(item_ids: pa.Array, config: Config) -> None:
         where = f"data.items={config.data.items!r}" if config.data.items else "the items"
         raise InputError(
             f"{where}: item {item_id!r} is in rows {rows[0]} and {rows[1]}, and {len(repeated)} ids are repeated;"
-            " keep one row an item"
+            " keep one row for each item"
         )
 
 

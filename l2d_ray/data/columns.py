@@ -1,9 +1,9 @@
-"""What a raw column may hold, and the one-line refusal when it does not.
+"""Checks of raw columns: each returns a clean Arrow array or raises InputError with file, row and value.
 
-`first_row` is the number, from 1, of a chunk's first row in its file, so that a message can name the row.
+`first_row` is the number, from 1, of a chunk's first row in its file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,36 +15,36 @@ from l2d_ray.errors import InputError
 INTERACTIONS = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64()), ("row", pa.int64())]
 )
-"""What every reader of interactions yields. `timestamp` may also be an Arrow timestamp when the unit is known; whole
-numbers count as Unix seconds where `data.since` and `data.until` are compared. `row` orders equal timestamps."""
+"""Schema of the interactions that every source yields. `timestamp` may also be an Arrow timestamp, of a known unit.
+`data.since` and `data.until` take whole numbers for Unix seconds. `row` orders equal timestamps."""
 
 ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
-"""What every reader of items returns, in the order of the file; a missing title is empty."""
+"""Schema of the items that every source yields; a missing title is empty."""
 
 _WHOLE = "give whole numbers, such as Unix seconds, or an Arrow timestamp column"
 
 
 def require(path: str, wanted: Sequence[str], found: Sequence[str], remedy: str) -> None:
-    """Raise InputError unless every wanted column is there, once."""
+    """Raise InputError unless each wanted column is there exactly once."""
     for name in wanted:
         if list(found).count(name) != 1:
-            what = "more than one column" if name in found else "no column"
-            raise InputError(f"{path}: {what} {name!r} among {', '.join(map(repr, found))}; {remedy}")
+            problem = "more than one column" if name in found else "no column"
+            raise InputError(f"{path}: {problem} {name!r} among {', '.join(map(repr, found))}; {remedy}")
 
 
 def interactions(user: Any, item: Any, timestamp: Any, first_row: int) -> pa.Table:
-    """One chunk of interactions from three checked columns."""
+    """Return interactions (`INTERACTIONS`) from three checked columns."""
     rows = pa.array(np.arange(first_row, first_row + len(timestamp), dtype=np.int64))
     return pa.table([user, item, timestamp, rows], names=INTERACTIONS.names)
 
 
-def items(parts: Iterable[tuple[pa.Array, pa.Array]]) -> pa.Table:
-    """The items of all chunks, from checked pairs of ids and titles."""
-    return pa.concat_tables([ITEMS.empty_table(), *(pa.table(list(part), schema=ITEMS) for part in parts)])
+def items(item_ids: pa.Array, titles: pa.Array) -> pa.Table:
+    """Return items (`ITEMS`) from two checked columns."""
+    return pa.table([item_ids, titles], schema=ITEMS)
 
 
 def ids(column: Any, path: str, name: str, first_row: int) -> pa.Array:
-    """The column as strings: text and whole numbers are ids; null, empty and everything else is refused."""
+    """Return the column as strings. Raises InputError for anything but whole numbers and text that is not empty."""
     array = _one_array(column, path, name, first_row, (str, int))
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -58,7 +58,7 @@ def ids(column: Any, path: str, name: str, first_row: int) -> pa.Array:
 
 
 def titles(column: Any, path: str, name: str, first_row: int) -> pa.Array:
-    """The column as strings, with null as the empty title."""
+    """Return the column as strings, with null as the empty title."""
     array = _one_array(column, path, name, first_row, (str,))
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -68,9 +68,9 @@ def titles(column: Any, path: str, name: str, first_row: int) -> pa.Array:
 
 
 def whole_numbers(column: Any, path: str, name: str, first_row: int, parse: bool = False) -> pa.Array:
-    """The column as int64, or as an Arrow timestamp in microseconds if it is a date or a time.
+    """Return the column as int64, or as an Arrow timestamp in microseconds if it holds dates or times.
 
-    Floating-point numbers must be finite and whole. Text is refused unless `parse`, for formats that hold only text.
+    Floating-point numbers must be finite and whole. Text is accepted with `parse` only, for formats of text.
     """
     array = _one_array(column, path, name, first_row, (int, float))
     if pc.any(array.is_null()).as_py():
@@ -89,7 +89,7 @@ def whole_numbers(column: Any, path: str, name: str, first_row: int, parse: bool
     try:
         return array.cast(pa.int64())
     except pa.ArrowInvalid:
-        raise InputError(f"{path}: {name} holds values past 64 bits; {_WHOLE}") from None
+        raise InputError(f"{path}: {name} has values beyond 64 bits; {_WHOLE}") from None
 
 
 def _parsed(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
@@ -117,16 +117,16 @@ def _from_floats(array: pa.Array, path: str, name: str, first_row: int) -> pa.Ar
 
 
 def _one_array(column: Any, path: str, name: str, first_row: int, accepted: tuple[type, ...]) -> pa.Array:
-    """The Arrow array of a column or of a list of Python values; a list must not mix types."""
+    """Return the Arrow array of a column or of a list of Python values of one type."""
     if isinstance(column, pa.ChunkedArray):
         return column.combine_chunks()
     if isinstance(column, pa.Array):
         return column
     try:
         return pa.array(column)
-    except UnicodeEncodeError as error:  # of JSON, which may say one half of a character
+    except UnicodeEncodeError as error:  # JSON may hold a lone surrogate
         row, value = first_row + column.index(error.object), error.object
-        raise InputError(f"{path}: row {row}: {name}={value!r} holds half a character; correct the row") from None
+        raise InputError(f"{path}: row {row}: {name}={value!r} has half a character; correct the row") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         for row, value in enumerate(column, start=first_row):
             if value is not None and (isinstance(value, bool) or not isinstance(value, accepted)):
@@ -134,15 +134,17 @@ def _one_array(column: Any, path: str, name: str, first_row: int, accepted: tupl
                 raise InputError(f"{path}: row {row}: {name}={value!r}: expected {expected}; correct the row") from None
         if str in accepted and int in accepted:
             return pa.array([value if value is None else str(value) for value in column], type=pa.string())
-        raise InputError(f"{path}: row {first_row} on: {name} mixes types or passes 64 bits; correct it") from None
+        raise InputError(
+            f"{path}: row {first_row} or later: {name} mixes types or has values beyond 64 bits; correct the rows"
+        ) from None
 
 
 def _valid(text: pa.Array, path: str, name: str) -> pa.Array:
-    """The same; Parquet may hold text that is no text."""
+    """Return the same array if it is valid UTF-8, which Parquet does not ensure."""
     try:
         text.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: {name}: {error} is not UTF-8; write the file again from decoded text") from None
+        raise InputError(f"{path}: {name}: not UTF-8 ({error}); write the file again from decoded text") from None
     return text
 
 

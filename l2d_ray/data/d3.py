@@ -1,7 +1,7 @@
-"""The CSV files that D3 and BIGRec prepare (arXiv 2406.14900): a folder with train, valid and test, kept as published.
+"""The CSV files of D3 and BIGRec (arXiv 2406.14900): a folder with train, valid and test, kept as published.
 
 Each row is one sample: its target (`item_asin`, `timestamp`) and the last items before it as Python lists
-(`item_asins`, `history_timestamp`). A split is the file that a row is in; there is no filter and no new split.
+(`item_asins`, `history_timestamp`). The file of a row is its split. No filter applies, and there is no new split.
 """
 
 import ast
@@ -22,16 +22,17 @@ from l2d_ray.data.histories import BLOCK, Lists, as_lists
 from l2d_ray.errors import InputError
 from l2d_ray.schema import Split
 
+NEEDS = ("interactions",)
 SPLITS = {"train": Split.TRAIN, "valid": Split.VALID, "test": Split.TEST}
-"""Folder or file name of each split, in the order of time."""
+"""Folder, or start of the file name, of each split, in the order of time."""
 
 _REMEDY = "give the CSV files as D3 or BIGRec wrote them"
 
 
-def read_items(config: Config) -> pa.Table:
-    """Every item of the rows, by D3's own number (`item_id`).
+def read_items(config: Config) -> Iterator[pa.Table]:
+    """Yield every item of the rows, in the order of D3's numbers (`item_id`).
 
-    Items that are never a target stand in the history of their user's first row, so only those lists are parsed.
+    An item that is never a target is in the history of its user's first row, so only those lists are parsed.
     """
     known: dict[str, tuple[int, str]] = {}
     users: set[str] = set()
@@ -45,20 +46,20 @@ def read_items(config: Config) -> pa.Table:
             for row, values in enumerate(zip(*(chunk[name].to_pylist() for name in wanted[:4]), strict=True), first):
                 if values[0] not in users:
                     users.add(values[0])
-                    _learn(known, path, row, values)
+                    _add_history(known, path, row, values)
     ordered = sorted(known.items(), key=lambda entry: entry[1])
     ids = pa.array([asin for asin, _ in ordered], pa.string())
-    return columns.items([(ids, pa.array([title for _, (_, title) in ordered], pa.string()))])
+    yield columns.items(ids, pa.array([title for _, (_, title) in ordered], pa.string()))
 
 
 def interaction_files(config: Config) -> list[str]:
-    """The files of train, valid and test, in this order: `train/*.csv` or `train*.csv`."""
+    """Return the files of train, valid and test, in this order: `train/*.csv` or `train*.csv`, and so on."""
     folder = str(config.data.interactions)
     return [_split_file(folder, name) for name in SPLITS]
 
 
 def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
-    """The targets in the order of the file, with `history` (ids) and `history_timestamps` beside the usual columns."""
+    """Yield the targets, with the columns `history` (item ids) and `history_timestamps` in addition."""
     wanted = ("user_id", "item_asin", "timestamp", "item_asins", "history_timestamp")
     for row, chunk in read_delimited(path, wanted, remedy=_REMEDY):
         table = columns.interactions(
@@ -75,10 +76,10 @@ def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
 
 
 def group(samples: pa.Table, find: Callable[[pa.Array], NDArray[np.int32]], files: Sequence[str]) -> pa.Table:
-    """A `histories.BLOCK` with `splits` from all samples (`interactions.READ` and the two lists) of its users.
+    """Return histories with `splits` from the samples of `read_interactions` (see `sources.PublishedSource`).
 
-    A user's sequence is the history of the first sample, then the targets. `find` gives candidate indices. Raises
-    InputError, naming the row in `files`, for a sample whose history is not the end of what came before it.
+    A user's history is the history of the first sample, followed by the targets. Raises InputError, which names the row
+    in `files`, for a sample whose history does not match the items before it.
     """
     ordered = samples.sort_by([(name, "ascending") for name in ("user_hash", "user_id", "timestamp", "file", "row")])
     asins = Lists.of(ordered["history"])
@@ -119,13 +120,13 @@ def _sequence(rows: list[dict[str, Any]], files: Sequence[str]) -> _User:
         history, split = row["found"], int(tuple(SPLITS.values())[row["file"]])
         if min(history, default=0) < 0:
             raise InputError(
-                f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} names items that are in"
-                f" no target and not in the first row of user {row['user_id']!r}; {_REMEDY}, in the order of time"
+                f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} has items that are"
+                f" neither a target nor in the first row of user {row['user_id']!r}; {_REMEDY}, in the order of time"
             )
         if not history or items[-len(history) :] != history or len(times) != len(items) or split < splits[-1]:
             raise InputError(
                 f"{files[row['file']]}: row {row['row']}: item_asins={str(row['history'])[:60]} does not continue"
-                f" what user {row['user_id']!r} did before; {_REMEDY}"
+                f" the earlier rows of user {row['user_id']!r}; {_REMEDY}"
             )
         items.append(row["item"])
         times.append(row["timestamp"])
@@ -133,12 +134,14 @@ def _sequence(rows: list[dict[str, Any]], files: Sequence[str]) -> _User:
     return _User(first["user_id"], first["user_hash"], items, times, splits)
 
 
-def _learn(known: dict[str, tuple[int, str]], path: str, row: int, values: tuple[Any, ...]) -> None:
+def _add_history(known: dict[str, tuple[int, str]], path: str, row: int, values: tuple[Any, ...]) -> None:
     asins = _list(values[1], path, "item_asins", row, str)
     numbers = _list(values[2], path, "history_item_id", row, int)
     titles = _list(values[3], path, "history_item_title", row, str)
     if not len(asins) == len(numbers) == len(titles):
-        raise InputError(f"{path}: row {row}: item_asins, history_item_id and history_item_title differ in length")
+        raise InputError(
+            f"{path}: row {row}: item_asins, history_item_id and history_item_title differ in length; {_REMEDY}"
+        )
     for asin, number, title in zip(asins, numbers, titles, strict=True):
         known.setdefault(asin, (number, title))
 
@@ -148,13 +151,13 @@ def _lists(column: pa.ChunkedArray, path: str, name: str, first: int, kind: type
 
 
 def _list(text: str, path: str, name: str, row: int, kind: type) -> list[Any]:
-    """The Python list that a cell spells out."""
+    """Return the Python list in a cell's text."""
     try:
         values = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise InputError(f"{path}: row {row}: {name}={text[:40]!r} is no list of {kind.__name__}; {_REMEDY}")
+        raise InputError(f"{path}: row {row}: {name}={text[:40]!r} is not a list of {kind.__name__}; {_REMEDY}")
     return values
 
 
@@ -164,5 +167,5 @@ def _split_file(folder: str, name: str) -> str:
         found = children("data.interactions", join(folder, name))
     found = [path for path in found if file_name(path).removesuffix(".gz").endswith(".csv")]
     if len(found) != 1:
-        raise InputError(f"data.interactions={folder!r}: {len(found)} CSV files for {name}, not 1; {_REMEDY}")
+        raise InputError(f"data.interactions={folder!r}: {len(found)} CSV files of {name}, not 1; {_REMEDY}")
     return found[0]

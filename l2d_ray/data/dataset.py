@@ -1,7 +1,7 @@
-"""The prepared dataset in a workspace: the items, the histories in parts, and `dataset/dataset.json`, written last.
+"""The prepared dataset of a workspace: the items, the histories in parts, and `dataset/dataset.json`, written last.
 
-Plain Parquet: `schema.ITEMS` and `schema.HISTORIES`. The parts in the order of the manifest hold the users in order of
-(user_hash, user_id). The name of a part carries a digest of what it holds, so that a new dataset never
+All data are plain Parquet: `schema.ITEMS` and `schema.HISTORIES`. The parts, in the order of the manifest, hold the
+users in the order of (user_hash, user_id). The name of a part has a digest of its content, so that a new dataset never
 overwrites a part that the old manifest lists.
 """
 
@@ -32,20 +32,20 @@ _REMEDY = "run jobs/prepare_data.py again"
 
 @dataclass(frozen=True)
 class Part:
-    """One file of histories, as the manifest lists it."""
+    """Entry of the manifest for one file of histories."""
 
     path: str
     users: int
     interactions: int
     samples: dict[str, int]
-    """By the lower-case name of the split."""
+    """Number of samples by the lower-case name of the split."""
 
 
 def write_part(workspace: Workspace, number: int, histories: pa.Table) -> tuple[Part, int]:
-    """Write one part (`schema.HISTORIES`, at least one user) and return it with its `content` sum.
+    """Write one part (`schema.HISTORIES`, at least one user) and return its entry and its `content_sum`.
 
-    Row groups are small (10,000 users, about a million interactions), so that a range of users is read
-    without the rest.
+    Row groups are small (10,000 users, about a million interactions), so that a range of users is read without the
+    rest.
     """
     content = content_sum(histories)
     path = f"{HISTORIES_FOLDER}/part-{number:05d}-{content % 2**64:016x}.parquet"
@@ -59,13 +59,13 @@ def write_part(workspace: Workspace, number: int, histories: pa.Table) -> tuple[
 
 
 def content_sum(histories: pa.Table) -> int:
-    """The sum of the users' SHA-256 modulo 2^256: what the histories say, however they are cut into parts.
+    """Return the sum of the SHA-256 of every user modulo 2^256, a digest that does not depend on the parts.
 
-    Their order needs no place in it, because it follows from the user ids.
+    The order of the users needs no place in it, because it follows from the user ids.
     """
     total = 0
-    lists = [Lists.of(histories[name]) for name in ("item_indices", "timestamps", "splits")]
-    raw = [(memoryview(one.values.tobytes()), one.offsets * one.values.itemsize) for one in lists]
+    columns = [Lists.of(histories[name]) for name in ("item_indices", "timestamps", "splits")]
+    raw = [(memoryview(lists.values.tobytes()), lists.offsets * lists.values.itemsize) for lists in columns]
     for user, user_id in enumerate(histories["user_id"].to_pylist()):
         digest = hashlib.sha256(f"{len(user_id.encode())}:{user_id}".encode())
         for values, offsets in raw:
@@ -77,9 +77,9 @@ def content_sum(histories: pa.Table) -> int:
 def write_manifest(
     workspace: Workspace, items: pa.Table, parts: list[tuple[Part, int]], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make these parts the dataset: write the items and then the manifest, and remove parts that it does not list.
+    """Make these parts the dataset: write the items, then the manifest, and remove parts that it does not list.
 
-    A crash on the way leaves the old dataset, or none; never a manifest of files that are not there or not its own.
+    A crash leaves the old dataset or none, never a manifest whose files are missing or belong to another one.
     """
     digest = hashlib.sha256()
     for row in items.to_pylist():
@@ -103,7 +103,7 @@ def write_manifest(
 
 
 class Dataset:
-    """Reads a prepared dataset; `manifest` is the checked content of `dataset/dataset.json`."""
+    """Reader of a prepared dataset. `manifest` is the checked content of `dataset/dataset.json`."""
 
     def __init__(self, workspace: Workspace, manifest: dict[str, Any]):
         self.workspace = workspace
@@ -112,12 +112,12 @@ class Dataset:
 
     @classmethod
     def open(cls, workspace: Workspace) -> "Dataset":
-        """The dataset in the workspace. Raises InputError if there is none, or one of another format or damaged."""
+        """Open the dataset of a workspace. Raises InputError if there is none, or if its format or content is wrong."""
         manifest = workspace.read_json(MANIFEST)
         where = workspace.path(MANIFEST)
         version = manifest.get("format_version")
         if version != FORMAT_VERSION:
-            raise InputError(f"{where}: format_version={version!r}, this is version {FORMAT_VERSION}; {_REMEDY}")
+            raise InputError(f"{where}: format_version={version!r}, not {FORMAT_VERSION}; {_REMEDY}")
         try:
             return cls(workspace, manifest)
         except (KeyError, TypeError) as error:
@@ -125,25 +125,25 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of items and histories, whatever the encoding and the number of parts."""
+        """SHA-256 of items and histories, independent of encoding and number of parts."""
         return str(self.manifest["digest"])
 
     @property
     def num_users(self) -> int:
-        """Users over all parts."""
+        """Number of users in all parts."""
         return sum(part.users for part in self.parts)
 
     def num_samples(self, split: Split) -> int:
-        """Samples of one split over all users."""
+        """Return the number of samples of one split."""
         return sum(part.samples[split.name.lower()] for part in self.parts)
 
     def items(self) -> pa.Table:
-        """All items (`schema.ITEMS`); the row number is the item_index."""
+        """Read all items (`schema.ITEMS`); the row number is the item_index."""
         with self._open(ITEMS_FILE) as file:
             return pq.read_table(file).cast(ITEMS)
 
     def iter_users(self, start: int = 0, stop: int | None = None, batch_users: int = 1_000) -> Iterator[pa.Table]:
-        """Users start to stop - 1 of the dataset's order, as tables (`schema.HISTORIES`) of at most `batch_users` rows.
+        """Yield users start to stop - 1 of the dataset as tables (`schema.HISTORIES`) of at most `batch_users` rows.
 
         Only the row groups that hold these users are read, one after the other.
         """

@@ -1,6 +1,6 @@
-"""Delimited text (CSV, TSV and their kin), streamed by pyarrow with every column as text.
+"""Delimited text (CSV, TSV and the like), streamed by pyarrow with every column as text.
 
-Text, because a column's type must not depend on how its first rows look: `columns` checks and converts.
+A column's type must not depend on its first rows, so `columns` checks and converts the text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,17 +24,17 @@ def read_delimited(
     quoted: bool = True,
     remedy: str = "name the column in data.columns",
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Chunks of the wanted columns, each with the number of its first row, from 1 and not counting the header.
+    """Yield the wanted columns, some rows at a time, with the number of the first row, from 1 after the header.
 
-    `names` are the columns of a file without a header. Raises InputError: no such column (with `remedy`), no rows, not
-    UTF-8, or rows of another width.
+    `names` are the columns of a file without a header. Raises InputError for a missing column (with `remedy`), for a
+    file without rows, for text that is not UTF-8, and for rows of another width.
     """
     parse = csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
     read = csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names)
     if names is None:
         names = _header(path, parse)
     require(path, wanted, names, remedy)
-    # Without a type for every column, pyarrow would guess those that are left out, and fail on them.
+    # Without a type, pyarrow would guess those of the unwanted columns, too, and fail on some of them.
     convert = csv.ConvertOptions(include_columns=list(wanted), column_types=dict.fromkeys(names, pa.string()))
     row = 1
     try:
@@ -45,11 +45,11 @@ def read_delimited(
     except pa.ArrowInvalid as error:
         raise InputError(_explain(path, str(error), row)) from None
     if row == 1:
-        raise InputError(f"{path}: no rows below the header; give the complete file, or take it out of the folder")
+        raise InputError(f"{path}: no rows below the header; give the complete file, or remove it from the folder")
 
 
 def _header(path: str, parse: csv.ParseOptions) -> list[str]:
-    """The names in the first line."""
+    """Return the names in the first line."""
     read = csv.ReadOptions(block_size=_BLOCK_BYTES)
     try:
         with readable(path) as stream:

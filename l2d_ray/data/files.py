@@ -1,6 +1,6 @@
-"""Raw files, wherever they are: a folder, a file or a URI that `pyarrow.fs` opens, gzipped or not.
+"""Raw files in a folder, a file or a URI that `pyarrow.fs` opens, gzipped or not, read as streams.
 
-Paths travel as strings that any worker can open: absolute, or URIs. Everything is read as a stream.
+Paths are strings that any worker can open: absolute paths or URIs.
 """
 
 import io
@@ -17,18 +17,18 @@ from pyarrow import fs as pafs
 from l2d_ray.errors import InputError
 
 CHUNK_ROWS = 200_000
-"""Rows that are read at once."""
+"""Rows that are read at a time."""
 
 
 def children(key: str, value: str) -> list[str]:
-    """The file that `value` names or, if it is a folder, the files directly in it, sorted; hidden ones are left out.
+    """Return the file `value` or, if it is a folder, the files directly in it, sorted and without hidden ones.
 
-    Raises InputError, naming the configuration's `key`, if nothing is there.
+    Raises InputError, which names the configuration's `key`, if nothing is there.
     """
     filesystem, path = _locate(value)
     kind = filesystem.get_file_info(path).type
     if kind == pafs.FileType.NotFound:
-        raise InputError(f"{key}={value!r}: not found; give a file, a folder or a URI that is there")
+        raise InputError(f"{key}={value!r}: not found; give a file, a folder or a URI that exists")
     if kind == pafs.FileType.File:
         return [value if "://" in value else path]
     found = filesystem.get_file_info(pafs.FileSelector(path))
@@ -37,42 +37,42 @@ def children(key: str, value: str) -> list[str]:
 
 
 def join(folder: str, name: str) -> str:
-    """The path of `name` in `folder`; the query of a URI (s3://…?region=…) stays at its end."""
+    """Return the path of `name` in `folder`. The query of a URI (s3://…?region=…) stays at its end."""
     stem, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
     return f"{stem.rstrip('/')}/{name}{mark}{query}"
 
 
 def folder_of(path: str) -> str:
-    """The folder of a file, as a path or URI that `children` takes."""
+    """Return the folder of a file, as a path or URI that `children` takes."""
     stem, mark, query = path.partition("?") if "://" in path else (path, "", "")
     return f"{stem.rpartition('/')[0] or '/'}{mark}{query}"
 
 
 def file_name(path: str) -> str:
-    """The last part of a path or URI."""
+    """Return the last part of a path or URI."""
     stem = path.partition("?")[0] if "://" in path else path
     return stem.rstrip("/").rpartition("/")[2]
 
 
 def suffix(path: str) -> str:
-    """The lower-case suffix without `.gz`: `.csv` for ratings.CSV.gz."""
+    """Return the lower-case suffix before any `.gz`: `.csv` for ratings.CSV.gz."""
     return Path(file_name(path).lower().removesuffix(".gz")).suffix
 
 
 def size(path: str) -> int:
-    """Bytes of the file as it is stored."""
+    """Return the size of the file in bytes, as it is stored."""
     filesystem, local = _locate(path)
     info = filesystem.get_file_info(local)
     if info.type == pafs.FileType.NotFound:
-        raise InputError(f"{path}: not there on this machine; put it where every node can read it")
+        raise InputError(f"{path}: not found on this machine; put it where every node can read it")
     return int(info.size or 0)
 
 
 @contextmanager
 def readable(path: str) -> Iterator[pa.NativeFile]:
-    """A stream over the file's bytes, decompressed when its name ends in .gz.
+    """Yield a stream of the file's bytes, decompressed if its name ends in .gz.
 
-    Raises InputError if the file is empty, or when what is read turns out not to be gzip or to be cut short.
+    Raises InputError if the file is empty, and during reading if it is not gzip or truncated.
     """
     filesystem, local = _filled(path)
     try:
@@ -81,21 +81,22 @@ def readable(path: str) -> Iterator[pa.NativeFile]:
     except OSError as error:
         if "zlib" not in str(error) and "ompressed" not in str(error):
             raise
-        raise InputError(f"{path}: {error}; the gzip file is damaged, get it again") from None
+        raise InputError(f"{path}: damaged gzip file ({error}); get it again") from None
 
 
 @contextmanager
 def seekable(path: str) -> Iterator[pa.NativeFile]:
-    """The same for formats read by offset (Parquet); never decompressed."""
+    """Yield a file for formats that are read by offset (Parquet), which is never decompressed."""
     filesystem, local = _filled(path)
     with filesystem.open_input_file(local) as file:
         yield file
 
 
 def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1: UTF-8, or `fallback` for a line that is not.
+    """Yield the lines that are not blank, with their numbers from 1.
 
-    Raises InputError for an empty file, and for a line that neither encoding reads.
+    The encoding is UTF-8, or `fallback` for a line that is not UTF-8. Raises InputError for an empty file, and for a
+    line that neither encoding reads.
     """
     seen = False
     with readable(path) as stream:
@@ -109,9 +110,9 @@ def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int
 
 
 def json_chunks(path: str) -> Iterator[tuple[int, list[tuple[int, dict[str, Any]]]]]:
-    """The objects of a JSON-lines file with their line numbers, in chunks, each with the number of its first row.
+    """Yield the objects of a JSON-lines file with their line numbers, some at a time, with the number of the first.
 
-    Raises InputError for anything else.
+    Raises InputError for a line that is no JSON object.
     """
     records, row = _json_objects(path), 1
     while chunk := list(islice(records, CHUNK_ROWS)):
@@ -126,7 +127,7 @@ def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {number}: not JSON ({error}); give one JSON object a line") from None
         if not isinstance(value, dict):
-            raise InputError(f"{path}: line {number}: {line[:40]!r} is no JSON object; give one JSON object a line")
+            raise InputError(f"{path}: line {number}: {line[:40]!r} is not a JSON object; give one a line")
         yield number, value
 
 
@@ -147,7 +148,7 @@ def _filled(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _empty(path: str) -> InputError:
-    return InputError(f"{path}: the file is empty; give the complete file, or take it out of the folder")
+    return InputError(f"{path}: the file is empty; give the complete file, or remove it from the folder")
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:

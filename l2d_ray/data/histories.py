@@ -1,7 +1,7 @@
-"""From interactions to histories, one row a user, and the k-core; numpy and Arrow, one block of users at a time.
+"""Interactions to histories, one row a user, and the k-core, one block of users at a time.
 
-A *block* holds all interactions of its users. Blocks are ranges of the user hash, so that work on one never needs
-another, and blocks in order are users in order: by user_hash, then by user_id.
+A *block* holds all interactions of its users. Blocks are ranges of the user hash, so that each can be processed alone.
+The blocks in order hold the users in order: by user_hash, then by user_id.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ BLOCK = pa.schema(
         ("timestamps", pa.list_(pa.int64())),
     ]
 )
-"""Histories while they are prepared: `item_indices` are candidate indices (rows of the items file)."""
+"""Histories during preparation: `item_indices` are candidate indices (rows of the items file)."""
 
 _ORDER = ("user_hash", "user_id", "timestamp", "file", "row")
 
 
 @dataclass(frozen=True)
 class Lists:
-    """A list column of a block, flat: `values[offsets[u]:offsets[u + 1]]` belongs to user u."""
+    """Flat view of a list column: `values[offsets[u]:offsets[u + 1]]` belongs to user u."""
 
     values: NDArray[Any]
     offsets: NDArray[np.int64]
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Lists":
-        """The flat view of a list column."""
+        """Return the flat view of a list column."""
         lists = column.combine_chunks()
         if isinstance(lists, pa.ChunkedArray):
             lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], column.type)
@@ -52,14 +52,14 @@ class Lists:
 
 
 def range_boundaries(parts: int) -> list[int]:
-    """The parts - 1 user hashes at which the second and later parts begin: equal, ascending ranges of int64."""
+    """Return the `parts` - 1 user hashes at which the second and later of equal ranges of int64 start, ascending."""
     return [-(2**63) + part * 2**64 // parts for part in range(1, parts)]
 
 
 def group(interactions: pa.Table) -> pa.Table:
-    """A BLOCK from all interactions (`interactions.READ`) of its users.
+    """Return a BLOCK from all interactions (`interactions.READ`) of its users.
 
-    A history is in time order; the input's order (file, then row) breaks ties.
+    A history is in time order. The order of the input (file, then row) breaks ties.
     """
     ordered = interactions.sort_by([(name, "ascending") for name in _ORDER]).combine_chunks()
     if len(ordered) == 0:
@@ -79,12 +79,12 @@ def group(interactions: pa.Table) -> pa.Table:
 
 
 def as_lists(offsets: NDArray[np.int64], values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
-    """A list column from the flat view; the inverse of `Lists.of`."""
+    """Return a list column from its flat view; the inverse of `Lists.of`."""
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
 
 
 def in_core(items: Lists, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """[N] the interactions with items that stay, of users with at least k of these. `stays`: [candidates]."""
+    """Return [N] whether an interaction's item stays (`stays`, by candidate) and its user has at least k of those."""
     kept: NDArray[np.bool_] = stays[items.values]
     if len(kept) == 0:
         return kept
@@ -93,11 +93,11 @@ def in_core(items: Lists, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]
 
 
 def item_counts(block: pa.Table, stays: NDArray[np.bool_], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The items of the interactions that are `in_core`, each once, and how often they occur.
+    """Return the items of the interactions that are `in_core`, each once, and their numbers of interactions.
 
-    One pass of the k-core (Batagelj and Zaversnik, arXiv cs/0310049): the caller adds up the counts of all blocks, lets
-    the items with fewer than k go, and comes back until none goes. What then is `in_core` is the one largest set
-    of interactions in which every user and every item occurs k times, whatever the blocks and the order.
+    This is one pass of the k-core (Batagelj and Zaversnik, arXiv cs/0310049). The caller adds up the counts of all
+    blocks, drops the items with fewer than k, and repeats until it drops none. The interactions that are then `in_core`
+    are the largest set in which every user and every item occurs k times, whatever the blocks and their order.
     """
     items = Lists.of(block["item_indices"])
     found, counts = np.unique(items.values[in_core(items, stays, k)], return_counts=True)
@@ -105,7 +105,7 @@ def item_counts(block: pa.Table, stays: NDArray[np.bool_], k: int) -> tuple[NDAr
 
 
 def select(block: pa.Table, stays: NDArray[np.bool_], k: int) -> pa.Table:
-    """The block's interactions that are `in_core`; users left with none are gone."""
+    """Return the block's interactions that are `in_core`, without the users who have none left."""
     items = Lists.of(block["item_indices"])
     kept = in_core(items, stays, k)
     if len(kept) == 0:
@@ -126,7 +126,7 @@ def select(block: pa.Table, stays: NDArray[np.bool_], k: int) -> pa.Table:
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """[N] a number for each distinct string of one chunk."""
+    """Return [N] the number of each string among the distinct strings."""
     encoded = column.combine_chunks().dictionary_encode()
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     return np.asarray(encoded.indices.to_numpy(), dtype=np.int64)

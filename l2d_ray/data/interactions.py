@@ -1,4 +1,4 @@
-"""Raw interactions made ready to be dealt out by user: known items only, and a count of the rest."""
+"""Raw interactions, reduced to known items and ready to be sorted by user, with counts of the dropped ones."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
@@ -25,20 +25,20 @@ READ = pa.schema(
         ("row", pa.int64()),
     ]
 )
-"""Interactions with candidate indices for items. A row without a user is a *tally*: `item` is a Rejection and `row`
-the number of interactions it took. Tallies travel with the data, so that a task that runs twice counts once."""
+"""Interactions with candidate indices of items. A row without a user is a *tally*: `item` is a Rejection and `row` the
+number of interactions dropped for it. Tallies are part of the data, so that a task that runs twice counts once."""
 
 
 def user_hashes(user_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """[N] 64-bit hashes (SipHash with pandas' fixed key): the same on every machine and in every run."""
+    """Return [N] 64-bit hashes (SipHash with pandas' fixed key), the same on every machine and in every run."""
     strings = np.array(user_ids.to_pylist(), dtype=object)
     return np.asarray(pd.util.hash_array(strings)).view(np.int64)
 
 
 def read(path: str, file: int, config: Config, catalogue: Catalogue) -> Iterator[pa.Table]:
-    """The usable interactions of one file as chunks of READ, and its tallies last.
+    """Yield the usable interactions of one file as chunks of READ, and its tallies last.
 
-    Sources that carry more columns (d3's `history`) keep them. Raises InputError for malformed input.
+    Additional columns, such as d3's `history`, are kept. Raises InputError for malformed input.
     """
     rejected = np.zeros(max(Rejection) + 1, dtype=np.int64)
     chunk = None
@@ -55,7 +55,7 @@ def read(path: str, file: int, config: Config, catalogue: Catalogue) -> Iterator
 
 
 def take_tallies(block: pa.Table) -> tuple[pa.Table, dict[int, int]]:
-    """A block of READ without its tallies, and their sums by Rejection."""
+    """Return a block of READ without its tallies, and the sums of the tallies by Rejection."""
     is_tally = block["user_id"].is_null()
     tallies = block.filter(is_tally)
     sums: dict[int, int] = {}
@@ -65,7 +65,7 @@ def take_tallies(block: pa.Table) -> tuple[pa.Table, dict[int, int]]:
 
 
 def in_period(timestamps: pa.ChunkedArray, since: date | None, until: date | None) -> NDArray[np.bool_]:
-    """[N] whether since <= time < until, at midnight UTC; whole numbers are taken as Unix seconds."""
+    """Return [N] whether since <= time < until, at midnight UTC. Whole numbers are Unix seconds."""
     seconds = timestamps if pa.types.is_timestamp(timestamps.type) else timestamps.cast(pa.timestamp("s"))
     inside = np.ones(len(timestamps), dtype=np.bool_)
     for day, compare in ((since, pc.greater_equal), (until, pc.less)):

@@ -1,8 +1,8 @@
-"""MovieLens, as GroupLens publishes it and as RecBole's atomic files.
+"""MovieLens, in the files of GroupLens or in RecBole's atomic files.
 
-The layout is recognised from the names of the files: `u.data` and `u.item` (100k), `ratings.dat` and `movies.dat` (1m,
-10m), `ratings.csv` and `movies.csv` (latest, 20m, 25m, 32m), `*.inter` and `*.item` (RecBole). A rating of any value
-is an interaction. Titles are those of GroupLens, with the year: "Toy Story (1995)".
+The file names tell the layout: `u.data` and `u.item` (100k), `ratings.dat` and `movies.dat` (1m, 10m), `ratings.csv`
+and `movies.csv` (latest, 20m, 25m, 32m), `*.inter` and `*.item` (RecBole). A rating of any value is an interaction.
+Titles carry the year, as in GroupLens's files: "Toy Story (1995)".
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,12 @@ from l2d_ray.data.delimited import read_delimited
 from l2d_ray.data.files import children, file_name, folder_of, numbered_lines
 from l2d_ray.errors import InputError
 
+NEEDS = ("interactions",)
 _REMEDY = "give the files of MovieLens as published, or use data.source=table"
 
 
-def read_items(config: Config) -> pa.Table:
-    """All movies, in the order of their file: item_id, title."""
+def read_items(config: Config) -> Iterator[pa.Table]:
+    """Yield all movies."""
     ratings = _ratings_file(config)
     folder = folder_of(ratings)
     key, value = ("data.items", config.data.items) if config.data.items else ("data.interactions", folder)
@@ -30,16 +31,16 @@ def read_items(config: Config) -> pa.Table:
     for path in children(key, value):
         if _is_named(path, movies):
             return _layout(ratings).read_movies(path)
-    raise InputError(f"{key}={value!r}: no file *{movies} to go with {file_name(ratings)}; {_REMEDY}")
+    raise InputError(f"{key}={value!r}: no file *{movies}, which belongs to {file_name(ratings)}; {_REMEDY}")
 
 
 def interaction_files(config: Config) -> list[str]:
-    """The one file of ratings."""
+    """Return the one file of ratings."""
     return [_ratings_file(config)]
 
 
 def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
-    """The ratings in the order of the file. The times are Unix seconds."""
+    """Yield the ratings, with times in Unix seconds."""
     layout = _layout(path)
     user, item, time = layout.wanted
     for row, chunk in read_delimited(path, layout.wanted, remedy=_REMEDY, **layout.options):
@@ -51,10 +52,10 @@ def read_interactions(path: str, _config: Config) -> Iterator[pa.Table]:
         )
 
 
-def _movies_by_line(delimiter: str) -> Callable[[str], pa.Table]:
-    """Reads `u.item` and `movies.dat`: latin-1 up to 1m and UTF-8 in 10m, with quotes and colons inside titles."""
+def _movies_by_line(delimiter: str) -> Callable[[str], Iterator[pa.Table]]:
+    """Return a reader of `u.item` or `movies.dat`: Latin-1 up to 1m and UTF-8 in 10m, quotes and colons in titles."""
 
-    def read(path: str) -> pa.Table:
+    def read(path: str) -> Iterator[pa.Table]:
         rows = []
         for number, line in numbered_lines(path, fallback="latin-1"):
             item_id, found, rest = line.partition(delimiter)
@@ -62,25 +63,21 @@ def _movies_by_line(delimiter: str) -> Callable[[str], pa.Table]:
                 raise InputError(f"{path}: line {number}: {line[:40]!r} holds no {delimiter!r}; {_REMEDY}")
             rows.append((item_id, rest.partition(delimiter)[0]))
         item_ids, titles = zip(*rows, strict=True)
-        return columns.items([(pa.array(item_ids), pa.array(titles))])
+        yield columns.items(pa.array(item_ids), pa.array(titles))
 
     return read
 
 
-def _movies_csv(path: str) -> pa.Table:
-    wanted = ("movieId", "title")
-    return columns.items(
-        (columns.ids(t["movieId"], path, "movieId", row), columns.titles(t["title"], path, "title", row))
-        for row, t in read_delimited(path, wanted, remedy=_REMEDY)
-    )
+def _movies_csv(path: str) -> Iterator[pa.Table]:
+    for row, chunk in read_delimited(path, ("movieId", "title"), remedy=_REMEDY):
+        item_ids = columns.ids(chunk["movieId"], path, "movieId", row)
+        yield columns.items(item_ids, columns.titles(chunk["title"], path, "title", row))
 
 
-def _movies_recbole(path: str) -> pa.Table:
+def _movies_recbole(path: str) -> Iterator[pa.Table]:
     item, title, year = "item_id:token", "movie_title:token_seq", "release_year:token"
-    return columns.items(
-        (columns.ids(t[item], path, item, row), _with_year(t[title], t[year]))
-        for row, t in read_delimited(path, (item, title, year), delimiter="\t", quoted=False, remedy=_REMEDY)
-    )
+    for row, chunk in read_delimited(path, (item, title, year), delimiter="\t", quoted=False, remedy=_REMEDY):
+        yield columns.items(columns.ids(chunk[item], path, item, row), _with_year(chunk[title], chunk[year]))
 
 
 def _with_year(titles: pa.ChunkedArray, years: pa.ChunkedArray) -> pa.Array:
@@ -92,13 +89,14 @@ def _with_year(titles: pa.ChunkedArray, years: pa.ChunkedArray) -> pa.Array:
 @dataclass(frozen=True)
 class _Layout:
     ratings: str
-    """How the name of the file of ratings ends; `.gz` may follow."""
+    """End of the name of the file of ratings; `.gz` may follow."""
     movies: str
-    read_movies: Callable[[str], pa.Table]
+    """End of the name of the file of movies."""
+    read_movies: Callable[[str], Iterator[pa.Table]]
     wanted: tuple[str, str, str] = ("user", "item", "timestamp")
-    """The columns of the user, the item and the time."""
+    """Columns of the user, the item and the time in the file of ratings."""
     options: dict[str, Any] = field(default_factory=dict)
-    """How to read the ratings."""
+    """Options of `read_delimited` for the file of ratings."""
 
 
 _LAYOUTS = (
@@ -112,7 +110,7 @@ _LAYOUTS = (
         "ratings.dat",
         "movies.dat",
         _movies_by_line("::"),
-        # The delimiter is two colons; one colon finds empty columns between.
+        # The delimiter is two colons. Read with one colon as delimiter, every other column is empty.
         options={"delimiter": ":", "names": ("user", "", "item", "", "rating", "", "timestamp"), "quoted": False},
     ),
     _Layout("ratings.csv", "movies.csv", _movies_csv, ("userId", "movieId", "timestamp")),
@@ -145,5 +143,5 @@ def _ratings_file(config: Config) -> str:
     if len(found) == 1:
         return found[0]
     names = ", ".join(file_name(path) for path in found)
-    problem = f"several layouts ({names}); name one of the files" if found else f"no ratings found; {_REMEDY}"
+    problem = f"several layouts ({names}); give one of the files" if found else f"no ratings found; {_REMEDY}"
     raise InputError(f"data.interactions={value!r}: {problem}")

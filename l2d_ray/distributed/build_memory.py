@@ -1,9 +1,9 @@
 """The main job: histories to a memory of hidden states, with Ray Data.
 
-The driver deals out units of users (`extraction.plan_units`); a pool of actors builds them, each with the model loaded
-once, and commits every unit as it is finished. Ray Data grows the pool with the work, restarts actors that die and
-moves their unit elsewhere. What survives a crash of anything, the driver included, are the committed units: the same
-command again builds the rest.
+The driver divides the users into units (`extraction.plan_units`). Each actor of a pool loads the model once, builds
+units, and commits each unit when it is complete. Ray Data grows the pool with the work, restarts actors that die, and
+moves their units elsewhere. Committed units survive any crash, also that of the driver: the same command then builds
+the rest.
 """
 
 import logging
@@ -15,16 +15,17 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayActorError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
+from l2d_ray.stages.settings import check_data, for_memory, record_memory
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -32,25 +33,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The snapshot that was built; counts are of the whole of it, times of this run."""
+    """Counts of the whole snapshot, and times of this run."""
 
     samples: int
-    """Training samples looked at: rows and quarantined."""
+    """Training samples: rows and quarantined samples."""
     rows: int
     quarantined: int
     tokens: int
-    """Tokens that went through the model."""
+    """Tokens that ran through the model."""
     tokens_one_by_one: int
-    """Tokens that would have, one sample at a time."""
+    """Tokens that would have run if each sample had run alone."""
     units: int
     units_reused: int
     """Units that an earlier run had committed."""
     seconds: float
+    """Duration of this run."""
     samples_per_second: float
-    """Samples of this run alone, by its whole duration."""
+    """Samples that this run built, divided by its duration."""
     snapshot: int
+    """Number of the snapshot."""
     memory: str
-    """Where the memory is."""
+    """Location of the memory."""
 
 
 def build_memory(config: Config) -> BuildResult:
@@ -60,11 +63,13 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
+    config = for_memory(config)
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
+    record_memory(config, identity.dtype)
     units = plan_units(config, dataset)
     missing = [unit for unit in units if unit.name not in known]
     built = list(_progress(_build(config, identity, missing), len(missing)))
@@ -74,7 +79,7 @@ def build_memory(config: Config) -> BuildResult:
     snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
     store.remove_strays(names)
     if any(record.tokens == record.tokens_one_by_one > 10_000 for record in built):
-        logger.warning("this model's attention cannot run packed: every prompt ran in full")
+        logger.warning("model.name=%r: cannot run packed, so every prompt ran in full", config.model.name)
     seconds = time.monotonic() - started
     return BuildResult(
         samples=snapshot.rows + snapshot.quarantined,
@@ -92,25 +97,25 @@ def build_memory(config: Config) -> BuildResult:
 
 
 class UnitActor:
-    """A UnitExtractor where Ray Data can call it: one unit in, its record out."""
+    """A UnitExtractor as a callable for Ray Data: one unit in, its record out."""
 
     def __init__(self, config: dict[str, Any], identity: dict[str, Any]) -> None:
-        """Load the model. The arguments are plain so that a worker can read them whatever it has imported."""
+        """Load the model. The arguments are plain values, which a worker can read before it imports l2d_ray."""
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
         self._extractor = UnitExtractor(settings, MemoryIdentity(**identity))
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Build the one unit of a batch of one."""
+        """Build the unit of a batch of one row."""
         unit = Unit(str(rows["name"][0]), int(rows["start"][0]), int(rows["stop"][0]))
         return {"record": [self._extractor.build(unit).model_dump_json()]}
 
 
 def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """The records of these units, in the order in which they are finished.
+    """Yield the records of these units as they are finished.
 
-    When a node goes, Ray Data may give up on a task that it cannot know the end of. The units that were left are then
-    begun again, as long as every round finishes some: a unit that kills all its workers must end the job.
+    After the loss of a node, Ray Data may give up on a task whose end it cannot know. Then the remaining units start
+    again, if the last round finished any: a unit that kills all its workers must end the job.
     """
     missing = {unit.name: unit for unit in units}
     while missing:
@@ -122,11 +127,11 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
         except RayActorError as error:
             if len(missing) == before:
                 raise
-            logger.warning("a worker was lost, going on with the %d units left: %s", len(missing), error)
+            logger.warning("a worker was lost; the remaining %d units start again: %s", len(missing), error)
 
 
 def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """One pass of Ray Data over these units."""
+    """Build these units in one pass of Ray Data and yield their records."""
     workers = config.workers
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
         UnitActor,
@@ -142,12 +147,11 @@ def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterato
 
 
 def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:
-    """Show units, samples and tokens a second, and the time left, on stderr."""
+    """Yield the records and show the progress, with samples and tokens per second."""
     started, samples, tokens = time.monotonic(), 0, 0
-    with tqdm(total=total, desc="building the memory", unit="unit", disable=total == 0) as bar:
+    with Progress(total, "building the memory", "units") as bar:
         for record in records:
             samples, tokens = samples + record.rows + record.quarantined, tokens + record.tokens
             seconds = time.monotonic() - started
-            bar.set_postfix_str(f"{samples / seconds:.1f} samples/s, {tokens / seconds:.0f} tokens/s", refresh=False)
-            bar.update()
+            bar.advance(note=f"{samples / seconds:.1f} samples/s, {tokens / seconds:.0f} tokens/s")
             yield record

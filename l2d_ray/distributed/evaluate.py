@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.distributed.build_index import build_index
+from l2d_ray.distributed.build_index import ensure_index
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
@@ -45,6 +45,7 @@ from l2d_ray.stages.evaluation import (
 )
 from l2d_ray.stages.indexing import dataset_of, plan_index
 from l2d_ray.stages.reports import plot, png, table
+from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.workspace import Workspace
 
 
@@ -81,8 +82,9 @@ def evaluate(config: Config) -> EvaluateResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
+    config = for_evaluation(config)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     names = list(dict.fromkeys(config.evaluate.recommenders))
     spaces = spaces_of(names, config)
     for name in names:  # an unknown name is refused before anything is built
@@ -203,7 +205,7 @@ def _index(config: Config, space: str, fraction: float | None = None) -> str:
     if fraction is not None:
         changes["index.sample_fraction"] = fraction
     config = config.replace(changes)
-    build_index(config)
+    ensure_index(config)
     return plan_index(config).manifest
 
 

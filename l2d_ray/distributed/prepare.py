@@ -1,10 +1,10 @@
 """Raw interactions to a dataset, with Ray.
 
-Read tasks stream the files and keep what is known and titled; one range-partitioned sort by the hash of the user (Ray
-Data, which spills to disk) brings all interactions of a user into one block. After that every step is a task a block
-with a small answer: passes of the k-core, passes that find where time cuts the samples, and the writing of a part. The
-driver holds the items and one number or two for each, never the interactions. The result does not depend on
-the number of blocks, the number of workers or their timing.
+Tasks stream the files and keep interactions with known items that have a title. One sort by the hash of the user (Ray
+Data, which spills to disk) brings all interactions of a user into one block. Every later step is one task a block with
+a small result: passes of the k-core, passes that find the cuts of the time split, and the writing of a part. The driver
+holds the items and a few numbers for each, never the interactions. The result does not depend on the number of blocks,
+the number of workers or their timing.
 """
 
 import time
@@ -19,19 +19,18 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
-from l2d_ray.data import d3
 from l2d_ray.data.catalogue import Catalogue, Rejection, read_catalogue
 from l2d_ray.data.dataset import Part, write_manifest, write_part
 from l2d_ray.data.files import size
 from l2d_ray.data.histories import Lists, as_lists, group, item_counts, range_boundaries, select
 from l2d_ray.data.interactions import read, take_tallies
-from l2d_ray.data.sources import source_of
+from l2d_ray.data.sources import PublishedSource, check_source, source_of
 from l2d_ray.data.splits import SHARES, Cut, by_time, find_cut, histogram, leave_one_out, share_ties, target_times
 from l2d_ray.distributed.blocks import Blocks
 from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.errors import InputError
 from l2d_ray.schema import HISTORIES, ITEMS
 from l2d_ray.workspace import Workspace
@@ -41,7 +40,7 @@ _BYTES_PER_BLOCK = 64 << 20
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What became of the raw data."""
+    """Counts of the dataset, and of the interactions that were left out."""
 
     users: int
     items: int
@@ -54,7 +53,7 @@ class PrepareResult:
     """Interactions that were left out, by reason."""
     seconds: float
     dataset: str
-    """Where the dataset is."""
+    """Location of the dataset."""
 
 
 def prepare(config: Config) -> PrepareResult:
@@ -63,11 +62,12 @@ def prepare(config: Config) -> PrepareResult:
     Raises InputError for input that is missing or malformed, and when the filters leave nothing.
     """
     started = time.monotonic()
-    workspace = Workspace.open(config.workspace)
+    check_source(config)
+    workspace, published = Workspace.open(config.workspace), isinstance(source_of(config), PublishedSource)
     try:
         catalogue = read_catalogue(config)
         blocks, dropped = _histories(config, catalogue)
-        if config.data.source != "d3":
+        if not published:
             blocks, dropped["k_core"] = _core(blocks, len(catalogue), config.data.min_interactions)
         if config.data.max_users is not None:
             blocks, dropped["max_users"] = _first_users(blocks, config.data.max_users)
@@ -76,7 +76,7 @@ def prepare(config: Config) -> PrepareResult:
         if not blocks.refs:
             raise InputError(_nothing_left(config, dropped))
         items, new_index = _surviving_items(blocks, catalogue)
-        cuts = _cuts(blocks) if config.data.split == "time" and config.data.source != "d3" else None
+        cuts = _cuts(blocks) if config.data.split == "time" and not published else None
         parts = _write_parts(blocks, workspace, new_index, cuts)
     except RayError as error:
         raise root_error(error) from None
@@ -87,34 +87,31 @@ def prepare(config: Config) -> PrepareResult:
 
 
 def _histories(config: Config, catalogue: Catalogue) -> tuple[Blocks, dict[str, int]]:
-    """Read the files, bring users together and make their histories; and what reading dropped, by reason."""
-    files = source_of(config).interaction_files(config)
-    if not files:
-        raise InputError(
-            f"data.interactions={config.data.interactions!r}: no files there; give the folder that has them"
-        )
+    """Read the files and return the histories of all users, and the number of dropped interactions by reason."""
+    source = source_of(config)
+    files = source.interaction_files(config)
     parts = config.data.num_blocks or -(-sum(size(path) for path in files) // _BYTES_PER_BLOCK)
     shared = ray.put(catalogue)
     rows = [{"path": path, "file": number} for number, path in enumerate(files)]
-    with tqdm(desc="read and bring users together", bar_format="{desc}: {elapsed}", disable=None):
-        # Given boundaries, the sort neither samples nor splits: block b is the b-th range. It takes two at least.
-        dealt = (
+    with Progress(None, "read and bring users together"):
+        # With boundaries, the sort neither samples nor splits: block b is the b-th range. It needs at least two.
+        sorted_by_user = (
             ray.data.from_items(rows, override_num_blocks=len(files))
             .map_batches(partial(_read, config=config, catalogue=shared), batch_size=1, batch_format="pyarrow")
             .sort("user_hash", boundaries=range_boundaries(max(parts, 2)))
             .materialize()
         )
-    blocks = Blocks(dealt.to_arrow_refs())
-    # Tallies have the smallest of hashes.
+    blocks = Blocks(sorted_by_user.to_arrow_refs())
+    # Tallies are in the first block, because they have the smallest hash.
     tallies = Blocks(blocks.refs[:1]).ask("count", _tallies)[0]
     dropped = {Rejection(reason).name.lower(): count for reason, count in sorted(tallies.items())}
-    if config.data.source == "d3":
-        return blocks.map(_group_published, shared, files), dropped
+    if isinstance(source, PublishedSource):
+        return blocks.map(_group_published, config, shared, files), dropped
     return blocks.map(_group), dropped
 
 
 def _core(blocks: Blocks, candidates: int, k: int) -> tuple[Blocks, int]:
-    """The k-core, and how many interactions are not in it."""
+    """Return the k-core, and the number of interactions that are not in it."""
     before = sum(blocks.ask("make histories", _num_interactions))
     stays = np.ones(candidates, dtype=np.bool_)
     for iteration in count(1):
@@ -128,7 +125,7 @@ def _core(blocks: Blocks, candidates: int, k: int) -> tuple[Blocks, int]:
 
 
 def _first_users(blocks: Blocks, max_users: int) -> tuple[Blocks, int]:
-    """The first so many users, and the number of interactions of the others."""
+    """Return the first `max_users` users, and the number of interactions of the others."""
     users = np.array(blocks.ask("count users", _num_users))
     quotas = np.clip(max_users - (np.cumsum(users) - users), 0, users).tolist()
     before = sum(blocks.ask("count interactions", _num_interactions))
@@ -142,7 +139,7 @@ def _without_empty(blocks: Blocks) -> Blocks:
 
 
 def _surviving_items(blocks: Blocks, catalogue: Catalogue) -> tuple[pa.Table, NDArray[np.int32]]:
-    """The items that occur, in the order of the items file, and [candidates] their indices (-1 for the others)."""
+    """Return the items that occur, in the order of their file, and [candidates] their indices, -1 for the others."""
     occurs = np.zeros(len(catalogue), dtype=np.bool_)
     for _, items in blocks.stream("count items", _items):
         occurs[items] = True
@@ -155,7 +152,7 @@ def _surviving_items(blocks: Blocks, catalogue: Catalogue) -> tuple[pa.Table, ND
 
 
 def _cuts(blocks: Blocks) -> list[list[Cut]]:
-    """Where the time split cuts, for each block."""
+    """Return the two cuts of the time split, for each block."""
     spans = blocks.ask("find the period", _span)
     samples = sum(number for number, _, _ in spans)
     if samples == 0:
@@ -163,20 +160,20 @@ def _cuts(blocks: Blocks) -> list[list[Cut]]:
     low = min(first for number, first, _ in spans if number)
     high = max(last for number, _, last in spans if number)
 
-    def counted(start: int, width: int) -> NDArray[np.int64]:
+    def count_in_bins(start: int, width: int) -> NDArray[np.int64]:
         return reduce(np.add, (part for _, part in blocks.stream("find the cuts", _histogram, start, width)))
 
-    cuts = [find_cut(int(share * samples), low, high, counted) for share in SHARES]
+    cuts = [find_cut(int(share * samples), low, high, count_in_bins) for share in SHARES]
     tied = [blocks.ask("share ties", _num_at, cut.at) for cut in cuts]
     shared = [share_ties(cut, numbers) for cut, numbers in zip(cuts, tied, strict=True)]
-    return [list(own) for own in zip(*shared, strict=True)]
+    return [list(of_block) for of_block in zip(*shared, strict=True)]
 
 
 def _write_parts(
     blocks: Blocks, workspace: Workspace, new_index: NDArray[np.int32], cuts: list[list[Cut]] | None
 ) -> list[tuple[Part, int]]:
-    own = list(enumerate(cuts or [None] * len(blocks.refs)))
-    return blocks.ask("write", _write, workspace.uri, ray.put(new_index), each=own)
+    numbered = list(enumerate(cuts or [None] * len(blocks.refs)))
+    return blocks.ask("write", _write, workspace.uri, ray.put(new_index), each=numbered)
 
 
 def _counts(items: pa.Table, parts: Sequence[tuple[Part, int]]) -> dict[str, int]:
@@ -194,15 +191,16 @@ def _nothing_left(config: Config, dropped: dict[str, int]) -> str:
     reasons = ", ".join(f"{reason} {number}" for reason, number in dropped.items()) or "nothing was read"
     return (
         f"data.interactions={config.data.interactions!r}: no interactions left after filtering (dropped: {reasons});"
-        f" check data.items, lower data.min_interactions={config.data.min_interactions} or widen data.since/until"
+        f" check data.items, lower data.min_interactions={config.data.min_interactions} or widen data.since and"
+        " data.until"
     )
 
 
-# What runs in tasks: everything below takes a block first.
+# The functions below run in tasks, on one block.
 
 
 def _read(batch: pa.Table, config: Config, catalogue: Any) -> Iterator[pa.Table]:
-    """The chunks of the files that the rows name."""
+    """Yield the chunks of the files that the rows name."""
     for row in batch.to_pylist():
         yield from read(row["path"], row["file"], config, ray.get(catalogue))
 
@@ -215,8 +213,10 @@ def _group(block: pa.Table) -> pa.Table:
     return group(take_tallies(block)[0])
 
 
-def _group_published(block: pa.Table, catalogue: Catalogue, files: Sequence[str]) -> pa.Table:
-    return d3.group(take_tallies(block)[0], catalogue.find, files)
+def _group_published(block: pa.Table, config: Config, catalogue: Catalogue, files: Sequence[str]) -> pa.Table:
+    source = source_of(config)
+    assert isinstance(source, PublishedSource)
+    return source.group(take_tallies(block)[0], catalogue.find, files)
 
 
 def _num_users(block: pa.Table) -> int:
@@ -236,7 +236,7 @@ def _head(block: pa.Table, users: int) -> pa.Table:
 
 
 def _span(block: pa.Table) -> tuple[int, int, int]:
-    """Number, first and last of the targets' times."""
+    """Return the number of targets, and their first and last times."""
     times = target_times(Lists.of(block["timestamps"]))
     return (len(times), int(times.min()), int(times.max())) if len(times) else (0, 0, 0)
 
@@ -250,9 +250,9 @@ def _num_at(block: pa.Table, moment: int) -> int:
 
 
 def _write(
-    block: pa.Table, own: tuple[int, list[Cut] | None], workspace: str, new_index: NDArray[np.int32]
+    block: pa.Table, numbered: tuple[int, list[Cut] | None], workspace: str, new_index: NDArray[np.int32]
 ) -> tuple[Part, int]:
-    number, cuts = own
+    number, cuts = numbered
     items, times = Lists.of(block["item_indices"]), Lists.of(block["timestamps"])
     if "splits" in block.column_names:
         splits = block["splits"]

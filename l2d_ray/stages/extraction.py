@@ -1,8 +1,8 @@
-"""From histories to memory rows: the work on one unit, without Ray.
+"""Histories to memory rows, one unit at a time, without Ray.
 
-A unit is a range of the dataset's users. Its samples are phrased, run through the model in batches and written; rows
-that cannot be used are quarantined. What a unit holds follows from the configuration and the dataset alone, so that it
-can be built again, anywhere, with the same result.
+A unit is a range of the dataset's users. Its samples become prompts, run through the model in batches and are written.
+Samples that cannot be used go to the quarantine, with the reason. The content of a unit follows from the configuration
+and the dataset alone, so that any worker can build it again with the same result.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
-from l2d_ray.core.samples import sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.samples import SampleBatch, iter_samples
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import UnitRecord
@@ -30,13 +30,14 @@ from l2d_ray.workspace import Workspace
 
 SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
 PADDED_TOKENS_PER_BATCH = 1 << 20
-"""Bounds the planner's memory: samples of a batch times the tokens of its longest prompt."""
+"""Bound on the planner's memory: samples of a batch times the tokens of its longest prompt."""
 SAMPLES_PER_STEP = 250
+"""Samples that are tokenised between two checks of that bound."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Users start to stop - 1 of a dataset."""
+    """A range of a dataset's users, from `start` to `stop` - 1."""
 
     name: str
     start: int
@@ -45,16 +46,17 @@ class Unit:
 
 @dataclass
 class Batch:
-    """Samples (schema.SAMPLES) to run together, and those that are not fit to run."""
+    """Samples (schema.SAMPLES) to run together, and samples to quarantine."""
 
     samples: list[pa.Table] = field(default_factory=list)
     prompts: list[NDArray[np.int32]] = field(default_factory=list)
     refused: list[tuple[str, pa.Table]] = field(default_factory=list)
-    """By reason."""
+    """Pairs of a reason and its samples."""
     longest: int = 0
+    """Tokens of the longest prompt."""
 
     def add(self, samples: pa.Table, prompts: list[NDArray[np.int32]], reasons: NDArray[np.object_]) -> None:
-        """Take in samples, their prompts, and why each is refused ("" if it is not)."""
+        """Add samples, their prompts, and the reason to refuse each sample ("" for none)."""
         for reason in set(reasons) - {""}:
             self.refused.append((reason, samples.filter(pa.array(reasons == reason))))
         fit = reasons == ""
@@ -65,12 +67,15 @@ class Batch:
 
     @property
     def is_full(self) -> bool:
-        """Whether it has reached the planner's bound."""
+        """Whether the batch has reached the planner's bound."""
         return len(self.prompts) * self.longest >= PADDED_TOKENS_PER_BATCH
 
 
 def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
-    """The dataset's users in `memory.units` ranges. A unit's name says what it was cut from."""
+    """Divide the dataset's users into `memory.units` ranges.
+
+    The name of a unit is a digest of the dataset, the fraction and the number of units, and its place among them.
+    """
     samples = dataset.num_samples(Split.TRAIN) * config.memory.sample_fraction
     wanted = config.memory.units or max(FEWEST_UNITS, round(samples / SAMPLES_PER_UNIT))
     count = min(wanted, dataset.num_users)
@@ -81,15 +86,16 @@ def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
 
 
 class UnitExtractor:
-    """Builds units. Holds the model, the tokenised items and the dataset's manifest."""
+    """Builder of units, which holds the model, the tokenised items and the dataset's manifest."""
 
     def __init__(self, config: Config, identity: MemoryIdentity) -> None:
-        """Load the model, on a GPU if `workers.gpus` says so. Raises InputError if it is not the one of `identity`."""
+        """Load the model, on `config.device`. Raises InputError if it is not the model of `identity`."""
         workspace = Workspace.open(config.workspace)
         differences = identify_memory(config).differences(identity)
         if differences:
             raise InputError(
-                f"this node's model is not the driver's: {', '.join(differences)}; give all the same files"
+                f"model.name={config.model.name!r}: differs on this node from the driver's: {', '.join(differences)};"
+                " give every node the same files"
             )
         self._config, self._identity = config, identity
         self._dataset = Dataset.open(workspace)
@@ -100,9 +106,12 @@ class UnitExtractor:
         self.encoder = HistoryEncoder(config, titles)
 
     def build(self, unit: Unit) -> UnitRecord:
-        """Run, write and commit a unit; one that is committed already is left as it is."""
+        """Run, write and commit a unit; leave a unit that is committed already as it is."""
         if unit not in self._units:
-            raise InputError("the dataset changed while its memory was built; run the same command again")
+            raise InputError(
+                f"{self._dataset.workspace.path('dataset')}: changed while its memory was built; run the same command"
+                " again"
+            )
         committed = self._store.committed(unit.name)
         if committed:
             self._store.accept_unit(committed, self._identity)
@@ -115,51 +124,40 @@ class UnitExtractor:
         return record
 
     def batches(self, unit: Unit) -> Iterator[Batch]:
-        """The unit's samples, phrased, in batches that bound the memory needed whatever the unit's size."""
+        """Yield the unit's samples and their prompts in batches of bounded memory, whatever the size of the unit."""
         batch = Batch()
-        for users in self._dataset.iter_users(unit.start, unit.stop, batch_users=100):
-            for row in range(users.num_rows):
-                for samples, prompts, reasons in self._phrase(users, row):
-                    batch.add(samples, prompts, reasons)
-                    if batch.is_full:
-                        yield batch
-                        batch = Batch()
+        for samples in self._steps(unit):
+            batch.add(*self._phrase(samples))
+            if batch.is_full:
+                yield batch
+                batch = Batch()
         if batch.prompts or batch.refused:
             yield batch
 
-    def _phrase(
-        self, users: pa.Table, row: int
-    ) -> Iterator[tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]]:
-        """One user's training samples, some at a time: the samples, their prompts, and why one is refused."""
-        items, timestamps, splits = (
-            users[name][row].values.to_numpy(zero_copy_only=False) for name in ("item_indices", "timestamps", "splits")
-        )
-        if not items.size == timestamps.size == splits.size:
-            raise InputError(
-                f"user {users['user_id'][row]}: lists of different lengths; run jobs/prepare_data.py again"
-            )
+    def _steps(self, unit: Unit) -> Iterator[SampleBatch]:
+        """Yield the unit's training samples, at most SAMPLES_PER_STEP of one user at a time."""
+        history, fraction = self._config.history, self._config.memory.sample_fraction
+        for batch in iter_samples(self._dataset, Split.TRAIN, unit.start, unit.stop):
+            for samples in batch.in_fraction(history, fraction).by_user():
+                for start in range(0, len(samples), SAMPLES_PER_STEP):
+                    yield samples.select(slice(start, start + SAMPLES_PER_STEP))
+
+    def _phrase(self, samples: SampleBatch) -> tuple[pa.Table, list[NDArray[np.int32]], NDArray[np.object_]]:
+        """Return samples of one user as schema.SAMPLES, with prompts and reasons as `Batch.add` takes them."""
+        starts = samples.window_starts(self._config.history)
+        span = slice(starts.min(), samples.stops.max() + 1)
+        starts, stops, items = starts - span.start, samples.stops - span.start, samples.items[span]
         unknown = (items < 0) | (items >= self._num_items)
-        unknown_before = np.cumsum([0, *unknown])
-        positions = np.flatnonzero(splits == Split.TRAIN)
-        user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
-        ids = sample_ids(user_hashes, positions)
-        starts = window_starts(positions, self._config.history.max_items, self._config.history.stride)
-        kept = windows_in_fraction(user_hashes, starts, self._config.memory.sample_fraction)
-        positions, starts, user_hashes, ids = positions[kept], starts[kept], user_hashes[kept], ids[kept]
-        for at in range(0, positions.size, SAMPLES_PER_STEP):
-            few = slice(at, at + SAMPLES_PER_STEP)
-            stops, first, last = positions[few], starts[few].min(), positions[few].max()
-            prompts = self.encoder.prompts.encode(
-                np.where(unknown, 0, items)[first:last], starts[few] - first, stops - first
-            )
-            lengths = np.array([prompt.size for prompt in prompts])
-            reasons = np.full(lengths.size, "", object)
-            reasons[lengths > self.encoder.backbone.context_length] = "prompt longer than the model's context"
-            reasons[lengths == 0] = "empty prompt"
-            reasons[stops == 0] = "empty history"
-            reasons[unknown_before[stops + 1] > unknown_before[starts[few]]] = "unknown item"
-            columns = [ids[few], user_hashes[few], items[stops], timestamps[stops]]
-            yield pa.table(columns, schema=SAMPLES), prompts, reasons
+        unknown_before = np.append(0, np.cumsum(unknown))
+        prompts = self.encoder.prompts.encode(np.where(unknown, 0, items), starts, stops)
+        lengths = np.array([prompt.size for prompt in prompts])
+        reasons = np.full(lengths.size, "", object)
+        reasons[lengths > self.encoder.backbone.context_length] = "prompt longer than the model's context"
+        reasons[lengths == 0] = "empty prompt"
+        reasons[samples.positions == 0] = "empty history"
+        reasons[unknown_before[stops + 1] > unknown_before[starts]] = "unknown item"
+        columns = [samples.sample_ids, samples.user_hashes, samples.targets, samples.target_timestamps]
+        return pa.table(columns, schema=SAMPLES), prompts, reasons
 
     def _run(self, batch: Batch, writer: UnitWriter) -> None:
         for reason, samples in batch.refused:
@@ -167,13 +165,13 @@ class UnitExtractor:
         if batch.prompts:
             prompts = Prompts.join(batch.prompts)
             result = self.encoder.extract(prompts)
-            # Past 65504 a float16 is infinite: the writer quarantines what is not finite.
+            # A number past 65504 becomes infinite in float16; the writer quarantines such rows.
             writer.write(pa.concat_tables(batch.samples), result.states.to(torch.float16).numpy())
             writer.count_tokens(result.tokens, prompts.tokens.size)
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The batches, the next one being prepared while the current one is used."""
+    """Yield the batches; prepare the next one in a thread while the caller uses the current one."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, batches, None)
         while (batch := coming.result()) is not None:

@@ -1,8 +1,8 @@
-"""What fine-tuning learns from and in which order, and what it leaves: all of it without Ray.
+"""Fine-tuning without Ray: the training samples, their order, their tokens, and the record of a training.
 
-Samples that share a window's beginning (a user's, up to `history.stride` of them) form a *group* and stay together, so
-that a batch is a forest of few trees: that is where tree-packed training saves its tokens. Each epoch shuffles the
-groups; batches are counted in samples, so that a learning rate means what it means elsewhere.
+The samples of a user whose windows start at the same item form a *group*, of up to `history.stride` samples. A group
+stays together, so that a batch is a forest of few trees, which is how tree-packed training saves tokens. Each epoch
+shuffles the groups. Batch sizes count samples, so that a learning rate means the same as in other programs.
 """
 
 import hashlib
@@ -18,65 +18,78 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples
-from l2d_ray.core.samples import IntArray, sample_ids, window_starts, windows_in_fraction
+from l2d_ray.core.samples import IntArray
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.errors import InputError
 from l2d_ray.prompts import PromptEncoder
 from l2d_ray.records import Record
 from l2d_ray.schema import Split
 
 RUNNING_ONLY = {"checkpoint_steps", "checkpoint_minutes", "keep_checkpoints", "max_failures", "trackers", "name"}
-"""Settings of `finetune` that do not change what is learned."""
+"""Settings of `finetune` that do not change the trained weights."""
 
 
 class Training(Record):
-    """`training.json`, written last: what was trained, and how it went."""
+    """The content of `training.json`, which is written last: settings, counts and losses of a training."""
 
     run: str
-    """Digest of everything that decides the result."""
+    """Digest of everything that decides the weights (`run_digest`)."""
     settings: dict[str, Any]
-    """The configuration's model, history, prompt and finetune."""
+    """Sections `model`, `history`, `prompt` and `finetune` of the configuration."""
     samples: int
-    """Samples trained on, counted in every epoch."""
+    """Samples trained on; a sample counts once an epoch."""
     distinct_tokens: int
-    """Tokens that went through the model."""
+    """Tokens that ran through the model."""
     tokens_one_by_one: int
-    """Tokens that would have, one sample at a time."""
+    """Tokens that would have run if each sample had run alone."""
     epochs: int
     best_epoch: int
-    """The one whose weights these are, from 1."""
+    """Number, from 1, of the epoch after which these weights were saved."""
     train_loss: float
-    """Mean cross-entropy of a title's token in the best epoch, as it was trained."""
+    """Mean cross-entropy of a title's token during the best epoch."""
     valid_loss: float
-    """The same on validation samples after it."""
+    """Mean cross-entropy of a title's token on the validation samples after the best epoch."""
     seconds: float
-    """Spent training, over all attempts."""
+    """Seconds spent training, over all attempts."""
     losses: list[dict[str, float]]
-    """By epoch: `epoch`, `step` (at its end), `train_loss`, `valid_loss`."""
+    """One entry an epoch: `epoch`, `step` (at its end), `train_loss`, `valid_loss`."""
     curve: list[dict[str, float]]
-    """Along the way: `step`, `loss`, `distinct_tokens`."""
+    """About 200 points of the training: `step`, `loss`, `distinct_tokens`."""
 
 
 @dataclass
 class Progress:
-    """Where a run is; part of every checkpoint."""
+    """State of a run, saved in every checkpoint."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Finished optimizer steps."""
     samples: int = 0
     distinct_tokens: int = 0
     tokens_one_by_one: int = 0
     seconds: float = 0.0
     epoch_loss: float = 0.0
-    """Sum over the samples of this epoch so far."""
+    """Sum of the losses of this epoch's samples so far."""
     epoch_samples: int = 0
     best_epoch: int = 0
-    """From 1; 0 before there is a finite validation loss."""
+    """Number of the best epoch, from 1; 0 before the first finite validation loss."""
     losses: list[dict[str, float]] = field(default_factory=list)
     curve: list[dict[str, float]] = field(default_factory=list)
 
+    def count_step(self, samples: int, distinct_tokens: int, one_by_one: int, loss_sum: float, every: int) -> None:
+        """Count a finished optimizer step; add a point to the curve at each `every`-th step."""
+        self.step += 1
+        self.samples += samples
+        self.distinct_tokens += distinct_tokens
+        self.tokens_one_by_one += one_by_one
+        self.epoch_loss += loss_sum
+        self.epoch_samples += samples
+        if self.step % every == 0:
+            point = {"step": self.step, "loss": loss_sum / samples, "distinct_tokens": self.distinct_tokens}
+            self.curve.append(point)
+
     def end_epoch(self, valid_loss: float) -> bool:
-        """Note an epoch's losses; whether it is the best so far."""
+        """Record the losses of an epoch and return whether it is the best so far."""
         train_loss, epoch = self.epoch_loss / self.epoch_samples, len(self.losses) + 1
         best = valid_loss < (self.losses[self.best_epoch - 1]["valid_loss"] if self.best_epoch else math.inf)
         losses = {"train_loss": round(train_loss, 6), "valid_loss": round(valid_loss, 6)}
@@ -89,42 +102,38 @@ class Progress:
 
 @dataclass(frozen=True)
 class SampleTable:
-    """N samples of one split, and the histories they are of: integers only."""
+    """All samples of one split as integers: N samples, and the parts of histories that they see."""
 
     items: NDArray[np.int32]
-    """The histories of all users that have a sample, one after the other."""
+    """Items of the windows and their targets, each interaction once, one user after the other."""
     starts: IntArray
-    """[N] where each sample's window begins, in `items`."""
+    """[N] where the window of each sample starts in `items`."""
     stops: IntArray
-    """[N] where it ends: the item that came next."""
+    """[N] where the window stops: the place of the target in `items`."""
     ids: IntArray
     """[N] sample ids."""
 
     @classmethod
-    def read(cls, dataset: Dataset, split: Split, config: Config, most: int | None) -> "SampleTable":
-        """The samples of a split, about `most` at most, with windows as `config.history` has them.
+    def read(cls, dataset: Dataset, split: Split, config: Config, limit: int | None) -> "SampleTable":
+        """Read about `limit` samples of a split, or all, with the windows of `config.history`.
 
-        Groups are chosen whole, by a hash: a part of a group's samples costs nearly as much as all of them.
-
-        Items that the catalogue does not know are refused (InputError). Takes 24 bytes a sample.
+        Groups are chosen whole, by a hash, because a part of a group costs nearly as many tokens as the whole. The
+        table takes 24 bytes a sample and 4 bytes an item. Raises InputError for an item that the catalogue lacks.
         """
-        share = 1.0 if most is None else min(1.0, most / max(dataset.num_samples(split), 1))
+        share = 1.0 if limit is None else min(1.0, limit / max(dataset.num_samples(split), 1))
         items, starts, stops, ids = [np.empty(0, np.int32)], *([np.empty(0, np.int64)] for _ in range(3))
         total = 0
-        for users in dataset.iter_users():
-            for row in range(users.num_rows):
-                history, splits = (users[name][row].values.to_numpy() for name in ("item_indices", "splits"))
-                positions = np.flatnonzero(splits == split)
-                user_hashes = np.full(positions.size, users["user_hash"][row].as_py(), np.int64)
-                first = window_starts(positions, config.history.max_items, config.history.stride)
-                kept = windows_in_fraction(user_hashes, first, share)
-                if not kept.any():
-                    continue
-                items.append(history)
-                starts.append(total + first[kept])
-                stops.append(total + positions[kept])
-                ids.append(sample_ids(user_hashes, positions)[kept])
-                total += history.size
+        for batch in iter_samples(dataset, split):
+            samples = batch.in_fraction(config.history, share)
+            begins, size = samples.window_starts(config.history), samples.items.size + 1
+            opened = np.bincount(begins, minlength=size) - np.bincount(samples.stops + 1, minlength=size)
+            seen = np.cumsum(opened)[:-1] > 0
+            places = total + np.cumsum(seen) - 1
+            items.append(samples.items[seen])
+            starts.append(places[begins])
+            stops.append(places[samples.stops])
+            ids.append(samples.sample_ids)
+            total += items[-1].size
         table = cls(np.concatenate(items), np.concatenate(starts), np.concatenate(stops), np.concatenate(ids))
         num_items = len(dataset.items())
         if table.items.size and not 0 <= table.items.min() <= table.items.max() < num_items:
@@ -138,7 +147,7 @@ class SampleTable:
         return self.ids.size
 
     def epoch(self, seed: int, epoch: int) -> IntArray:
-        """[N] the samples in the order of an epoch: groups shuffled, each in time order."""
+        """Return [N] the samples in the order of an epoch: groups shuffled, each group in time order."""
         groups, group_N = np.unique(self.starts, return_inverse=True)
         place = np.random.default_rng([seed, epoch]).permutation(groups.size)
         return np.lexsort([self.stops, place[group_N]])
@@ -146,33 +155,36 @@ class SampleTable:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How samples are dealt out: epochs, optimizer steps, workers, micro-batches. All but the last in equal parts."""
+    """Division of the samples into epochs, optimizer steps, workers and micro-batches.
+
+    The parts of a whole differ by at most one sample.
+    """
 
     samples: int
     epochs: int
     workers: int
     batch_size: int
     micro_batch_size: int
-    """At most so many, or one more where the steps of an epoch differ by a sample."""
+    """Samples of a micro-batch, at most; one more where the steps of an epoch differ by a sample."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of at most `batch_size` samples, but one for each worker (of whom there are no more than samples)."""
+        """Number of steps of at most `batch_size` samples, each with at least one sample for every worker."""
         return min(-(-self.samples // self.batch_size), self.samples // self.workers)
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """Number of steps of all epochs."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def micro_batches(self) -> int:
-        """Of each worker in each step."""
-        most, least = -(-self.samples // self.steps_per_epoch), self.samples // self.steps_per_epoch
-        return min(-(-most // (self.workers * self.micro_batch_size)), least // self.workers)
+        """Number of micro-batches of each worker in each step."""
+        largest, smallest = -(-self.samples // self.steps_per_epoch), self.samples // self.steps_per_epoch
+        return min(-(-largest // (self.workers * self.micro_batch_size)), smallest // self.workers)
 
-    def deal(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
-        """For each step, for each worker its micro-batches: row numbers of `table`, every one once an epoch."""
+    def divide(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
+        """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch."""
         for epoch in range(self.epochs):
             for batch in np.array_split(table.epoch(seed, epoch), self.steps_per_epoch):
                 parts = np.array_split(batch, self.workers * self.micro_batches)
@@ -180,14 +192,14 @@ class Schedule:
 
 
 class SamplePhraser:
-    """Turns samples of a table into what the model trains on."""
+    """Converter of samples of a table into token sequences for training."""
 
     def __init__(self, table: SampleTable, prompts: PromptEncoder, context_length: int) -> None:
-        """`context_length` is the model's; a longer window loses its oldest items."""
+        """Take the model's `context_length`; a window with more tokens loses its oldest items."""
         self._table, self._prompts, self._longest = table, prompts, context_length
 
     def phrase(self, samples: IntArray) -> TrainingSamples:
-        """Prompt and title of each of these samples (row numbers of the table)."""
+        """Return prompt and title of each of these samples (row numbers of the table)."""
         pairs = [self._pair(int(self._table.starts[n]), int(self._table.stops[n])) for n in samples]
         sequences = Prompts.join([np.concatenate(pair) for pair in pairs])
         return TrainingSamples(sequences, np.array([title.size for _, title in pairs]), self._table.ids[samples])
@@ -203,7 +215,7 @@ class SamplePhraser:
 
 
 def pack(step: int, micro_batches: list[TrainingSamples]) -> dict[str, Any]:
-    """A row of the training data: one worker's part of one step."""
+    """Return a row of the training data: one worker's part of one step."""
     return {
         "step": step,
         "tokens": np.concatenate([batch.sequences.tokens for batch in micro_batches]),
@@ -214,26 +226,25 @@ def pack(step: int, micro_batches: list[TrainingSamples]) -> dict[str, Any]:
 
 
 def unpack(row: dict[str, Any], micro_batches: int) -> list[TrainingSamples]:
-    """The samples of a row of `pack` in so many micro-batches, as `Schedule.deal` cuts them."""
+    """Return the samples of a row of `pack` in `micro_batches` parts, divided as by `Schedule.divide`."""
     offsets = np.concatenate([[0], np.cumsum(row["lengths"])])
     bounds = np.cumsum([0, *(part.size for part in np.array_split(row["ids"], micro_batches))])
     batches = []
-    for start, stop in pairwise(bounds):
-        own = slice(int(start), int(stop))
+    for start, stop in pairwise(bounds.tolist()):
         tokens = row["tokens"][offsets[start] : offsets[stop]]
         sequences = Prompts(tokens, offsets[start : stop + 1] - offsets[start])
-        batches.append(TrainingSamples(sequences, row["target_lengths"][own], row["ids"][own]))
+        batches.append(TrainingSamples(sequences, row["target_lengths"][start:stop], row["ids"][start:stop]))
     return batches
 
 
 def run_digest(config: Config, model: str, dataset: str) -> str:
-    """What decides the weights that a run ends with: the settings, and digests of the model and the dataset."""
+    """Return a digest of everything that decides the final weights: settings, model and dataset."""
     text = json.dumps([deciding_settings(config), model, dataset], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def deciding_settings(config: Config) -> dict[str, Any]:
-    """Those of `settings_of` that decide what is learned, but for the model's name: its digest stands for it."""
+    """Return the settings that decide the weights, without the model's name, for which its digest stands."""
     settings = settings_of(config)
     settings["finetune"] = {key: value for key, value in settings["finetune"].items() if key not in RUNNING_ONLY}
     del settings["model"]["name"]
@@ -241,18 +252,18 @@ def deciding_settings(config: Config) -> dict[str, Any]:
 
 
 def learning_rate_factor(step: int, warmup: int, steps: int) -> float:
-    """What a step of `steps`, from 0, has of the learning rate: a line from 1 / `warmup` up to 1, a cosine to 0."""
+    """Return the share of the learning rate at a step, from 0: a line from 1 / `warmup` to 1, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
 def tuned(config: Config, location: str) -> Config:
-    """The configuration whose model is what fine-tuning left at `location`."""
+    """Return the configuration with the result of fine-tuning, at `location`, as its model."""
     key = "adapter" if config.finetune.method == "lora" else "name"
     return config.replace({f"model.{key}": location})
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The parts of a configuration that fine-tuning reads."""
+    """Return the sections of a configuration that fine-tuning reads."""
     return config.model_dump(mode="json", include={"model", "history", "prompt", "finetune"})

@@ -1,25 +1,33 @@
-"""What Ray Train itself does not get over when a training is begun again."""
+"""Places of checkpoints in the workspace, and repair of Ray Train's list of them."""
 
-import json
 from pathlib import Path
 
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
-    _CheckpointManagerState,
-    _TrainingResultState,
-)
-
+from l2d_ray.distributed.training.ray_private import CHECKPOINT_LIST, list_of_one
 from l2d_ray.errors import InputError
 from l2d_ray.workspace import Workspace
 
+FOLDER = "checkpoints"
+"""Folder of the workspace with one folder for each unfinished training."""
 
-def mend_list(workspace: Workspace, folder: str) -> None:
-    """Make Ray Train's list of the checkpoints in `folder` whole again, which a kill or a full disk may have cut off.
 
-    The new list has one checkpoint, from which training goes on to the same weights: the last but one, for of the last
-    one a part may be missing, too.
+def run_folder(run: str) -> str:
+    """Return the folder of a training's checkpoints in the workspace."""
+    return f"{FOLDER}/{run}"
+
+
+def best_folder(run: str, epoch: int) -> str:
+    """Return the folder, in the workspace, of the weights of the best epoch so far."""
+    return f"{run_folder(run)}/best-{epoch}"
+
+
+def repair_list(workspace: Workspace, run: str) -> None:
+    """Repair Ray Train's list of a training's checkpoints after a kill or a full disk truncated it.
+
+    The new list holds one checkpoint, from which training resumes to the same weights. It is the last but one, because
+    a part of the last one may be missing.
     """
-    path = f"{folder}/{CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}"
+    folder = run_folder(run)
+    path = f"{folder}/{CHECKPOINT_LIST}"
     if not workspace.exists(path):
         return
     try:
@@ -27,19 +35,7 @@ def mend_list(workspace: Workspace, folder: str) -> None:
     except InputError:
         entries = (Path(file).relative_to(folder).parts for file in workspace.files(folder))
         names = sorted({entry[0] for entry in entries if len(entry) > 1 and entry[0].startswith("checkpoint_")})
-        if not names:
+        if names:
+            workspace.write_json(path, list_of_one(names[-2:][0]))
+        else:
             workspace.delete(path)
-            return
-        kept = _TrainingResultState(checkpoint_dir_name=names[-2:][0], metrics={})
-        state = _CheckpointManagerState(
-            checkpoint_results=[kept],
-            checkpoint_report_indices=[0],
-            latest_checkpoint_result=kept,
-            pending_training_results=[],
-            pending_validation_specs=[],
-            current_report_index=1,
-            validated_checkpoint_dir_names=[],
-            timed_out_validation_checkpoint_dir_names=[],
-            failed_validation_checkpoint_dir_names=[],
-        )
-        workspace.write_json(path, json.loads(state.json()))

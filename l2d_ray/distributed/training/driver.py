@@ -1,21 +1,13 @@
 """Fine-tuning with Ray Train and DeepSpeed: from samples to an adapter.
 
-The driver deals the samples out (`finetuning.Schedule`), Ray Data phrases them ahead of the workers, and Ray Train's
-workers (`worker.py`) train. What survives a crash of anything are the checkpoints in the workspace: a lost
-worker goes on from the last one, and so does the same command after a lost driver.
+The driver divides the samples (`finetuning.Schedule`), Ray Data phrases them ahead of the workers, and Ray Train's
+workers (`worker.py`) train. Checkpoints in the workspace survive any crash: after a lost worker training resumes from
+the last one, and after a lost driver the same command resumes it.
 """
 
 import os
-import shutil
-import sys
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -23,90 +15,83 @@ import ray
 import ray.data
 import ray.train
 from pyarrow import fs as pafs
-from ray.exceptions import RayError
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.queue import Queue
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
-from l2d_ray.distributed.training.checkpoints import mend_list
+from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, repair_list, run_folder
+from l2d_ray.distributed.training.monitor import monitored
 from l2d_ray.distributed.training.phrasing import PhraserActor, sample_phraser
-from l2d_ray.distributed.training.plan import WorkerPlan, best_folder
+from l2d_ray.distributed.training.plan import WorkerPlan
 from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.schema import Split
+from l2d_ray.stages.checks import check_training
 from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.stages.reports import plot_training, png
-from l2d_ray.tracking import log_to, open_trackers
+from l2d_ray.stages.settings import check_data
 from l2d_ray.workspace import Workspace
 
-FOLDER = "checkpoints"
-MOST_BLOCKS = 4096
-"""About so many blocks of Ray Data hold a training, each of which costs the driver a millisecond before it begins."""
-SILENCE = 60
-"""Seconds without a first step after which the driver says what may be waited for."""
+MAX_BLOCKS = 4096
+"""Blocks of Ray Data for a training, about. Each costs the driver a millisecond before the training starts."""
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What was trained; counts are of the whole training, over all attempts."""
+    """Result of a training, with counts over all attempts."""
 
     samples: int
-    """Trained on, counted in every epoch."""
+    """Samples trained on; a sample counts once an epoch."""
     distinct_tokens: int
-    """Tokens that went through the model."""
+    """Tokens that ran through the model."""
     tokens_one_by_one: int
-    """Tokens that would have, one sample at a time."""
+    """Tokens that would have run if each sample had run alone."""
     epochs: int
     train_loss: float
-    """Of the best epoch, a title's token."""
+    """Mean cross-entropy of a title's token during the best epoch."""
     valid_loss: float
-    """After it."""
+    """Mean cross-entropy of a title's token on the validation samples after the best epoch."""
     seconds: float
+    """Seconds spent training, over all attempts."""
     adapter: str
-    """Where the result is: for model.adapter, or for model.name if finetune.method is full."""
+    """Location of the result: for model.adapter, or for model.name if finetune.method is full."""
 
 
 def finetune(config: Config) -> FinetuneResult:
-    """Fine-tune, or finish fine-tuning, as `config` describes; leave `<finetune.name>/` with `training.json`.
+    """Fine-tune, or finish fine-tuning, as `config` describes; write `<finetune.name>/` with `training.json`.
 
     Raises InputError if there is no dataset, model or training sample, if they do not fit the settings, if the
     workers do not fit this machine, or if the folder holds the result of another training.
     """
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     check(config)
     run = identify_run(config, dataset)
     done = _done(workspace, config, run)
     if done:
         return done
-    table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
-    valid = SampleTable.read(dataset, Split.VALID, config, config.finetune.valid_samples)
-    for setting, split, samples in (("samples", Split.TRAIN, table), ("valid_samples", Split.VALID, valid)):
-        if not len(samples):
-            known, most = dataset.num_samples(split), getattr(config.finetune, setting)
-            remedy = f"finetune.{setting}={most} chose none of them; raise it" if known else "prepare more data"
-            raise InputError(f"{workspace.path('dataset')}: has {known} {split.name.lower()} samples; {remedy}")
+    table = _read_samples(dataset, Split.TRAIN, config, "samples")
+    valid = _read_samples(dataset, Split.VALID, config, "valid_samples")
     finetuning = config.finetune
     workers = min(config.workers.max or workers_that_fit(config), len(table))
     check_room(config, workers)
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
     phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), valid)
-    valid_batches = [phraser.phrase(rows) for rows in _micro(np.arange(len(valid)), finetuning.micro_batch_size)]
-    with _shown(config, workspace, run, schedule) as queue:
+    parts = np.array_split(np.arange(len(valid)), -(-len(valid) // finetuning.micro_batch_size))
+    valid_batches = [phraser.phrase(rows) for rows in parts]
+    with monitored(config, workspace, run, schedule.steps) as queue:
         plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, valid_batches, queue)
         progress = _train(config, workspace, plan, dataset, table)
     return _finish(workspace, config, run, progress)
 
 
 def identify_run(config: Config, dataset: Dataset) -> str:
-    """The name of a training's checkpoints: what decides its result."""
+    """Return the name of a training, a digest of everything that decides its result."""
     model = identify(config.model, resolve_dtype(config.model, config.device))
     text = f"{model.base_model} {model.num_layers} {model.dtype} {model.tokenizer}"
     return run_digest(config, text, dataset.digest)
@@ -114,53 +99,38 @@ def identify_run(config: Config, dataset: Dataset) -> str:
 
 def check(config: Config) -> None:
     """Raise InputError for settings that cannot work together, before any worker starts."""
-    finetuning, gpu = config.finetune, config.device == "cuda"
-    if config.model.adapter:
-        raise InputError("model.adapter: a base model is fine-tuned; leave it out")
-    if finetuning.offload and (not gpu or finetuning.zero_stage == 0):
-        raise InputError(
-            f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
-            f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
-        )
-    if config.workers.gpus not in (0, 1):
-        raise InputError(
-            f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to how many"
-        )
-    if config.model.dtype in ("float16", "int8") and not gpu:
-        raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
-    if config.model.dtype == "float16" and finetuning.zero_stage == 0:
-        # It divides gradients by a scale that the loss never had: https://github.com/deepspeedai/DeepSpeed/pull/8393
-        raise InputError("model.dtype='float16' with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it")
-    if finetuning.method == "lora":
-        check_target_modules(config.model, finetuning)
+    check_training(config)
+    if config.finetune.method == "lora":
+        check_target_modules(config.model, config.finetune)
+
+
+def _read_samples(dataset: Dataset, split: Split, config: Config, setting: str) -> SampleTable:
+    """Read as many samples of a split as a setting of `finetune` says. Raises InputError if there are none."""
+    limit = getattr(config.finetune, setting)
+    table = SampleTable.read(dataset, split, config, limit)
+    if not len(table):
+        known = dataset.num_samples(split)
+        remedy = f"finetune.{setting}={limit} chose none of them; raise it" if known else "prepare more data"
+        raise InputError(f"{dataset.workspace.path('dataset')}: has {known} {split.name.lower()} samples; {remedy}")
+    return table
 
 
 def _train(
     config: Config, workspace: Workspace, plan: WorkerPlan, dataset: Dataset, table: SampleTable
 ) -> dict[str, Any]:
+    """Run the workers to the end and return their `Progress`."""
 
     def run_worker(plan: WorkerPlan) -> dict[str, Any]:
-        # Nested, so that Ray ships the function itself and its controller imports neither this module nor DeepSpeed,
-        # which takes seconds and reads the variable when it is imported: it would take whatever GPU it sees.
+        # A nested function, because Ray ships its code: the controller then imports neither this module nor DeepSpeed,
+        # which takes seconds. DeepSpeed reads the variable when it is imported; without it, it would search for a GPU
+        # and warn if it found none.
         os.environ["DS_ACCELERATOR"] = "cuda" if plan.config["workers"]["gpus"] else "cpu"
         from l2d_ray.distributed.training.worker import train
 
         return train(plan)
 
     finetuning, workers = config.finetune, plan.schedule.workers
-    rows = list(_blocks(list(plan.schedule.deal(table, finetuning.seed)), workers))
-    phrased = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        PhraserActor,
-        fn_constructor_args=(
-            plan.config,
-            dataset.items()["title"].to_pylist(),
-            ray.put(table),
-            plan.schedule.micro_batches,
-        ),
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0,  # next to nothing; and the workers may have all CPUs of the cluster
-    )
-    mend_list(workspace, f"{FOLDER}/{plan.run}")
+    repair_list(workspace, plan.run)
     in_order = ray.data.ExecutionOptions(preserve_order=True)
     remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)
     trainer = TorchTrainer(
@@ -178,7 +148,7 @@ def _train(
             failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=finetuning.keep_checkpoints),
         ),
-        datasets={"train": phrased},
+        datasets={"train": _phrase(config, plan, dataset, table)},
         dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
     try:
@@ -190,10 +160,24 @@ def _train(
     return progress  # type: ignore[no-any-return]
 
 
+def _phrase(config: Config, plan: WorkerPlan, dataset: Dataset, table: SampleTable) -> ray.data.Dataset:
+    """Return the rows of `finetuning.pack` of all steps, which Ray Data makes ahead of the workers."""
+    rows = list(_blocks(list(plan.schedule.divide(table, config.finetune.seed)), plan.schedule.workers))
+    titles = dataset.items()["title"].to_pylist()
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
+        PhraserActor,
+        fn_constructor_args=(plan.config, titles, ray.put(table), plan.schedule.micro_batches),
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=0,  # it needs little, and the workers may have all CPUs of the cluster
+    )
+
+
 def _blocks(steps: list[list[list[Any]]], workers: int) -> Iterator[dict[str, Any]]:
-    """What `Schedule.deal` gave, a worker's part of some steps at a time, in turn: so does Ray Data deal out blocks of
-    equal numbers of rows."""
-    size = -(-len(steps) * workers // MOST_BLOCKS)
+    """Yield the steps of `Schedule.divide` as blocks: one worker's part of some steps, worker after worker.
+
+    Ray Data splits a dataset between workers in the same way, because all blocks have the same number of rows.
+    """
+    size = -(-len(steps) * workers // MAX_BLOCKS)
     for start in range(0, len(steps), size):
         for worker in range(workers):
             parts = [part for step in steps[start : start + size] for part in step[worker]]
@@ -202,78 +186,20 @@ def _blocks(steps: list[list[list[Any]]], workers: int) -> Iterator[dict[str, An
 
 
 def _cause(error: TrainingFailedError) -> Exception:
-    """The disk that is full and the like, as an OSError; what else a worker failed of, as it is."""
+    """Return the OSError of a worker, such as a full disk, if there is one, and else the error itself."""
     failures: list[Any] = list(getattr(error, "worker_failures", {}).values())
     causes = [cause for one in failures for cause in (one, getattr(one, "cause", None), one.__cause__)]
     return next((cause for cause in causes if isinstance(cause, OSError)), error)
 
 
-def _micro(samples: Any, size: int) -> list[Any]:
-    return np.array_split(samples, -(-samples.size // size))
-
-
-@contextmanager
-def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -> Iterator[Queue]:
-    """A queue whose messages (`worker`) are drawn as a bar and go to the trackers."""
-    local = isinstance(workspace.filesystem, pafs.LocalFileSystem)
-    name = config.finetune.name
-    folder = Path(workspace.path(f"{name}/tensorboard")) if local else Path(tempfile.mkdtemp())
-    trackers = open_trackers(config.finetune.trackers, f"{name}-{run}", folder, settings_of(config))
-    queue, ended = Queue(actor_options={"num_cpus": 0}), threading.Event()
-
-    def show() -> None:
-        begun, started, loss = time.monotonic(), None, float("nan")
-        with tqdm(total=schedule.steps, desc="fine-tuning", unit="step") as bar:
-            while not ended.is_set() or not queue.empty():
-                try:
-                    message = queue.get(timeout=0.5)
-                except Empty:
-                    if not started and time.monotonic() > begun + SILENCE:
-                        bar.write("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)", sys.stderr)
-                        begun = float("inf")
-                    continue
-                except RayError:  # its node died, and with it what it had to say
-                    break
-                if isinstance(message, str):
-                    bar.write(message, file=sys.stderr)
-                    continue
-                if started is None or message["step"] < bar.n:  # the first, or of a run that goes on from a checkpoint
-                    started = time.monotonic(), message
-                    bar.reset()
-                    bar.initial = bar.n = message["step"]
-                seconds = max(time.monotonic() - started[0], 1e-9)
-                rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
-                loss = message["metrics"].get("loss", loss)
-                bar.set_postfix_str(
-                    f"loss {loss:.3f}, {rates['samples']:.1f} samples/s, {rates['distinct_tokens']:.0f} tokens/s",
-                    refresh=False,
-                )
-                bar.update(message["step"] - bar.n)
-                log_to(trackers, message["step"], message["metrics"])
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        ended.set()
-        thread.join(timeout=30)
-        queue.shutdown()
-        for tracker in trackers:
-            tracker.close()
-        if not local:
-            Workspace.open(str(folder)).copy("", workspace, f"{name}/tensorboard")
-            shutil.rmtree(folder)
-
-
 def _done(workspace: Workspace, config: Config, run: str) -> FinetuneResult | None:
-    """The result if this very training has ended. Raises InputError if the folder holds another's."""
+    """Return the result if this training has ended. Raises InputError if the folder holds another training."""
     path = f"{config.finetune.name}/training.json"
     if not workspace.exists(path):
         return None
     training = Training.read(workspace, path)
     if training.run == run:
-        workspace.delete(f"{FOLDER}/{run}")
+        workspace.delete(run_folder(run))
         return _result(workspace, config, training)
     changed = [
         f"{section}.{key} ({training.settings[section].get(key)!r}, now {value!r})"
@@ -282,13 +208,13 @@ def _done(workspace: Workspace, config: Config, run: str) -> FinetuneResult | No
         if training.settings[section].get(key) != value
     ]
     raise InputError(
-        f"{workspace.path(path)}: is of another training: {', '.join(changed) or 'another model or dataset'}; set"
-        " finetune.name to train beside it, or delete its folder"
+        f"{workspace.path(path)}: belongs to another training: {', '.join(changed) or 'another model or dataset'}; set"
+        " finetune.name to keep both, or delete its folder"
     )
 
 
 def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, Any]) -> FinetuneResult:
-    """Move the best epoch's weights to their place, write the record last, and remove the checkpoints."""
+    """Copy the weights of the best epoch to their place, write the record last, and remove the checkpoints."""
     best, name = progress["best_epoch"], config.finetune.name
     losses = progress["losses"][best - 1]
     training = Training(
@@ -304,7 +230,7 @@ def _finish(workspace: Workspace, config: Config, run: str, progress: dict[str, 
     with workspace.create(f"{name}/training.png") as stream:
         stream.write(png(plot_training(training)))
     training.write(workspace, f"{name}/training.json")
-    workspace.delete(f"{FOLDER}/{run}")
+    workspace.delete(run_folder(run))
     return _result(workspace, config, training)
 
 

@@ -1,7 +1,6 @@
 """Samples to tokens, ahead of the workers that train on them.
 
-Several of Ray's own processes read this module, so that what takes seconds to import (transformers) waits until it is
-needed.
+Several of Ray's own processes import this module, so it imports transformers, which takes seconds, only when needed.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ from l2d_ray.stages.finetuning import SamplePhraser, SampleTable, pack
 
 
 def sample_phraser(config: Config, titles: list[str], table: SampleTable) -> SamplePhraser:
-    """What phrases samples of `table` for the model of `config`, whose weights are not read."""
+    """Return a phraser of the samples of `table` for the model of `config`, without reading the model's weights."""
     from l2d_ray.models.backbone import context_length, load_tokenizer, read_architecture
     from l2d_ray.models.checkpoint import find_model
 
@@ -25,14 +24,17 @@ def sample_phraser(config: Config, titles: list[str], table: SampleTable) -> Sam
 
 
 class PhraserActor:
-    """A SamplePhraser where Ray Data can call it: row numbers in, rows of `finetuning.pack` out."""
+    """A SamplePhraser as a callable for Ray Data: row numbers in, rows of `finetuning.pack` out."""
 
     def __init__(self, config: dict[str, Any], titles: list[str], table: Any, micro_batches: int) -> None:
-        """`table` is a SampleTable in the object store; each step of a worker has so many `micro_batches`."""
+        """Read the tokenizer. `table` is a reference to a SampleTable; a worker has `micro_batches` in each step."""
         self._phraser, self._micro_batches = sample_phraser(Config(**config), titles, ray.get(table)), micro_batches
 
     def __call__(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """One worker's part of the steps from `step` on: `samples`, cut at `bounds` into micro-batches."""
+        """Phrase one worker's part of several steps, from `step` on.
+
+        `samples` holds the row numbers of all its micro-batches; `bounds` says where the second and later ones start.
+        """
         parts = np.split(row["samples"], row["bounds"])
         steps = (parts[start : start + self._micro_batches] for start in range(0, len(parts), self._micro_batches))
         return [

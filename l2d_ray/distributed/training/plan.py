@@ -1,4 +1,4 @@
-"""What the driver and the workers of a training agree on. Imports little: Ray's controller reads it, too."""
+"""The plan of a training, from the driver to its workers. It imports little, because Ray's controller reads it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +11,14 @@ from l2d_ray.stages.finetuning import Schedule
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker is told."""
+    """Everything a worker needs to know."""
 
     config: dict[str, Any]
+    """The configuration, as plain values."""
     run: str
-    """`finetuning.run_digest`."""
+    """Name of the training (`finetuning.run_digest`)."""
     schedule: Schedule
     valid: list[TrainingSamples]
     """Micro-batches of validation samples."""
-    progress: Queue | None
-    """Takes what rank 0 has to say of each step (`step`, `samples`, `distinct_tokens`, `seconds`, `metrics`), and lines
-    of text for stderr."""
-
-
-def best_folder(run: str, epoch: int) -> str:
-    """Where in the workspace the weights of the best epoch so far are kept."""
-    return f"checkpoints/{run}/best-{epoch}"
+    messages: Queue | None
+    """Messages of rank 0 to the driver (`monitor.Monitor`)."""

@@ -1,16 +1,15 @@
 """One worker of a training, with DeepSpeed: the loop, its checkpoints, and the weights of the best epoch.
 
-Everything that decides what happens next (losses, a number that is not finite, the time for a checkpoint) is summed
-over the workers first, so that all of them always decide alike.
+The workers first sum every number that decides the next step: losses, counts of numbers that are not finite, whether a
+checkpoint is due. So all of them decide alike.
 """
 
 import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +20,40 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
-from l2d_ray.config import Config, FinetuneConfig
+from l2d_ray.config import Config
 from l2d_ray.core.packing import TrainingSamples
-from l2d_ray.distributed.training.plan import WorkerPlan, best_folder
+from l2d_ray.distributed.training.checkpoints import best_folder
+from l2d_ray.distributed.training.engine import make_engine
+from l2d_ray.distributed.training.plan import WorkerPlan
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
-from l2d_ray.models.causal_loss import LossCounts, packed_loss, padded_loss, runs_packed
+from l2d_ray.models.causal_loss import runs_packed
 from l2d_ray.models.checkpoint import find_model
 from l2d_ray.models.trainable import load_trainable, save_trained, trained_state, without_adapter
-from l2d_ray.stages.finetuning import Progress, learning_rate_factor, pack, unpack
+from l2d_ray.stages.finetuning import Progress, pack, unpack
 from l2d_ray.workspace import Workspace
 
 TAG = "state"
+"""Name of DeepSpeed's folder in a checkpoint."""
 OWNER = "owner.json"
-"""In every checkpoint: whose it is. Read before anything is loaded that might not fit."""
+"""File of a checkpoint with its training and number of workers, which is read before anything is loaded."""
 PADDED_BATCH_SIZE = 8
-"""Samples of a micro-batch, at most, where every sample runs in full, which takes more memory."""
-# Or DeepSpeed compiles C++ on every CPU worker at its start, to make sums within one machine faster.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+"""Largest micro-batch where every sample runs in full, which takes more memory."""
 
 
 def train(plan: WorkerPlan) -> dict[str, Any]:
-    """Train to the end; returns `Progress` as a dictionary, or `{"error": …}` for what no retry would mend."""
+    """Train to the end. Return `Progress` as a dictionary, or `{"error": …}` for an error that no retry would solve."""
     try:
         return asdict(_Worker(plan).run())
     except InputError as error:
         return {"error": str(error)}
 
 
-class _Loss(nn.Module):
-    """The loss as a module, because DeepSpeed prepares what a module's forward needs."""
-
-    def __init__(self, model: Any, packed: bool) -> None:
-        super().__init__()
-        self.model, self._loss = model, packed_loss if packed else padded_loss
-
-    def forward(self, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
-        """`packed_loss`, or `padded_loss`."""
-        return self._loss(self.model, samples)
-
-
 class _Worker:
+    """A training as one worker runs it."""
+
     def __init__(self, plan: WorkerPlan) -> None:
         config = Config(**plan.config)
         self._plan, self._config, self._finetune = plan, config, config.finetune
@@ -74,37 +63,33 @@ class _Worker:
         self._workspace = Workspace.open(config.workspace)
         dtype = resolve_dtype(config.model, config.device)
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # where objects that are gathered pass through
-        problem = None
-        try:
+            torch.cuda.set_device(self._device)  # all_gather_object sends objects through this device
+        with self._together():
             self._model = load_trainable(config.model, config.finetune, dtype).to(self._device)
-        except InputError as error:  # of this node alone, maybe
-            problem = str(error)
-        self._raise_together(problem)
         packed = self._sum([runs_packed(self._model, dtype)])[0] == self._world
         self._schedule, self._valid = plan.schedule, plan.valid
         if not packed:
             family = type(without_adapter(self._model)).__name__
-            self._put(f"{family} cannot run packed: every sample is trained on in full, which is slower")
+            self._send(f"{family} cannot run packed: every sample is trained on in full, which is slower")
             size = min(PADDED_BATCH_SIZE, plan.schedule.micro_batch_size)
             self._schedule = replace(plan.schedule, micro_batch_size=size)
             self._valid = unpack(pack(0, plan.valid), -(-sum(map(len, plan.valid)) // size))
-        self._engine = self._prepare(dtype, packed)
-        self._progress = self._restored()
+        self._engine = make_engine(self._model, packed, config.finetune, dtype, self._schedule)
+        self._progress = self._restore()
         self._started: float | None = None
         self._saved = time.monotonic()
 
     def run(self) -> Progress:
-        """The whole training."""
+        """Train from the last checkpoint, or the beginning, to the end."""
         progress = self._progress
         for step, micro_batches in self._batches():
             if step < progress.step:
-                continue  # done before the checkpoint that this run goes on from
+                continue  # the checkpoint has it
             if len(progress.losses) - progress.best_epoch >= self._finetune.patience:
                 break
-            if step != progress.step:  # else workers would wait for each other for ever, or learn out of order
+            if step != progress.step:  # workers would wait for each other for ever, or learn in another order
                 raise RuntimeError(f"Ray Data gave worker {self._rank} a part of step {step}, not of {progress.step}")
-            # Not before the first batch is there: `seconds` are those of training, not of starting.
+            # Time counts from the first batch on: `seconds` are those of training, not of starting.
             self._started = self._started or time.monotonic() - progress.seconds
             self._step(micro_batches)
             if progress.step % self._schedule.steps_per_epoch == 0:
@@ -119,90 +104,76 @@ class _Worker:
                 self._checkpoint()
         return progress
 
-    def _prepare(self, dtype: str, packed: bool) -> Any:
-        """A DeepSpeed engine around the model, with its optimizer and schedule."""
-        finetune, steps = self._finetune, self._schedule.steps
-        trainable = [weight for weight in self._model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay)
-        factor = partial(learning_rate_factor, warmup=min(finetune.warmup_steps, steps // 10), steps=steps)
-        engine, *_ = deepspeed.initialize(
-            model=_Loss(self._model, packed),
-            model_parameters=trainable,
-            optimizer=optimizer,
-            lr_scheduler=LambdaLR(optimizer, factor),
-            config=engine_settings(finetune, dtype, self._schedule.micro_batches, self._world),
-            dist_init_required=False,
-        )
-        return engine
-
     def _batches(self) -> Iterator[tuple[int, list[TrainingSamples]]]:
-        """This worker's micro-batches of every step."""
+        """Yield the number of each step and this worker's micro-batches."""
         for row in ray.train.get_dataset_shard("train").iter_rows():
             yield int(row["step"]), unpack(row, self._schedule.micro_batches)
 
     def _step(self, micro_batches: list[TrainingSamples]) -> None:
-        """One optimizer step: a part of the gradient from every micro-batch."""
-        progress = self._progress
+        """Run one optimizer step over this worker's micro-batches, and report it."""
         samples = self._sum([sum(map(len, micro_batches))])[0]
-        totals, strange = np.zeros(3), []
+        loss_sum, distinct, one_by_one = self._backward(micro_batches, samples)
+        norm = self._optimize()
+        if not 0 <= norm < np.inf and self._config.model.dtype != "float16":  # DeepSpeed skips such steps of float16
+            self._stop("gradient", [sample for batch in micro_batches for sample in batch.ids.tolist()])
+        self._progress.seconds = time.monotonic() - (self._started or 0)
+        every = max(1, self._schedule.steps // 200)
+        self._progress.count_step(int(samples), int(distinct), int(one_by_one), loss_sum, every)
+        metrics = {"loss": loss_sum / samples, "learning_rate": self._engine.get_lr()[0]}
+        self._report(metrics | {"gradient_norm": norm})
+
+    def _backward(self, micro_batches: list[TrainingSamples], samples: float) -> tuple[float, float, float]:
+        """Compute the gradient of the mean loss over the `samples` of all workers.
+
+        Returns the sum of the losses, the distinct tokens and the tokens one by one, of all workers.
+        """
+        totals, not_finite = np.zeros(3), []
         for number, batch in enumerate(micro_batches):
-            # Dropout depends on the position only, so that a run that is continued draws the same.
-            torch.manual_seed(hash((self._finetune.seed, progress.step, number, self._rank)))
+            # Dropout depends on the position alone, so that a resumed run draws the same.
+            torch.manual_seed(hash((self._finetune.seed, self._progress.step, number, self._rank)))
             loss, counts = self._engine(batch)
             if not torch.isfinite(loss):
-                strange += batch.ids.tolist()
-            # DeepSpeed averages over workers and micro-batches; the gradient wanted is the mean over the samples.
+                not_finite += batch.ids.tolist()
+            # DeepSpeed averages over workers and micro-batches; this factor makes that the mean over the samples.
             self._engine.backward(loss * (self._world * len(micro_batches) / samples))
             totals += [loss.item(), counts.distinct_tokens, counts.tokens]
             if number + 1 < len(micro_batches):
                 self._engine.step()
-        loss_sum, distinct, one_by_one, failures = self._sum([*totals, len(strange)])
+        loss_sum, distinct, one_by_one, failures = self._sum([*totals, len(not_finite)])
         if failures or not np.isfinite(loss_sum):
-            self._stop("loss", strange)
-        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
-        own_norm = torch.nn.utils.get_total_norm(gradients)  # at stage 0 of float32, where DeepSpeed does not tell
-        self._engine.step()
-        norm = self._engine.get_global_grad_norm()  # ZeRO's is -1 for infinite
-        norm = float(own_norm if norm is None else norm)
-        if not 0 <= norm < np.inf and self._config.model.dtype != "float16":
-            self._stop("gradient", [sample for batch in micro_batches for sample in batch.ids.tolist()])
-        progress.step += 1
-        progress.samples += int(samples)
-        progress.distinct_tokens += int(distinct)
-        progress.tokens_one_by_one += int(one_by_one)
-        progress.epoch_loss += loss_sum
-        progress.epoch_samples += int(samples)
-        progress.seconds = time.monotonic() - (self._started or 0)
-        every = max(1, self._schedule.steps // 200)
-        if progress.step % every == 0:
-            progress.curve.append(
-                {"step": progress.step, "loss": loss_sum / samples, "distinct_tokens": progress.distinct_tokens}
-            )
-        metrics = {"loss": loss_sum / samples, "learning_rate": self._engine.get_lr()[0]}
-        self._tell(metrics | {"gradient_norm": norm})
+            self._stop("loss", not_finite)
+        return loss_sum, distinct, one_by_one
 
-    def _stop(self, what: str, strange: list[int]) -> None:
-        """Raise InputError with the samples of all workers; of float16, DeepSpeed itself skips such gradients."""
-        everyone: list[list[int]] = [[]] * self._world
-        dist.all_gather_object(everyone, strange)
-        ids = [str(sample) for own in everyone for sample in own]
+    def _optimize(self) -> float:
+        """Apply the gradient and return its norm, which ZeRO gives as -1 if it is infinite."""
+        gradients = [weight.grad for weight in self._model.parameters() if weight.grad is not None]
+        before = torch.nn.utils.get_total_norm(gradients)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()  # None with ZeRO stage 0 and float32
+        return float(before if norm is None else norm)
+
+    def _stop(self, quantity: str, sample_ids: list[int]) -> None:
+        """Raise InputError with the sample ids of all workers."""
+        of_workers: list[list[int]] = [[]] * self._world
+        dist.all_gather_object(of_workers, sample_ids)
+        ids = [str(sample) for of_worker in of_workers for sample in of_worker]
         raise InputError(
-            f"the {what} is not finite in step {self._progress.step + 1}, samples {', '.join(ids[:20])}"
-            f"{' …' if len(ids) > 20 else ''}; lower finetune.learning_rate or look at these samples"
+            f"the {quantity} is not finite in step {self._progress.step + 1}, samples {', '.join(ids[:20])}"
+            f"{' …' if len(ids) > 20 else ''}; lower finetune.learning_rate or inspect these samples"
         )
 
     def _validate(self) -> float:
-        """Mean loss over the validation samples, dealt out to the workers; every worker runs as many batches."""
+        """Return the mean loss over the validation samples. Every worker runs the same number of batches."""
         self._engine.eval()
         valid, total = self._valid, 0.0
         with torch.no_grad():
             for start in range(0, len(valid), self._world):
-                mine = start + self._rank
-                loss, _ = self._engine(valid[min(mine, len(valid) - 1)])
-                total += float(loss) if mine < len(valid) else 0.0
+                number = start + self._rank
+                loss, _ = self._engine(valid[min(number, len(valid) - 1)])
+                total += float(loss) if number < len(valid) else 0.0
         self._engine.train()
         loss = self._sum([total])[0] / sum(map(len, valid))
-        self._tell({"valid_loss": loss})
+        self._report({"valid_loss": loss})
         return loss
 
     def _keep_best(self) -> None:
@@ -210,20 +181,22 @@ class _Worker:
         sharded = self._finetune.zero_stage == 3
         with deepspeed.zero.GatheredParameters(trainable, enabled=sharded):
             state = trained_state(self._model) if self._rank == 0 else {}
-        problem = None
-        if self._rank == 0:
-            try:
+        with self._together():
+            if self._rank == 0:
                 self._save(state)
-            except InputError as error:
-                problem = str(error)
-        self._raise_together(problem)
 
-    def _raise_together(self, problem: str | None) -> None:
-        """Raise the InputError that any worker met in all of them: the others would wait for it for half an hour."""
-        everyone: list[str | None] = [None] * self._world
-        dist.all_gather_object(everyone, problem)
-        if any(everyone):
-            raise InputError(next(filter(None, everyone)))
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raise an InputError of the block in all workers: the others would wait for this one for half an hour."""
+        problem = None
+        try:
+            yield
+        except InputError as error:
+            problem = str(error)
+        problems: list[str | None] = [None] * self._world
+        dist.all_gather_object(problems, problem)
+        for first in filter(None, problems):
+            raise InputError(first)
 
     def _save(self, state: dict[str, Tensor]) -> None:
         tokenizer = load_tokenizer(find_model(self._config.model))
@@ -238,7 +211,7 @@ class _Worker:
         return self._sum([due])[0] > 0
 
     def _checkpoint(self) -> None:
-        """Leave a checkpoint: every worker writes its part, Ray Train puts them into the workspace together."""
+        """Write a checkpoint: each worker writes its part, and Ray Train puts all parts into the workspace."""
         state = {"progress": asdict(self._progress)}
         with tempfile.TemporaryDirectory() as folder:
             if self._rank == 0:
@@ -248,8 +221,8 @@ class _Worker:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self._saved = time.monotonic()
 
-    def _restored(self) -> Progress:
-        """Where the last checkpoint was, its weights and optimizer loaded; or the beginning."""
+    def _restore(self) -> Progress:
+        """Load weights and optimizer of the last checkpoint, if there is one, and return its progress."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return Progress()
@@ -257,50 +230,28 @@ class _Worker:
             owner = json.loads((Path(folder) / OWNER).read_text())
             if owner["run"] != self._plan.run:
                 raise InputError(
-                    f"{checkpoint.path}: is of another model or configuration; delete its folder in checkpoints/"
+                    f"{checkpoint.path}: belongs to another model or configuration; delete its folder in checkpoints/"
                 )
             if owner["workers"] != self._world and self._finetune.zero_stage:
                 raise InputError(
-                    f"{checkpoint.path}: was written by {owner['workers']} workers and ZeRO's shards cannot be dealt to"
-                    f" {self._world}; set workers.max={owner['workers']}, or delete its folder in checkpoints/"
+                    f"{checkpoint.path}: holds ZeRO shards of {owner['workers']} workers, which {self._world} cannot"
+                    f" load; set workers.max={owner['workers']}, or delete its folder in checkpoints/"
                 )
             _, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
         return Progress(**state["progress"])
 
     def _sum(self, values: list[Any]) -> list[float]:
-        """The sums of some numbers over the workers."""
+        """Return the sums of these numbers over the workers."""
         numbers = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(numbers)
         return list(numbers.tolist())
 
-    def _tell(self, metrics: dict[str, float]) -> None:
+    def _report(self, metrics: dict[str, float]) -> None:
         done = {key: getattr(self._progress, key) for key in ("step", "samples", "distinct_tokens", "seconds")}
-        self._put(done | {"metrics": metrics})
+        self._send(done | {"metrics": metrics})
 
-    def _put(self, message: dict[str, Any] | str) -> None:
-        """Tell the driver, if there still is what takes it: a training does not fail of its progress bar."""
-        if self._rank == 0 and self._plan.progress is not None:
+    def _send(self, message: dict[str, Any] | str) -> None:
+        """Send a message to the driver. Training goes on if the queue is lost, which only feeds the progress bar."""
+        if self._rank == 0 and self._plan.messages is not None:
             with suppress(RayError):
-                self._plan.progress.put(message)
-
-
-def engine_settings(finetune: FinetuneConfig, dtype: str, micro_batches: int, workers: int) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
-    zero: dict[str, Any] = {"stage": finetune.zero_stage}
-    if finetune.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if finetune.zero_stage == 3:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return {
-        "train_batch_size": finetune.micro_batch_size * micro_batches * workers,
-        "train_micro_batch_size_per_gpu": finetune.micro_batch_size,
-        "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": finetune.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {"enabled": dtype == "float16"},
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
+                self._plan.messages.put(message)
