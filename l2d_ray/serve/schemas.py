@@ -1,4 +1,4 @@
-"""Requests and responses of the HTTP interface. Limits that an operator sets are checked in api.py."""
+"""Bodies of the requests and responses. Limits that an operator sets are checked in translation.py."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ RESPONSE = {
     "missing_shards": [],
 }
 ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
-"""One error is enough: a body of a megabyte could hold half a million."""
+"""Item ids; validation stops at the first error, because a body of 1 MB could hold half a million."""
 
 
 def _with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -30,55 +30,55 @@ def _with_examples(*examples: dict[str, Any]) -> ConfigDict:
 
 
 class Body(BaseModel):
-    """JSON that a client sends: closed to unknown fields, and a string is not a number."""
+    """JSON from a client. Unknown fields are refused; strings are not converted to numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class TitledItem(Body):
-    """An item that the catalogue need not know: its title is text to the model."""
+    """An item given by its title, which the model reads as text. The catalogue need not know it."""
 
     title: str = Field(min_length=1)
 
 
 class RecommendRequest(Body):
-    """A history, and what to recommend after it."""
+    """A history, and which items to recommend after it."""
 
     model_config = _with_examples(*REQUESTS)
 
     history: Annotated[list[Annotated[str, Field(min_length=1)] | TitledItem], FailFast()] = Field(min_length=1)
-    """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
+    """The user's items in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=10_000)
-    """Items to recommend: at most 100, where the operator does not say otherwise."""
+    """Number of items to recommend: at most 100, unless the operator sets another limit."""
     aggregation: Aggregation = "global"
-    """`global`: L2D-G, from all training sequences of an item, which finds more (jobs/RESULTS.md); `local`: L2D-L, from
-    those most like this history."""
+    """How an item's training sequences are aggregated. `global`: L2D-G, the mean of all of them; it recommends better
+    on the data sets measured (jobs/RESULTS.md). `local`: L2D-L, the mean of those nearest to this history."""
     top_m: int | None = Field(None, ge=1, le=10_000)
-    """L2D-L: how many sequences. None: the server's setting."""
+    """L2D-L: number of nearest training sequences. null: the server's setting."""
     exclude_seen: bool | None = None
-    """Do not recommend what is in the history. None: the server's setting, most often true."""
+    """Whether to leave out items of the history. null: the server's setting, by default true."""
     deny: ItemIds = []
-    """Item ids that are not to be recommended. Unknown ones are ignored."""
+    """Item ids to leave out. Unknown ids are ignored."""
     allow: ItemIds | None = None
-    """Recommend only these item ids. Unknown ones are ignored."""
+    """The only item ids to recommend. Unknown ids are ignored. null: all items."""
     unknown_items: Literal["refuse", "skip"] = "refuse"
-    """What to do with item ids in the history that the catalogue does not know: answer 422, or leave them out."""
+    """Treatment of item ids in the history that the catalogue does not know: answer 422, or skip them."""
 
 
 class Recommendation(BaseModel):
-    """One item."""
+    """A recommended item."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     item_id: str
     title: str
     score: float | None
-    """1 / distance, of L2D-G with what the item's prior adds to it; null where that is zero. Of beam search: the
-    log-probability of the title."""
+    """L2D: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null: the distance
+    is zero. Beam search: log-probability of the title."""
 
 
 class Timing(BaseModel):
-    """Milliseconds."""
+    """Durations in milliseconds."""
 
     encode: float
     search: float
@@ -86,27 +86,28 @@ class Timing(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """The best items first."""
+    """Recommended items, best first."""
 
     model_config = _with_examples(RESPONSE)
 
     items: list[Recommendation]
     version: str
-    """Of what is served: model, index and settings. All of an answer is of one version."""
+    """Version of the release (model, index and settings) that answered. One response never mixes two."""
     snapshot: str
-    """Which memory and index answered."""
+    """Identifier of the memory snapshot and index that answered."""
     model: str
-    """Which model read the history."""
+    """Identifier of the model that read the history."""
     timing_ms: Timing
     skipped: list[str] = []
-    """Item ids of the history that the catalogue does not know, where `unknown_items` is `skip`."""
+    """Item ids of the history that were skipped (`unknown_items`)."""
     partial: bool = False
-    """Whether shards were missing, where the operator allows an answer without them."""
+    """Whether shards of the index were missing. Only if the operator allows partial answers."""
     missing_shards: list[int] = []
+    """Numbers of the missing shards."""
 
 
 class BatchRequest(Body):
-    """Several requests at once."""
+    """Several requests."""
 
     model_config = _with_examples({"requests": REQUESTS})
 
@@ -114,7 +115,7 @@ class BatchRequest(Body):
 
 
 class BatchResponse(BaseModel):
-    """The responses in the order of the requests."""
+    """Responses in the order of the requests."""
 
     model_config = _with_examples({"responses": [RESPONSE, RESPONSE]})
 
@@ -129,7 +130,7 @@ class Item(BaseModel):
 
 
 class ItemsResponse(BaseModel):
-    """Items whose titles match."""
+    """Items whose titles match a query."""
 
     model_config = _with_examples(
         {"items": [{"item_id": "50", "title": "Star Wars (1977)"}], "version": RESPONSE["version"]}
@@ -137,11 +138,11 @@ class ItemsResponse(BaseModel):
 
     items: list[Item]
     version: str
-    """As in a recommendation."""
+    """Version of the release that answered."""
 
 
 class Problem(BaseModel):
-    """What is wrong, in words; `errors` names the fields where it is a request's."""
+    """An error: what is wrong, in words. `errors` names the invalid fields of a request."""
 
     model_config = _with_examples(
         {
@@ -153,4 +154,5 @@ class Problem(BaseModel):
 
     detail: str
     request_id: str
+    """The X-Request-ID of the request, or an id made for it."""
     errors: list[dict[str, str]] = []
