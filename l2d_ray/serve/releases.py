@@ -45,7 +45,6 @@ class Release(Record):
 
         Does not check that the memory was made with the configured model: loading the model does.
         """
-        config = config.absolute()
         workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
             raise InputError(f"{workspace.path(path)}: not found; run jobs/build_index.py with the same settings")
