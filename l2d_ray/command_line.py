@@ -141,7 +141,9 @@ def _explain(error: dict[str, Any], origin: str) -> str:
         return f"{origin}: unknown key {key}; {_did_you_mean(key)}"
     if message.startswith("Value error, "):
         message = message.removeprefix("Value error, ")
-        return f"{origin}: {message}" if isinstance(value, dict | BaseModel) else f"{origin}: {key}={value!r}: {message}"
+        return (
+            f"{origin}: {message}" if isinstance(value, dict | BaseModel) else f"{origin}: {key}={value!r}: {message}"
+        )
     return f"{origin}: {key}={value!r} is not accepted; {_remedy(message)}"
 
 

@@ -109,7 +109,8 @@ def test_help_all_describes_every_key_in_full(capsys: pytest.CaptureFixture[str]
 def test_every_key_has_a_short_first_sentence() -> None:
     for key, field in _fields():
         first = _first_sentence(str(field.description))
-        assert first.endswith(".") and len(first) <= 110, key
+        assert first.endswith("."), key
+        assert len(first) <= 110, key
 
 
 def test_an_unknown_key_on_the_command_line() -> None:
@@ -131,9 +132,7 @@ def test_an_unknown_key_in_the_file(tmp_path: Path) -> None:
 
 def test_a_wrong_type_in_the_file(tmp_path: Path) -> None:
     path = yaml_file(tmp_path, "data: {num_blocks: many}\n")
-    assert message("--config", path) == (
-        f"{path}: data.num_blocks='many' is not accepted; give a valid integer"
-    )
+    assert message("--config", path) == (f"{path}: data.num_blocks='many' is not accepted; give a valid integer")
 
 
 def test_two_mistakes_are_both_named(tmp_path: Path) -> None:
@@ -153,7 +152,9 @@ def test_a_boolean_is_no_number(tmp_path: Path) -> None:
 
 def test_a_wrong_value_on_the_command_line() -> None:
     text = message("data.min_interactions=0")
-    assert text == "the command line: data.min_interactions='0' is not accepted; give a value greater than or equal to 1"
+    assert (
+        text == "the command line: data.min_interactions='0' is not accepted; give a value greater than or equal to 1"
+    )
 
 
 def test_a_wrong_date() -> None:
@@ -165,8 +166,8 @@ def test_a_wrong_date() -> None:
 @pytest.mark.parametrize("source", ["movielens", "amazon", "d3", "table"])
 def test_the_files_of_a_source_must_be_named(source: str) -> None:
     assert message(f"data.source={source}") == (
-        f"the command line: data.interactions is missing, which data.source={source!r} needs; give a file, a folder or a"
-        " URI"
+        f"the command line: data.interactions is missing, which data.source={source!r} needs; give a file, a folder or"
+        " a URI"
     )
 
 

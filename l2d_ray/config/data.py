@@ -47,8 +47,8 @@ class DataConfig(Section):
     """How samples are split. `time`: by the time of the target, 8:1:1 (D3). `leave-one-out`: each user's last two
     samples are for validation and test."""
     num_blocks: int | None = Field(None, ge=1)
-    """Number of parts the users are divided into while preparing. Each is held in one worker's memory. null: one per
-    64 MB of raw data."""
+    """Number of parts the users are divided into while preparing. Each is held in one worker's memory. null: one per 64
+    MB of raw data."""
     max_users: int | None = Field(None, ge=1)
     """Keep at most this many users, for a quick look at large data. They are chosen by the hash of their id, after all
     other filters."""
@@ -91,8 +91,8 @@ class PromptConfig(Section):
     item: str = "{title}\n"
     """Text of one item, with {title} in it once."""
     suffix: str = ""
-    """Text after the items. Without one, a title that fine-tuning predicts is also the history of the next sample: fewer
-    tokens at the same Recall (jobs/RESULTS.md)."""
+    """Text after the items. Without one, a title that fine-tuning predicts is also the history of the next sample:
+    fewer tokens at the same Recall (jobs/RESULTS.md)."""
     max_item_tokens: int = Field(32, ge=1)
     """Tokens of a title; longer titles are cut."""
 

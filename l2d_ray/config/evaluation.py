@@ -36,7 +36,7 @@ class EvaluateConfig(Section):
     """Values of recommend.top_m to try on validation data."""
     priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.0, 3.0, 4.0], min_length=1)
     """Values of index.prior to try on validation data, for `+prior`."""
-    fractions: list[Annotated[float, Field(gt=0, le=1)]] = [0.1, 0.3, 1.0]
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.1, 0.3, 1.0])
     """Shares of the memory for the plot of Recall against memory size."""
     batch_size: int = Field(64, ge=1)
     """Samples that are encoded and recommended together."""

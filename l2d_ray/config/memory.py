@@ -13,8 +13,8 @@ class MemoryConfig(Section):
     num_shards: int = Field(4, ge=1)
     """Number of shards. All rows of an item are in shard hash(item) mod num_shards."""
     units: int | None = Field(None, ge=1)
-    """Number of units: slices of the histories that are committed one by one. null: one per 100,000 samples but at least
-    64, so that a crash loses little and a cluster has enough work to share."""
+    """Number of units: slices of the histories that are committed one by one. null: one per 100,000 samples but at
+    least 64, so that a crash loses little and a cluster has enough work to share."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training samples to keep. The samples of 0.3 are a subset of those of 0.5. Samples that share a
     window's beginning are kept together, so that tokens are saved in proportion."""
@@ -34,8 +34,8 @@ class IndexConfig(Section):
     """Weight of an item's log-frequency in L2D-G: score by -1/2 distance^2 + prior * log(rows of the item). null: 2 in
     the space whiten-within, else 0. Linear discriminant analysis has 1; validation data prefer 2 (jobs/RESULTS.md)."""
     factory: str = "auto"
-    """FAISS factory string for the rows of a shard. Flat, SQfp16, HNSW32 and "IVF4096,PQ64" are examples. auto: exact up
-    to 100,000 rows in a shard, inverted lists above, compressed above 5,000,000."""
+    """FAISS factory string for the rows of a shard. Flat, SQfp16, HNSW32 and "IVF4096,PQ64" are examples. auto: exact
+    up to 100,000 rows in a shard, inverted lists above, compressed above 5,000,000."""
     target_recall: float = Field(0.995, gt=0, le=1)
     """Share of the exact top K that an approximate index must find, for M up to 1,000. The search is widened until it
     does."""

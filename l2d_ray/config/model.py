@@ -13,14 +13,14 @@ class ModelConfig(Section):
     name: Model = "demo"
     """Hub id, folder, URI or GGUF file of the model. `demo` is SmolLM2-135M-Instruct, downloaded and cached."""
     adapter: Model | None = None
-    """Hub id, folder or URI of a PEFT adapter to merge into the model. null, given explicitly, takes model.name as it is
-    even if the workspace holds a fine-tuned model."""
+    """Hub id, folder or URI of a PEFT adapter to merge into the model. null, given explicitly, takes model.name as it
+    is even if the workspace holds a fine-tuned model."""
     num_layers: int | None = Field(None, ge=1)
     """Keep only this many of the model's first layers. null: all."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Number format the model computes in. auto: bfloat16 on a GPU, float32 on a CPU. On CPUs with AMX, bfloat16 is 2.8
-    times as fast as float32 (jobs/RESULTS.md); without AVX-512 BF16 it is slower. int8 (8-bit weights, 16-bit inputs) is
-    for CPUs with VNNI but no AMX, and cannot be fine-tuned. A memory and its queries need the same format."""
+    times as fast as float32 (jobs/RESULTS.md); without AVX-512 BF16 it is slower. int8 (8-bit weights, 16-bit inputs)
+    is for CPUs with VNNI but no AMX, and cannot be fine-tuned. A memory and its queries need the same format."""
 
 
 class FinetuneConfig(Section):
@@ -78,7 +78,7 @@ class FinetuneConfig(Section):
     """Number of lost workers to recover from, each time from the last checkpoint."""
     seed: int = Field(0, ge=0)
     """Seed of the sample order, the LoRA weights and the dropout."""
-    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(["tensorboard"])
     """Where to log metrics, in addition to the report. MLflow and Weights & Biases must be installed."""
     name: Name = "adapter"
     """Folder of the workspace for the result."""

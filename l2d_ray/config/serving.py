@@ -23,8 +23,8 @@ class ServeConfig(Section):
     noticing: the other one answers after 0.4 serve.deadline_seconds, until the first is replaced, within 90 s."""
     cache_megabytes: float = Field(1024, ge=0)
     """Cache of each encoder for keys and values of recent histories, in MB. Of a returning user only the new items run.
-    A history takes tokens x layers x 2 x key size (SmolLM2-135M: 46 KB a token, Llama-3.2-1B: 33 KB). A promotion, which
-    holds two models, needs it twice."""
+    A history takes tokens x layers x 2 x key size (SmolLM2-135M: 46 KB a token, Llama-3.2-1B: 33 KB). A promotion,
+    which holds two models, needs it twice."""
     shard_replicas: int = Field(1, ge=1)
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
     shard_megabytes: float = Field(256, gt=0)
@@ -38,8 +38,8 @@ class ServeConfig(Section):
     """Seconds without an answer after which a shard counts as away. With several serve.shard_replicas, a second one is
     asked after a third of it, unless many requests are in flight."""
     max_waiting: int = Field(200, ge=1)
-    """Requests that may wait in an encoder, in a gateway for an encoder, and for a gateway. Beyond that, or if they could
-    not be done within the deadline, requests are answered with 503 and Retry-After."""
+    """Requests that may wait in an encoder, in a gateway for an encoder, and for a gateway. Beyond that, or if they
+    could not be done within the deadline, requests are answered with 503 and Retry-After."""
     max_k: int = Field(100, ge=20, le=10_000)
     """Maximum k of a request; the default of a request is 20."""
     max_history: int = Field(1000, ge=1)
@@ -62,9 +62,9 @@ class ServeConfig(Section):
     """Seconds until a beam search is answered with 504."""
     log_histories: bool = False
     """Log each answered request and its response, to Ray Serve's JSON files and to stderr of the gateways."""
-    cors_origins: list[str] = []
-    """Web origins whose scripts may call the endpoint, in addition to its own page. They cannot read answers that are not
-    the application's, such as a 503 while the gateways are away."""
+    cors_origins: list[str] = Field([])
+    """Web origins whose scripts may call the endpoint, in addition to its own page. They cannot read answers that are
+    not the application's, such as a 503 while the gateways are away."""
 
     @model_validator(mode="after")
     def _check_batch_fits(self) -> Self:
