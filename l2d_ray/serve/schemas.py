@@ -1,12 +1,16 @@
 """Bodies of the requests and responses. Limits that an operator sets are checked in translation.py."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
-from l2d_ray.core.decoding import Aggregation
+from l2d_ray.index.aggregations import AGGREGATIONS
 
+if TYPE_CHECKING:
+    AggregationName = str
+else:
+    AggregationName = Literal[tuple(AGGREGATIONS)]
 REQUESTS: list[dict[str, Any]] = [
     {"history": ["50", "172", "181"], "k": 10},
     {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "local", "deny": ["172"]},
@@ -50,9 +54,11 @@ class RecommendRequest(Body):
     """The user's items in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=10_000)
     """Number of items to recommend: at most 100, unless the operator sets another limit."""
-    aggregation: Aggregation = "global"
-    """How an item's training sequences are aggregated. `global`: L2D-G, the mean of all of them; it recommends better
-    on the data sets measured (jobs/RESULTS.md). `local`: L2D-L, the mean of those nearest to this history."""
+    aggregation: AggregationName = Field(
+        "global",
+        description="How items are scored. "
+        + "; ".join(f"`{name}`: {module.DESCRIPTION}" for name, module in AGGREGATIONS.items()),
+    )
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: number of nearest training sequences. null: the server's setting."""
     exclude_seen: bool | None = None

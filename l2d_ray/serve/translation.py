@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.core.decoding import IntArray
+from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.query import Query
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer, ServedRelease

@@ -55,7 +55,9 @@ def check_partial(engine: LocalEngine, answer: dict[str, Any]) -> None:
     """Check that a response names missing shards and has items of the others only."""
     assert answer["missing_shards"]
     present = [shard for number, shard in enumerate(engine.index.shards) if number not in answer["missing_shards"]]
-    assert {int(item["item_id"][1:]) for item in answer["items"]} <= {int(i) for shard in present for i in shard.items_I}
+    assert {int(item["item_id"][1:]) for item in answer["items"]} <= {
+        int(i) for shard in present for i in shard.items_I
+    }
 
 
 def check_prompt_answer(url: str, engine: LocalEngine) -> None:

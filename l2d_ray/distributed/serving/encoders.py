@@ -1,7 +1,6 @@
 """Replicas that hold a model: encoders of histories, and beam searchers to compare with."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.query import Query
+from l2d_ray.core.query import History, Query
 from l2d_ray.distributed.serving.metrics import EncoderMetrics
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
@@ -63,7 +62,7 @@ class Encoder(ReleaseReplica):
         self._cache_bytes = round(config.serve.cache_megabytes * 1e6)
         self.cache = ReleaseCache(file, self._load, model_origin)
 
-    async def encode(self, version: str, history: Sequence[int | str], within: float) -> NDArray[np.float32] | None:
+    async def encode(self, version: str, history: History, within: float) -> NDArray[np.float32] | None:
         """Return the hidden state [D] of one history, or None if that cannot be done within `within` seconds.
 
         None instead of an error: Ray would log an error in full, when there is least time for it. Raises VersionError

@@ -8,7 +8,7 @@ from grpc.aio import AioRpcError
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-from l2d_ray.distributed.serving.ray_private import RankingRouter, ReplicaID
+from l2d_ray.distributed.serving.ray_private import RankingRouter
 from l2d_ray.serve.engine import OverloadedError, UnavailableError
 from l2d_ray.serve.release_cache import VersionError
 
@@ -94,7 +94,7 @@ class EncoderRouter(RankingRouter):
         """Return the session id to send with an attempt at a call, counted from 0."""
         return f"{attempt} {session}"
 
-    def ranked_replicas(self, key: str) -> list[ReplicaID]:
+    def ranked_replicas(self, key: str) -> list[Any]:
         """Return the encoders in the order in which they are tried. `key` without a space belongs to no session."""
         attempt, has_session, session = key.partition(" ")
         ranked = super().ranked_replicas(session if has_session else key)

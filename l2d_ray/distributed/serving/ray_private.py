@@ -4,8 +4,8 @@ No other module of this folder uses a private Python name of Ray. `ray_variables
 """
 
 import uuid
+from typing import Any
 
-from ray.serve._private.common import ReplicaID
 from ray.serve.context import _get_global_client, _set_request_context
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 class RankingRouter(ConsistentHashRouter):  # type: ignore[misc]
     """Ray Serve's consistent-hash router, with a ranking that a subclass may override."""
 
-    def ranked_replicas(self, key: str) -> list[ReplicaID]:
+    def ranked_replicas(self, key: str) -> list[Any]:
         """Return replicas in the order in which a request tries them. `key` is its session, or else unique to it."""
-        ranked: list[ReplicaID] = super()._lookup_ranked_replicas(key)
+        ranked: list[Any] = super()._lookup_ranked_replicas(key)
         return ranked
 
-    def _lookup_ranked_replicas(self, routing_key: str) -> list[ReplicaID]:
+    def _lookup_ranked_replicas(self, routing_key: str) -> list[Any]:
         return self.ranked_replicas(routing_key)
 
 

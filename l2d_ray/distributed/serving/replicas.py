@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.query import Query
+from l2d_ray.core.query import History, Query
 from l2d_ray.distributed.serving.hedging import ATTEMPTS, UNAVAILABLE, EncoderRouter, await_reply, hedge, retry
 from l2d_ray.distributed.serving.metrics import GatewayMetrics
 from l2d_ray.distributed.serving.ray_private import by_grpc, distinguish_calls
@@ -77,7 +77,7 @@ class Replicas:
             raise
         return versions
 
-    async def encode(self, version: str, history: Sequence[int | str], session: str) -> NDArray[np.float32]:
+    async def encode(self, version: str, history: History, session: str) -> NDArray[np.float32]:
         """Return the hidden state [D] of one history.
 
         A session goes to the same encoder while that is available and has time. Otherwise the next ones are called:

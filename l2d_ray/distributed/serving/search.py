@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
@@ -20,9 +20,10 @@ from l2d_ray.core.query import Query
 from l2d_ray.distributed.serving.hedging import ATTEMPTS, UNAVAILABLE, hedge, retry
 from l2d_ray.distributed.serving.metrics import GatewayMetrics, milliseconds_since
 from l2d_ray.index import aggregations
-from l2d_ray.index.exchange import partition
+from l2d_ray.index.exchange import Exchange, partition
 from l2d_ray.serve.engine import UnavailableError
 
+T = TypeVar("T")
 HEDGE_BELOW = 16
 """Hedge a slow shard group only below this many requests in flight to it: above, it is under load, and hedging would
 add to that."""
@@ -56,23 +57,29 @@ class ShardGroups:
 
     async def _search_groups(self, version: str, query: Query, query_UD: Float64, sizes: dict[int, int]) -> ScoredItems:
         """Return the items of a query over these groups, given the number of shards in each."""
+        found: list[ScoredItems]
         if len(sizes) == 1:  # the group runs all rounds itself
-            ((items,),) = await self._call_groups("recommend", dict.fromkeys(sizes, (version, query, query_UD)))
-            return items
-        exchange = aggregations.recommend(query_UD, [query])
-        request = next(exchange)
+            (found,) = await self._call_groups("recommend", dict.fromkeys(sizes, (version, query, query_UD)))
+        else:
+            found = await self._drive(version, aggregations.recommend(query_UD, [query]), sizes)
+        return found[0]
+
+    async def _drive(self, version: str, exchange: Exchange[T], sizes: dict[int, int]) -> T:
+        """Return the result of an exchange with these groups."""
+        answers: Any = None  # starts the generator
         while True:
+            try:
+                request = exchange.send(answers)
+            except StopIteration as done:
+                result: T = done.value
+                return result
             shares = zip(sizes, request.split(sizes.values()), strict=True)
             replies = await self._call_groups("answer", {number: (version, share) for number, share in shares})
-            try:
-                request = exchange.send([answer for reply in replies for answer in reply])
-            except StopIteration as done:
-                (items,) = done.value
-                return items
+            answers = [answer for reply in replies for answer in reply]
 
     async def _call_groups(self, method: str, arguments: dict[int, tuple[Any, ...]]) -> list[Any]:
         """Return the replies of the groups, called in parallel. Raises _GroupsUnavailableError if some are."""
-        calls = [self._call(number, method, *own) for number, own in arguments.items()]
+        calls = [self._call(number, method, *values) for number, values in arguments.items()]
         replies = await asyncio.gather(*calls, return_exceptions=True)
         unavailable = {
             number for number, reply in zip(arguments, replies, strict=True) if isinstance(reply, UNAVAILABLE)
