@@ -29,6 +29,18 @@ def pytest_configure() -> None:
     }
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say in the last lines if the page was not tested."""
+    from support.chromium import MISSING
+
+    yield
+    reports = terminalreporter.getreports("skipped")
+    if skipped := sum(MISSING in str(report.longrepr) for report in reports):
+        terminalreporter.section("the page was not tested", red=True, bold=True)
+        terminalreporter.line(f"{MISSING}: skipped {skipped} tests of the page; run apt-get install chromium")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start a Ray for this test session, with more logical CPUs than a small machine has."""
@@ -70,7 +82,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], Backbone]
     return cache(lambda family: load_tiny(tmp_path_factory.mktemp(family), family))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> "LocalEngine":
     """Load model and index of a small workspace in this process."""
     from support.small_endpoint import LocalEngine, write_endpoint

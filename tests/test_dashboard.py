@@ -1,4 +1,4 @@
-"""The Grafana dashboard names only metrics that there are."""
+"""The Grafana dashboard names only metrics that exist."""
 
 import importlib.util
 import json
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from l2d_ray import serve
+from l2d_ray.distributed import serving
 
 ROOT = Path(__file__).parents[1]
-OWN = re.compile(r"\"(l2d_ray_\w+)\"")
-RAYS = re.compile(r"\"(serve_[\w{}]+)\"")
+OUR_METRICS = re.compile(r"\"(l2d_ray_\w+)\"")
+RAY_METRICS = re.compile(r"\"(serve_[\w{}]+)\"")
 SUFFIXES = re.compile(r"_(bucket|sum|count|total)$")
 
 
@@ -29,17 +29,17 @@ def expressions(dashboard: dict[str, Any]) -> list[str]:
 
 
 def named(expressions: list[str], prefix: str) -> set[str]:
-    """Metrics of the expressions that begin so, by the names that they have in Python."""
+    """Return the metrics in the expressions whose names begin with `prefix`, as they are named in Python."""
     found = re.findall(rf"\bray_({prefix}\w+)", " ".join(expressions))
     return {SUFFIXES.sub("", name) for name in found}
 
 
 def defined(pattern: re.Pattern[str], folder: Path) -> set[str]:
-    """Names in string literals of the sources in a folder."""
+    """Return the names in string literals of the sources in a folder."""
     return {SUFFIXES.sub("", name) for file in folder.rglob("*.py") for name in pattern.findall(file.read_text())}
 
 
-def test_it_is_a_dashboard(dashboard: dict[str, Any]) -> None:
+def test_panels_have_distinct_ids_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     assert dashboard["schemaVersion"] >= 39
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -52,7 +52,7 @@ def test_it_is_a_dashboard(dashboard: dict[str, Any]) -> None:
         assert any(apart), f"{one} and {other} overlap"
 
 
-def test_every_panel_asks_the_chosen_source_about_the_chosen_application(dashboard: dict[str, Any]) -> None:
+def test_every_panel_queries_the_chosen_source_and_application(dashboard: dict[str, Any]) -> None:
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
             continue
@@ -65,16 +65,16 @@ def test_every_panel_asks_the_chosen_source_about_the_chosen_application(dashboa
             assert all('application=~"$application"' in selector for selector in selectors)
 
 
-def test_it_shows_every_metric_of_ours_and_no_other(expressions: list[str]) -> None:
-    (folder,) = serve.__path__
-    assert named(expressions, "l2d_ray_") == defined(OWN, Path(folder))
+def test_the_dashboard_shows_every_metric_of_ours_and_no_other(expressions: list[str]) -> None:
+    (folder,) = serving.__path__
+    assert named(expressions, "l2d_ray_") == defined(OUR_METRICS, Path(folder))
 
 
-def test_the_metrics_of_ray_serve_are_in_this_ray(expressions: list[str]) -> None:
+def test_the_metrics_of_ray_serve_exist_in_this_ray(expressions: list[str]) -> None:
     spec = importlib.util.find_spec("ray")
     assert spec is not None
     assert spec.origin is not None
-    templates = defined(RAYS, Path(spec.origin).parent / "serve")
+    templates = defined(RAY_METRICS, Path(spec.origin).parent / "serve")
     patterns = [re.compile(re.sub(r"\{\w+\}", "http", template)) for template in templates]
     missing = {name for name in named(expressions, "serve_") if not any(one.fullmatch(name) for one in patterns)}
     assert not missing

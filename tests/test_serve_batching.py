@@ -1,4 +1,4 @@
-"""Batches that fill while the one before runs."""
+"""Dynamic batches, and the estimate of how long they take."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ from l2d_ray.serve.batching import LateError, TokenBatcher
 
 
 class Machine:
-    """Doubles numbers; notes its batches; waits for the gate."""
+    """A machine that doubles numbers, records its batches and waits for a gate."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -30,13 +30,13 @@ def batcher(machine: Machine, budget: int) -> TokenBatcher[int, int]:
 
 
 async def start(batch: TokenBatcher[int, int], *items: int) -> list[asyncio.Task[int]]:
-    """Tasks that wait for the results, in the order of the items."""
+    """Return tasks that wait for the results, in the order of the items."""
     tasks = [asyncio.create_task(batch(item)) for item in items]
     await asyncio.sleep(0.05)
     return tasks
 
 
-def test_what_arrives_during_a_batch_is_the_next_one_up_to_the_budget() -> None:
+def test_items_that_arrive_during_a_batch_form_the_next_ones_within_the_budget() -> None:
     async def scenario() -> None:
         machine = Machine()
         machine.gate.clear()
@@ -46,13 +46,13 @@ def test_what_arrives_during_a_batch_is_the_next_one_up_to_the_budget() -> None:
         assert batch.running_seconds() > 0
         machine.gate.set()
         assert await asyncio.gather(*tasks) == [2, 8, 12, 6, 100, 4]
-        assert machine.batches == [[1], [4, 6], [3], [50], [2]]  # in order; what is larger than the budget runs alone
+        assert machine.batches == [[1], [4, 6], [3], [50], [2]]  # an item above the budget runs alone
         assert batch.running_seconds() == 0
 
     asyncio.run(scenario())
 
 
-def test_an_error_reaches_its_batch_only() -> None:
+def test_an_error_reaches_only_its_batch() -> None:
     async def scenario() -> None:
         machine = Machine()
         machine.gate.clear()
@@ -67,7 +67,7 @@ def test_an_error_reaches_its_batch_only() -> None:
     asyncio.run(scenario())
 
 
-def test_who_left_is_not_run() -> None:
+def test_an_item_whose_caller_left_is_not_run() -> None:
     async def scenario() -> None:
         machine = Machine()
         machine.gate.clear()
@@ -84,12 +84,12 @@ def test_who_left_is_not_run() -> None:
     asyncio.run(scenario())
 
 
-def test_what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() -> None:
+def test_an_item_that_cannot_be_done_in_time_is_refused_unless_it_is_alone() -> None:
     async def scenario() -> None:
         machine = Machine()
         batch = TokenBatcher(lambda items: time.sleep(sum(items) / 100) or machine.run(items), size=abs, budget=10)
-        assert await batch(10) == 20  # so it is known that ten take a tenth of a second
-        assert await batch(10, within=0.01) == 20  # nothing is before it
+        assert await batch(10) == 20  # from now on, a size of 10 is expected to take 0.1 s
+        assert await batch(10, within=0.01) == 20  # alone
         tasks = await start(batch, 10, 9, 8)
         with pytest.raises(LateError):
             await batch(1, within=0.15)
@@ -100,7 +100,7 @@ def test_what_cannot_be_done_in_time_is_refused_unless_nothing_is_before_it() ->
 
 
 @pytest.mark.parametrize("stalled", [None, 1, 9])
-def test_what_a_batch_costs_is_not_taken_for_slowness(stalled: int | None) -> None:
+def test_the_fixed_cost_of_a_batch_is_not_counted_per_item(stalled: int | None) -> None:
     async def scenario() -> None:
         machine = Machine()
         stall = {stalled: 0.3}
@@ -112,14 +112,14 @@ def test_what_a_batch_costs_is_not_taken_for_slowness(stalled: int | None) -> No
         batch = TokenBatcher(run, size=abs, budget=1000)
         for size in [*range(1, 10)] * 3:
             await batch(size)
-        tasks = await start(batch, 1, *[400] * 8)  # at 9 for 0.02 s it would be 7 s
+        tasks = await start(batch, 1, *[400] * 8)  # at the rate of 9 per 0.02 s, these would take 7 s
         assert await batch(400, within=3) == 800
         await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
 
 
-def test_a_batch_that_runs_is_not_shared() -> None:
+def test_an_item_cannot_join_a_running_batch() -> None:
     async def scenario() -> None:
         machine = Machine()
         batch = TokenBatcher(lambda items: time.sleep(0.2) or machine.run(items), size=abs, budget=1000)
@@ -134,12 +134,12 @@ def test_a_batch_that_runs_is_not_shared() -> None:
     asyncio.run(scenario())
 
 
-def test_nobody_waits_for_what_hangs() -> None:
+def test_an_item_behind_a_batch_that_hangs_is_refused() -> None:
     async def scenario() -> None:
         machine = Machine()
         machine.gate.clear()
         batch = batcher(machine, 10)
-        tasks = await start(batch, 1, 1)  # no batch was done yet: how long one takes is not known
+        tasks = await start(batch, 1, 1)  # no batch is done yet, so there is no estimate
         with pytest.raises(LateError):
             await batch(1, within=0.02)
         assert machine.batches == [[1, 1]]
@@ -150,7 +150,7 @@ def test_nobody_waits_for_what_hangs() -> None:
     asyncio.run(scenario())
 
 
-def test_a_machine_that_has_become_slower_is_noticed() -> None:
+def test_the_estimate_follows_a_machine_that_becomes_slower() -> None:
     async def scenario() -> None:
         machine, seconds = Machine(), 0.001
         batch = TokenBatcher(lambda items: time.sleep(seconds * sum(items)) or machine.run(items), size=abs, budget=10)
@@ -167,7 +167,7 @@ def test_a_machine_that_has_become_slower_is_noticed() -> None:
     asyncio.run(scenario())
 
 
-def test_what_nobody_waits_for_makes_nobody_late() -> None:
+def test_items_whose_callers_left_are_not_counted() -> None:
     async def scenario() -> None:
         machine = Machine()
         batch = TokenBatcher(lambda items: time.sleep(sum(items) / 100) or machine.run(items), size=abs, budget=10)

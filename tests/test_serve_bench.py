@@ -1,4 +1,4 @@
-"""What the benchmark of the endpoint computes."""
+"""The simulated queue of the endpoint benchmark."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import pytest
 from l2d_ray.bench.serve import queued
 
 
-def test_a_queue_waits_as_long_as_queueing_theory_says() -> None:
-    """M/M/1: at the rate `load` with service of mean 1, times are exponential with mean 1 / (1 - load)."""
+def test_the_simulated_queue_agrees_with_queueing_theory() -> None:
+    """In an M/M/1 queue with mean service time 1, times in the system are exponential with mean 1 / (1 - load)."""
     service, load = np.random.default_rng(1).exponential(1.0, 200_000), 0.5
     totals = queued(service, load)
     assert np.mean(totals) == pytest.approx(2, rel=0.05)

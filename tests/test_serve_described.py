@@ -1,4 +1,4 @@
-"""The application against its own description: Schemathesis sends what it allows, and what it forbids."""
+"""The application against its OpenAPI description: Schemathesis sends valid and invalid requests."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def url(engine: LocalEngine) -> Iterator[str]:
+    engine.reset()
     engine.beams = 2
     app = application(engine, LIMITS.model_copy(update={"beams": 2}), keys="DESCRIBED_KEYS")
     with pytest.MonkeyPatch.context() as patch, listening(app) as address:
@@ -26,7 +27,7 @@ def url(engine: LocalEngine) -> Iterator[str]:
 
 
 def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
-    """The description with what it leaves to the operator: the items that are known, and how many of what."""
+    """Return the description with the known items and with the limits of the operator."""
     bodies = schema["components"]["schemas"]
     request = bodies["RecommendRequest"]["properties"]
     request["history"]["maxItems"] = LIMITS.max_history
@@ -40,7 +41,7 @@ def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
 
 
 def whole_numbers(value: Any) -> Any:
-    """`value` with 27 for 27.0, which is an integer to JSON Schema, but not to the endpoint."""
+    """Return `value` with 27 for 27.0, which JSON Schema counts as an integer and the endpoint does not."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list):
@@ -48,8 +49,8 @@ def whole_numbers(value: Any) -> Any:
     return {key: whole_numbers(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-@pytest.mark.parametrize("allowed", [True, False], ids=["allowed", "forbidden"])
-def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bool) -> None:
+@pytest.mark.parametrize("valid", [True, False], ids=["valid", "invalid"])
+def test_every_response_is_as_described(url: str, engine: LocalEngine, valid: bool) -> None:
     schema = ask(url, "/openapi.json")[1]
     assert "/v1/beam_search" in schema["paths"]
     config = SchemathesisConfig.from_dict(
@@ -57,10 +58,10 @@ def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bo
             "seed": 1,
             "base-url": url,
             "continue-on-failure": True,
-            "phases": {"examples": {"enabled": False}},  # they name items of another catalogue
+            "phases": {"examples": {"enabled": False}},  # the examples name items of another catalogue
             "auth": {"openapi": {"HTTPBearer": {"bearer": KEY}}},
             "generation": {
-                "mode": "positive" if allowed else "negative",
+                "mode": "positive" if valid else "negative",
                 "max-examples": EXAMPLES,
                 "deterministic": True,
                 "no-shrink": True,
@@ -68,7 +69,7 @@ def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bo
             },
         }
     )
-    described = schemathesis.openapi.from_dict(with_limits(schema, engine) if allowed else schema, config=config)
+    described = schemathesis.openapi.from_dict(with_limits(schema, engine) if valid else schema, config=config)
     described.hook("map_body")(lambda context, body: whole_numbers(body))
     statuses: Counter[int] = Counter()
     failures = []
@@ -85,6 +86,6 @@ def test_every_answer_is_as_described(url: str, engine: LocalEngine, allowed: bo
                 for check in checks
                 if check.status == Status.FAILURE and check.failure_info
             ]
-    print(f"{dict(sorted(statuses.items()))} of {statuses.total()} answers")
+    print(f"{dict(sorted(statuses.items()))} of {statuses.total()} responses")
     assert not failures, "\n\n".join(failures)
-    assert (200 if allowed else 422) in statuses
+    assert (200 if valid else 422) in statuses

@@ -1,4 +1,4 @@
-"""Locust's load on the real application, over a real socket."""
+"""Load by Locust on the real application, over a real socket."""
 
 from collections.abc import Iterator
 
@@ -14,13 +14,13 @@ BODIES = [{"history": ["i3"]}, {"history": ["i4", "i5"]}, {"history": ["nope"]},
 
 @pytest.fixture
 def url(engine: LocalEngine) -> Iterator[str]:
-    engine.failure, engine.delay = None, 0.0
+    engine.reset()
     with listening(application(engine)) as address:
         yield address
-    engine.delay = 0.0
+    engine.reset()
 
 
-def test_each_is_asked_once_and_the_first_takes_its_time_too(url: str, engine: LocalEngine) -> None:
+def test_each_body_is_sent_once_and_the_time_of_the_first_counts(url: str, engine: LocalEngine) -> None:
     engine.delay = 0.5
     found = load(url, PATH, BODIES, seconds=None)
     assert found.statuses == {"200": 3, "422": 1}
@@ -33,9 +33,9 @@ def test_a_slow_answer_does_not_delay_the_next_request(url: str, engine: LocalEn
     found = load(url, PATH, BODIES[:2], seconds=4, rate=10)
     assert found.rate == 10
     assert found.statuses.keys() == {"200"}
-    assert found.statuses["200"] > 15  # of 40; one after the other, 3 would have been asked
+    assert found.statuses["200"] > 15  # of 40; one after the other, only 3 would have been sent
 
 
-def test_an_endpoint_that_answers_nothing_is_told(url: str) -> None:
-    with pytest.raises(RuntimeError, match=r"answered no request: \['422'\]"):
+def test_a_load_without_any_success_is_an_error(url: str) -> None:
+    with pytest.raises(RuntimeError, match=r"/v1/recommend: answered no request with 200, but with \['422'\]"):
         load(url, PATH, BODIES[2:3], seconds=None)

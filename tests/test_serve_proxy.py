@@ -1,4 +1,4 @@
-"""What stands around Ray Serve's proxy, with a stand-in for the proxy that loses requests."""
+"""The middleware around Ray Serve's HTTP servers, with a stand-in for a server that loses requests."""
 
 import asyncio
 import json
@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from support.hostile_requests import STEERING
+from support.hostile_inputs import CONTROL_HEADERS
 
-from l2d_ray.serve.api import REQUEST_ID
-from l2d_ray.serve.proxy import Again, middlewares
+from l2d_ray.serve.middleware import REQUEST_ID
+from l2d_ray.serve.proxy import RetryMiddleware, middlewares
 
 
 class Proxy:
-    """Echoes the body; loses the first so many requests, each after it read so much of the body."""
+    """A server that echoes bodies. It loses its first requests, each after it has read some messages of the body."""
 
     def __init__(self, losses: int, reads: int = 2) -> None:
-        self.losses, self.reads, self.asked = losses, reads, 0
+        self.losses, self.reads, self.requests = losses, reads, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.asked += 1
-        if self.asked <= self.losses:
+        self.requests += 1
+        if self.requests <= self.losses:
             for _ in range(self.reads):
                 await receive()
             return
@@ -32,15 +32,15 @@ class Proxy:
         await send({"type": "http.response.body", "body": body})
 
 
-async def full(scope: Scope, receive: Receive, send: Send) -> None:
-    """Ray's proxy where too many requests wait for a gateway."""
+async def overloaded(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer like Ray's proxy when too many requests are waiting for a gateway."""
     headers = [[b"content-type", b"text/plain; charset=utf-8"]]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": b"Request dropped due to backpressure"})
 
 
-def ask(app: ASGIApp, method: str = "POST", path: str = "/v1/recommend", leave: bool = False) -> list[Message]:
-    """The messages of the answer to a request whose body comes in two parts; who leaves does so behind the first."""
+def request(app: ASGIApp, method: str = "POST", path: str = "/v1/recommend", leave: bool = False) -> list[Message]:
+    """Return the messages of the response to a request whose body comes in two parts. `leave`: after the first one."""
     rest: Message = {"type": "http.request", "body": b" away", "more_body": False}
     messages = iter(
         [{"type": "http.request", "body": b"far", "more_body": True}, {"type": "http.disconnect"} if leave else rest]
@@ -54,45 +54,51 @@ def ask(app: ASGIApp, method: str = "POST", path: str = "/v1/recommend", leave: 
         answer.append(message)
 
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": [(b"x-request-id", b"mine")]}
-    asyncio.run(Again(app)(scope, receive, send))
+    asyncio.run(RetryMiddleware(app)(scope, receive, send))
     return answer
 
 
 @pytest.mark.parametrize("reads", [0, 1, 2])
-def test_a_lost_request_is_asked_again_with_its_whole_body(reads: int) -> None:
-    start, body = ask(Proxy(losses=1, reads=reads))
+def test_a_lost_request_is_retried_with_its_whole_body(reads: int) -> None:
+    start, body = request(Proxy(losses=1, reads=reads))
     assert body["body"] == b"far away"
     assert start["headers"] == [(b"x-request-id", b"mine")]
 
 
-def test_a_request_that_is_lost_again_is_a_documented_503() -> None:
+def test_a_request_that_is_lost_twice_gets_a_documented_503() -> None:
     proxy = Proxy(losses=9)
-    start, body = ask(proxy)
+    start, body = request(proxy)
     headers = dict(start["headers"])
-    assert (proxy.asked, start["status"], headers[b"retry-after"], headers[b"x-request-id"]) == (2, 503, b"1", b"mine")
+    assert (proxy.requests, start["status"], headers[b"retry-after"], headers[b"x-request-id"]) == (
+        2,
+        503,
+        b"1",
+        b"mine",
+    )
     assert json.loads(body["body"]) == {
-        "detail": "the gateway is away, or too many requests wait for it; come again later",
+        "detail": "the gateway is unavailable, or too many requests are waiting for it; try again later",
         "request_id": "mine",
         "errors": [],
     }
-    assert ask(full) == [start, body]
+    assert request(overloaded) == [start, body]
 
 
-def test_a_request_to_no_path_is_answered_as_others_are() -> None:
+def test_a_request_without_a_path_gets_a_documented_404() -> None:
     proxy = Proxy(losses=0)
-    start, body = ask(proxy, method="OPTIONS", path="*")
-    assert (proxy.asked, start["status"], dict(start["headers"])[b"x-request-id"]) == (0, 404, b"mine")
+    start, body = request(proxy, method="OPTIONS", path="*")
+    assert (proxy.requests, start["status"], dict(start["headers"])[b"x-request-id"]) == (0, 404, b"mine")
     assert json.loads(body["body"]) == {"detail": "Not Found", "request_id": "mine", "errors": []}
 
 
-def test_other_applications_have_their_own_words() -> None:
-    assert [message["type"] for message in ask(full, path="/pay")] == ["http.response.start", "http.response.body"]
-    assert ask(full, path="/pay")[1]["body"] == b"Request dropped due to backpressure"
+def test_responses_of_other_applications_are_passed_on() -> None:
+    start, body = request(overloaded, path="/pay")
+    assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
+    assert body["body"] == b"Request dropped due to backpressure"
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
-@pytest.mark.parametrize("line", STEERING)
-def test_what_steers_ray_does_not_reach_it(kind: str, line: bytes) -> None:
+@pytest.mark.parametrize("line", CONTROL_HEADERS)
+def test_control_headers_do_not_reach_ray(kind: str, line: bytes) -> None:
     seen: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,21 +111,21 @@ def test_what_steers_ray_does_not_reach_it(kind: str, line: bytes) -> None:
     lines = [line.split(b": ") for line in line.split(b"\r\n")]
     headers = [(b"authorization", b"\xff"), *((name.lower(), value) for name, value in lines)]
     scope = {"type": kind, "method": "GET", "path": "/healthz", "headers": headers}
-    asyncio.run(Again(app)(scope, nothing, nothing))
+    asyncio.run(RetryMiddleware(app)(scope, nothing, nothing))
     kept, (name, value) = seen[0]["headers"]
     assert (kept, name) == (headers[0], b"x-request-id")
     assert REQUEST_ID.fullmatch(value.decode())
 
 
-def test_what_might_not_run_twice_and_who_has_left_are_not_asked_again() -> None:
+def test_requests_of_other_applications_and_of_clients_that_left_are_not_retried() -> None:
     other, left = Proxy(losses=1), Proxy(losses=1)
-    assert ask(other, path="/pay")[0]["status"] == 503
-    assert ask(left, leave=True) == []
-    assert (other.asked, left.asked) == (1, 1)
-    assert ask(Proxy(losses=1), method="GET", path="/v1/items")[0]["status"] == 200
+    assert request(other, path="/pay")[0]["status"] == 503
+    assert request(left, leave=True) == []
+    assert (other.requests, left.requests) == (1, 1)
+    assert request(Proxy(losses=1), method="GET", path="/v1/items")[0]["status"] == 200
 
 
-def test_ray_serve_takes_it_in() -> None:
+def test_ray_serve_accepts_the_middleware() -> None:
     from ray.serve._private.http_util import validate_http_proxy_callback_return
 
-    assert [one.cls for one in validate_http_proxy_callback_return(middlewares())] == [Again]
+    assert [one.cls for one in validate_http_proxy_callback_return(middlewares())] == [RetryMiddleware]

@@ -1,4 +1,4 @@
-"""Load on an endpoint, by Locust in a process of its own."""
+"""Load on an endpoint, made by Locust in a separate process."""
 
 import json
 import os
@@ -17,18 +17,18 @@ LOCUSTFILE = Path(__file__).parent / "locustfile.py"
 
 @dataclass(frozen=True)
 class Load:
-    """What an endpoint did under a load."""
+    """Throughput, latencies and statuses of an endpoint under load."""
 
     rate: float | None
-    """Requests a second that arrived; None: as fast as the clients got their answers."""
+    """Requests per second that were sent; None: as fast as the clients got answers."""
     per_second: float
-    """Answers of status 200 a second, from the first request on."""
+    """Answers of status 200 per second, counted from the first request."""
     p50_ms: float
     p95_ms: float
     p99_ms: float
-    """Latency of these; Locust keeps two digits."""
+    """Latency percentiles of these, in milliseconds. Locust keeps two digits."""
     statuses: dict[str, int]
-    """Answers by status; 0: none came."""
+    """Number of answers by status. 0: no answer."""
 
 
 def load(
@@ -39,11 +39,10 @@ def load(
     rate: float | None = None,
     clients: int = 1,
 ) -> Load:
-    """Post `bodies`, in turn, for so many seconds: at `rate`, or as fast as so many `clients` get their answers.
+    """Post `bodies` in turn for `seconds`, or each once if that is None.
 
-    `seconds=None` posts each once.
-
-    Raises ModuleNotFoundError without Locust, and RuntimeError if no request succeeds.
+    Sends `rate` requests per second, or as many as `clients` get answered. Raises ModuleNotFoundError if Locust is not
+    installed, and RuntimeError if no request succeeds.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "load.json"
@@ -59,13 +58,13 @@ def load(
             check=False,
         )
     if "No module named locust" in run.stderr:
-        raise ModuleNotFoundError("locust is not installed: pip install locust")
+        raise ModuleNotFoundError("locust: not installed; run pip install locust")
     try:
         entries = {entry["name"]: entry for entry in json.loads(run.stdout)}
     except ValueError:
         raise RuntimeError(f"locust failed: {run.stderr[-1000:]}") from None
     if "200" not in entries:
-        raise RuntimeError(f"{url}{path} answered no request: {list(entries)}")
+        raise RuntimeError(f"{url}{path}: answered no request with 200, but with {list(entries)}")
     good = entries["200"]
     milliseconds, counts = zip(*good["response_times"].items(), strict=True)
     p50, p95, p99 = np.percentile(np.repeat(np.array(milliseconds, float), counts), [50, 95, 99]).tolist()

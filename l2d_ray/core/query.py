@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from l2d_ray.core.arrays import IntArray
 
+History = Sequence[int | str] | NDArray[np.integer]
+"""Items in time order: item indices, or titles of items that the catalogue does not know."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -17,8 +20,8 @@ class Query:
     Filters take items out of a list; they never change a score.
     """
 
-    history: Sequence[int | str] | NDArray[np.integer]
-    """Items in time order, at least one: item indices, or titles of items that the catalogue does not know."""
+    history: History
+    """The items of the user, at least one."""
     k: int = 20
     """Number of items to recommend, at most."""
     exclude: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
@@ -33,7 +36,7 @@ class Query:
     @classmethod
     def after(
         cls,
-        history: Sequence[int | str] | NDArray[np.integer],
+        history: History,
         k: int = 20,
         exclude_seen: bool = True,
         deny: ArrayLike = (),

@@ -1,4 +1,4 @@
-"""Requests that arrive one by one, run side by side."""
+"""Dynamic batching: run items that arrive one by one in batches, within a token budget."""
 
 import asyncio
 import math
@@ -12,47 +12,48 @@ import numpy as np
 
 T = TypeVar("T")
 R = TypeVar("R")
-REMEMBERED = 5
-"""Batches of about one size that the speed is known from."""
+SPEED_SAMPLES = 5
+"""Recent batches per order of magnitude of size, from which the speed is estimated."""
 
 
 class LateError(Exception):
-    """So much waits already, or what runs hangs, that an item could not be done in time."""
+    """An item cannot be finished in time, because of the items before it or because the running batch hangs."""
 
 
 class TokenBatcher(Generic[T, R]):
-    """Runs all that waits at once, up to a budget, in a thread; what arrives meanwhile is the next batch.
+    """A queue whose items run in a thread, in batches: all waiting items at once, up to a budget.
 
-    First come, first served. A lone request starts at once, and under load batches fill by themselves: there is no time
-    to wait for company. What cannot be done in time is refused at once: to run it would only make others late, too,
-    until nothing is in time any more. (Ray Serve's `serve.batch` closes a batch after a fixed wait even while the one
-    before it is running, sends what does not fit to the end of the queue and refuses an item above the budget.)
+    First come, first served. An item that arrives while a batch runs waits for the next one. So a lone item starts at
+    once, and under load the batches fill without a waiting time. An item that cannot be finished in time is refused at
+    once: running it would only make others late, until every item is late. (Ray Serve's `serve.batch` closes a batch
+    after a fixed wait, even while the previous one runs. It moves items that do not fit to the end of the queue, and
+    refuses items above the budget.)
     """
 
     def __init__(self, run: Callable[[list[T]], list[R]], size: Callable[[T], int], budget: int) -> None:
-        """`run` is called in one thread, with items whose sizes add up to `budget` at most, or with a single item."""
+        """Call `run` in one thread, with items whose sizes add up to at most `budget`, or with a single larger item."""
         self._run, self._size, self._budget = run, size, budget
         self._waiting: deque[tuple[T, int, asyncio.Future[R]]] = deque()
         self._thread = ThreadPoolExecutor(1)
         self._working: asyncio.Task[None] | None = None
         self._started: float | None = None
         self._size_running = 0
-        self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+        self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=SPEED_SAMPLES))
         self._per_batch = self._rate = 0.0
-        """Seconds, and seconds for each of its size."""
+        """Estimated seconds per batch, and per unit of size."""
         self.failed = 0
-        """Batches that ended in an error which somebody waited for, one after the other, up to now."""
+        """Batches that failed since the last success. A batch whose callers have all left does not count."""
 
     async def __call__(self, item: T, within: float = math.inf) -> R:
-        """The result of one item. An item whose caller is cancelled before its batch starts is not run.
+        """Return the result of one item. An item whose caller is cancelled before its batch starts is not run.
 
-        Raises LateError if it is not to be expected within so many seconds, for what runs and waits before it. What has
-        run for longer than that already hangs, or may take as long again.
+        Raises LateError if other items are before it and the result is not expected within `within` seconds. A batch
+        that has been running for longer than that is expected to take as long again.
         """
         size = self._size(item)
-        before = sum(size for _, size, future in self._waiting if not future.done())
-        seconds = max(self._seconds_until(before + size), self.running_seconds())
-        if (self._size_running or before) and seconds > within:
+        size_before = sum(size for _, size, future in self._waiting if not future.done())
+        seconds = max(self._seconds_for(size_before + size), self.running_seconds())
+        if (self._size_running or size_before) and seconds > within:
             raise LateError
         result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, size, result))
@@ -61,24 +62,24 @@ class TokenBatcher(Generic[T, R]):
         return await result
 
     def waiting(self) -> int:
-        """Items that no batch has taken yet."""
+        """Return the number of items that are not in a batch yet."""
         return len(self._waiting)
 
     def running_seconds(self) -> float:
-        """For how long the current batch has been running; 0 between batches."""
+        """Return how long the current batch has been running; 0 between batches."""
         started = self._started
         return 0.0 if started is None else time.monotonic() - started
 
-    def _seconds_until(self, size: int) -> float:
-        """What the current batch and so much more take at the speed of the last batches; 0 before the first is done."""
+    def _seconds_for(self, size: int) -> float:
+        """Estimate the seconds for the current batch and `size` more; 0 before the first batch is done."""
         batches = (self._started is not None) + math.ceil(size / self._budget)
         return batches * self._per_batch + (self._size_running + size) * self._rate
 
-    def _learn(self, size: int, seconds: float) -> None:
-        """From a batch: what one costs, however small, and what its size adds, neither below 0.
+    def _update_speed(self, size: int, seconds: float) -> None:
+        """Estimate the fixed seconds per batch and the seconds per unit of size, neither below 0.
 
-        A line through the last ones (least squares), by the medians of each order of magnitude: one that stalled does
-        not count, and large ones are known also after many small ones.
+        Fits a line (least squares) to the medians of recent batches of each order of magnitude of size. The medians
+        ignore a batch that stalled. The orders of magnitude keep large batches in view after many small ones.
         """
         self._done[size.bit_length()].append((size, seconds))
         size_M, seconds_M = np.array([np.median(done, axis=0) for done in self._done.values()]).T
@@ -89,7 +90,7 @@ class TokenBatcher(Generic[T, R]):
         self._per_batch = max(float(seconds_M.mean()) - self._rate * float(size_M.mean()), 0.0)
 
     async def _work(self) -> None:
-        while batch := self._next():
+        while batch := self._next_batch():
             items, futures = [item for item, _, _ in batch], [future for _, _, future in batch]
             size = sum(size for _, size, _ in batch)
             started = time.monotonic()
@@ -108,9 +109,9 @@ class TokenBatcher(Generic[T, R]):
                 if not future.done():
                     future.set_result(result)
             self.failed = 0
-            self._learn(size, time.monotonic() - started)
+            self._update_speed(size, time.monotonic() - started)
 
-    def _next(self) -> list[tuple[T, int, asyncio.Future[R]]]:
+    def _next_batch(self) -> list[tuple[T, int, asyncio.Future[R]]]:
         batch: list[tuple[T, int, asyncio.Future[R]]] = []
         total = 0
         while self._waiting:

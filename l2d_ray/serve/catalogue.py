@@ -1,4 +1,4 @@
-"""The items by their own ids, and the search for titles."""
+"""Ids and titles of the items, with a search by title."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,15 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-MOST_WORDS = 20
-"""Of a query for titles."""
+MAX_WORDS = 20
+"""Words of a title query that are used; the rest is ignored."""
 
 
-class Catalogue:
-    """Ids and titles of all items; an item's index is its place."""
+class ItemCatalogue:
+    """Ids and titles of all items. An item's index is its position."""
 
     def __init__(self, items: pa.Table) -> None:
-        """`items` as of schema.ITEMS."""
+        """Read the columns `item_id` and `title` of `items` (see `schema.ITEMS`)."""
         self.ids: list[str] = items["item_id"].to_pylist()
         self.titles: list[str] = items["title"].to_pylist()
         self._index = {item_id: index for index, item_id in enumerate(self.ids)}
@@ -22,26 +22,26 @@ class Catalogue:
         self._folded = _fold(items["title"].combine_chunks())
 
     def index(self, item_id: str) -> int | None:
-        """The index of an item, None if the catalogue does not know it."""
+        """Return the index of an item, or None if the catalogue does not know it."""
         return self._index.get(item_id)
 
     def unknown(self, item_ids: Iterable[str]) -> list[str]:
-        """Those that the catalogue does not know, each once, in order."""
+        """Return the ids that the catalogue does not know, each once, in order."""
         return [item_id for item_id in dict.fromkeys(item_ids) if item_id not in self._index]
 
-    def search(self, query: str, most: int) -> Sequence[int]:
-        """Items whose titles hold every word of `query`, in any case, with or without accents.
+    def search(self, query: str, limit: int) -> Sequence[int]:
+        """Return at most `limit` items whose titles contain every word of `query`; ignores case and accents.
 
-        Titles that begin with it come first, then the shorter. A query without words finds the first items.
+        Titles that begin with the query come first, then shorter ones. A query without words finds the first items.
         """
         folded = _fold(pa.array([query]))[0].as_py()
-        words = list(dict.fromkeys(folded.split()))[:MOST_WORDS]
+        words = list(dict.fromkeys(folded.split()))[:MAX_WORDS]
         if not words:
-            return range(min(most, len(self.ids)))
+            return range(min(limit, len(self.ids)))
         found, titles = self._indices, self._folded
         for word in words:
-            holds = pc.match_substring(titles, word)
-            found, titles = found.filter(holds), titles.filter(holds)
+            contains = pc.match_substring(titles, word)
+            found, titles = found.filter(contains), titles.filter(contains)
         table = pa.table(
             {
                 "index": found,
@@ -50,11 +50,11 @@ class Catalogue:
             }
         )
         order = [("begins", "descending"), ("length", "ascending"), ("index", "ascending")]
-        indices: list[int] = table.sort_by(order)["index"].slice(0, most).to_pylist()
+        indices: list[int] = table.sort_by(order)["index"].slice(0, limit).to_pylist()
         return indices
 
 
 def _fold(texts: pa.Array) -> pa.Array:
-    """Lower case, without accents."""
+    """Return the texts in lower case, without accents."""
     decomposed = pc.utf8_normalize(pc.utf8_lower(texts.cast(pa.string())), form="NFKD")
     return pc.replace_substring_regex(decomposed, r"\p{Mn}", "")

@@ -1,80 +1,68 @@
-"""What the HTTP interface asks of whatever recommends behind it."""
+"""The interface between the HTTP application and the recommender behind it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.serve.catalogue import Catalogue
-
-
-@dataclass(frozen=True)
-class Query:
-    """One history to recommend for."""
-
-    history: list[int | str]
-    """In time order: item indices, or titles of items that the catalogue does not know. At least one."""
-    k: int
-    aggregation: str
-    top_m: int
-    exclude: IntArray
-    """Items that must not come back, ascending."""
-    allow: IntArray | None = None
-    """Only these, unless None."""
+from l2d_ray.core.query import Query
+from l2d_ray.serve.catalogue import ItemCatalogue
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The K best items of a query."""
+    """The best items of a query, at most `query.k`."""
 
     items: ScoredItems
     encode_ms: float
+    """Milliseconds until the history's hidden state was known, including the wait for a batch."""
     search_ms: float
+    """Milliseconds of the search."""
     missing_shards: list[int] = field(default_factory=list)
-    """Shards that did not answer, where a partial answer is allowed."""
+    """Shards that did not answer, where partial answers are allowed."""
 
 
 class OverloadedError(Exception):
-    """Too many requests wait; come again later."""
+    """Too many requests are waiting; the client may try again later."""
 
 
 class UnavailableError(Exception):
-    """A part that is needed is away; the message names it."""
+    """A required component is unavailable; the message names it."""
 
 
-class Served(Protocol):
-    """One release: a model, an index made with it and their catalogue.
+class ServedRelease(Protocol):
+    """A release that answers queries: a model, an index made with it, and their catalogue.
 
-    Its methods raise OverloadedError or UnavailableError where they cannot answer at the moment.
+    Its methods raise OverloadedError or UnavailableError if they cannot answer at the moment.
     """
 
     version: str
-    """What tells it from every other."""
+    """Identifier of the release."""
     snapshot: str
-    """Its index."""
+    """Identifier of its index."""
     model: str
-    """Its model."""
-    catalogue: Catalogue
+    """Identifier of its model."""
+    catalogue: ItemCatalogue
     top_m: int
+    """M of L2D-L for requests that do not set it."""
     exclude_seen: bool
-    """What a query gets that names none."""
+    """Whether items of the history are excluded, for requests that do not say."""
 
     async def recommend(self, query: Query) -> Answer:
-        """Answer one query."""
+        """Answer one query by L2D."""
         ...
 
     async def beam_search(self, query: Query) -> Answer:
-        """The same by writing titles, to compare with; `query.aggregation` and `query.top_m` mean nothing here."""
+        """Answer one query by constrained beam search, for comparison. Ignores `aggregation` and `top_m`."""
         ...
 
     def status(self) -> dict[str, Any]:
-        """More about it, for people and monitors."""
+        """Return further facts about the release for people and monitors."""
         ...
 
 
 class Engine(Protocol):
-    """Recommends."""
+    """A recommender that serves one release at a time."""
 
-    def current(self) -> Served:
-        """The release that is served now. A request keeps the one it began with, so that no answer mixes two."""
+    def current(self) -> ServedRelease:
+        """Return the release that is served now. A request keeps it to its end, so that no answer mixes two."""
         ...

@@ -1,13 +1,16 @@
-"""Requests and responses of the HTTP interface. Limits that an operator sets are checked in api.py."""
+"""Bodies of the requests and responses. Limits that an operator sets are checked in translation.py."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
 from l2d_ray.index.aggregations import AGGREGATIONS
 
+if TYPE_CHECKING:
+    AggregationName = str
+else:
+    AggregationName = Literal[tuple(AGGREGATIONS)]
 REQUESTS: list[dict[str, Any]] = [
     {"history": ["50", "172", "181"], "k": 10},
     {"history": ["50", {"title": "Blade Runner 2049 (2017)"}], "aggregation": "local", "deny": ["172"]},
@@ -23,76 +26,65 @@ RESPONSE = {
     "missing_shards": [],
 }
 ItemIds = TypeAliasType("ItemIds", Annotated[list[str], FailFast()])
-"""One error is enough: a body of a megabyte could hold half a million."""
+"""Item ids; validation stops at the first error, because a body of 1 MB could hold half a million."""
 
 
 def _with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(use_attribute_docstrings=True, json_schema_extra={"examples": list(examples)})
 
 
-def _known_aggregation(name: str) -> str:
-    if name not in AGGREGATIONS:
-        names = " or ".join(repr(known) for known in AGGREGATIONS)
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": names})
-    return name
-
-
-def _describe_aggregations(schema: dict[str, Any]) -> None:
-    """Document the registered aggregations, whatever they are, as an enumeration."""
-    described = "; ".join(f"`{name}`: {module.DESCRIPTION}" for name, module in AGGREGATIONS.items())
-    schema.update(enum=list(AGGREGATIONS), description=f"How items are scored. {described}.")
-
-
 class Body(BaseModel):
-    """JSON that a client sends: closed to unknown fields, and a string is not a number."""
+    """JSON from a client. Unknown fields are refused; strings are not converted to numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class TitledItem(Body):
-    """An item that the catalogue need not know: its title is text to the model."""
+    """An item given by its title, which the model reads as text. The catalogue need not know it."""
 
     title: str = Field(min_length=1)
 
 
 class RecommendRequest(Body):
-    """A history, and what to recommend after it."""
+    """A history, and which items to recommend after it."""
 
     model_config = _with_examples(*REQUESTS)
 
     history: Annotated[list[Annotated[str, Field(min_length=1)] | TitledItem], FailFast()] = Field(min_length=1)
-    """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
+    """The user's items in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=10_000)
-    """Items to recommend: at most 100, where the operator does not say otherwise."""
-    aggregation: Annotated[str, AfterValidator(_known_aggregation)] = Field(
-        "global", json_schema_extra=_describe_aggregations
+    """Number of items to recommend: at most 100, unless the operator sets another limit."""
+    aggregation: AggregationName = Field(
+        "global",
+        description="How items are scored. "
+        + "; ".join(f"`{name}`: {module.DESCRIPTION}" for name, module in AGGREGATIONS.items()),
     )
     top_m: int | None = Field(None, ge=1, le=10_000)
-    """L2D-L: how many sequences. None: the server's setting."""
+    """L2D-L: number of nearest training sequences. null: the server's setting."""
     exclude_seen: bool | None = None
-    """Do not recommend what is in the history. None: the server's setting, most often true."""
+    """Whether to leave out items of the history. null: the server's setting, by default true."""
     deny: ItemIds = []
-    """Item ids that are not to be recommended. Unknown ones are ignored."""
+    """Item ids to leave out. Unknown ids are ignored."""
     allow: ItemIds | None = None
-    """Recommend only these item ids. Unknown ones are ignored."""
+    """The only item ids to recommend. Unknown ids are ignored. null: all items."""
     unknown_items: Literal["refuse", "skip"] = "refuse"
-    """What to do with item ids in the history that the catalogue does not know: answer 422, or leave them out."""
+    """Treatment of item ids in the history that the catalogue does not know: answer 422, or skip them."""
 
 
 class Recommendation(BaseModel):
-    """One item."""
+    """A recommended item."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     item_id: str
     title: str
     score: float | None
-    """1 / distance, of L2D-G with what the item's prior adds to it; null where that is zero. Of beam search: the
-    log-probability of the title."""
+    """L2D: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null: the distance
+    is zero. Beam search: log-probability of the title."""
 
 
 class Timing(BaseModel):
-    """Milliseconds."""
+    """Durations in milliseconds."""
 
     encode: float
     search: float
@@ -100,27 +92,28 @@ class Timing(BaseModel):
 
 
 class RecommendResponse(BaseModel):
-    """The best items first."""
+    """Recommended items, best first."""
 
     model_config = _with_examples(RESPONSE)
 
     items: list[Recommendation]
     version: str
-    """Of what is served: model, index and settings. All of an answer is of one version."""
+    """Version of the release (model, index and settings) that answered. One response never mixes two."""
     snapshot: str
-    """Which memory and index answered."""
+    """Identifier of the memory snapshot and index that answered."""
     model: str
-    """Which model read the history."""
+    """Identifier of the model that read the history."""
     timing_ms: Timing
     skipped: list[str] = []
-    """Item ids of the history that the catalogue does not know, where `unknown_items` is `skip`."""
+    """Item ids of the history that were skipped (`unknown_items`)."""
     partial: bool = False
-    """Whether shards were missing, where the operator allows an answer without them."""
+    """Whether shards of the index were missing. Only if the operator allows partial answers."""
     missing_shards: list[int] = []
+    """Numbers of the missing shards."""
 
 
 class BatchRequest(Body):
-    """Several requests at once."""
+    """Several requests."""
 
     model_config = _with_examples({"requests": REQUESTS})
 
@@ -128,7 +121,7 @@ class BatchRequest(Body):
 
 
 class BatchResponse(BaseModel):
-    """The responses in the order of the requests."""
+    """Responses in the order of the requests."""
 
     model_config = _with_examples({"responses": [RESPONSE, RESPONSE]})
 
@@ -143,7 +136,7 @@ class Item(BaseModel):
 
 
 class ItemsResponse(BaseModel):
-    """Items whose titles match."""
+    """Items whose titles match a query."""
 
     model_config = _with_examples(
         {"items": [{"item_id": "50", "title": "Star Wars (1977)"}], "version": RESPONSE["version"]}
@@ -151,11 +144,11 @@ class ItemsResponse(BaseModel):
 
     items: list[Item]
     version: str
-    """As in a recommendation."""
+    """Version of the release that answered."""
 
 
 class Problem(BaseModel):
-    """What is wrong, in words; `errors` names the fields where it is a request's."""
+    """An error: what is wrong, in words. `errors` names the invalid fields of a request."""
 
     model_config = _with_examples(
         {
@@ -167,4 +160,5 @@ class Problem(BaseModel):
 
     detail: str
     request_id: str
+    """The X-Request-ID of the request, or an id made for it."""
     errors: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""Print what the encoders of the Ray of the environment have done: a script, for `Running.counts`."""
+"""Script that prints the totals of the encoders on the Ray of the environment, for `Running.counts`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The application over a real socket: uvicorn in a thread of this process, or in one of its own."""
+"""The application on a real socket: uvicorn in a thread of this process, or in a separate process."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ LIMITS = ServeConfig(max_history=50, max_title_chars=200, max_filter_items=100, 
 
 
 def application(engine: LocalEngine, settings: ServeConfig = LIMITS, keys: str = "NO_SUCH_VARIABLE") -> Any:
-    """The application over `engine`; `keys` names the environment variable that holds the keys."""
+    """Return the application over `engine`; `keys` names the environment variable that holds the keys."""
     return create_app(engine, settings, Keys(keys))
 
 
@@ -36,13 +36,13 @@ def _url(listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Serve a new small workspace from a process of its own; gives the address and the process."""
+    """Serve a new small workspace from a separate process; give its URL and the process."""
     command = [sys.executable, "-m", "support.live_endpoint", str(folder)]
     tests = Path(__file__).parents[1]
     with subprocess.Popen(command, cwd=tests, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            lines = (line.strip() for line in process.stdout)  # libraries may have something to say before
+            lines = (line.strip() for line in process.stdout)  # libraries may print lines first
             yield next(line for line in lines if line.startswith("http://")), psutil.Process(process.pid)
         finally:
             process.kill()
@@ -50,7 +50,7 @@ def started(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 @contextlib.contextmanager
 def listening(app: Any) -> Iterator[str]:
-    """Serve on a free port of this machine; gives the address."""
+    """Serve on a free port of this machine; give the URL."""
     server, listener = _server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -62,7 +62,7 @@ def listening(app: Any) -> Iterator[str]:
         listener.close()
 
 
-if __name__ == "__main__":  # FOLDER: serve a new small workspace there; a line of stdout is the address
+if __name__ == "__main__":  # argument: the folder of the workspace to write and serve; prints its URL
     server, listener = _server(application(LocalEngine(write_endpoint(Path(sys.argv[1])))))
     print(_url(listener), flush=True)
     server.run(sockets=[listener])

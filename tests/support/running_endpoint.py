@@ -1,4 +1,4 @@
-"""An endpoint as a user starts it, on a real Ray Serve: asked over HTTP, put under load, promoted."""
+"""An endpoint as a user starts it, on a real Ray Serve: requests, load and promotions."""
 
 import contextlib
 import json
@@ -25,28 +25,29 @@ from support.small_workspace import command, environment, wait_for
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client got."""
+    """What a client received."""
 
     status: int
-    """0: nothing."""
+    """HTTP status; 0: no response."""
     body: Any
-    """JSON; else the text, or the name of the error."""
+    """Decoded JSON, else the text or the error."""
     headers: dict[str, str] = field(default_factory=dict)
     sent: float = 0
-    """When, in seconds of time.monotonic()."""
+    """Time of the request, in seconds of time.monotonic()."""
     seconds: float = 0
+    """Seconds until the response."""
     question: int = 0
-    """Of a load: which of its bodies was sent."""
+    """Number of the body, in a load."""
 
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 60) -> tuple[int, dict[str, Any]]:
-    """The status and the answer."""
+    """Send a request and return the status and the body."""
     reply = request(url, path, body, timeout)
     return reply.status, reply.body
 
 
 def request(url: str, path: str, body: dict[str, Any] | None = None, timeout: float = 60, question: int = 0) -> Reply:
-    """A GET, or a POST if there is a body, on a connection of its own."""
+    """Send a GET, or a POST if there is a body, on a new connection."""
     data, sent = None if body is None else json.dumps(body).encode(), time.monotonic()
 
     def reply(status: int, text: str, headers: Any = ()) -> Reply:
@@ -66,7 +67,7 @@ def request(url: str, path: str, body: dict[str, Any] | None = None, timeout: fl
 
 @contextlib.contextmanager
 def load(url: str, bodies: Sequence[dict[str, Any]], rate: float) -> Iterator[list[Reply]]:
-    """Send so many requests a second, in turn, whether answers come or not; all have come when the block is left."""
+    """Send `bodies` in turn, `rate` per second, without waiting for replies. All replies are there after the block."""
     replies: list[Reply] = []
     stop = threading.Event()
 
@@ -103,35 +104,40 @@ for line in sys.stdin:
             status = end.code
     print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
 """
-"""Runs one script after the other, the arguments of each in a line of JSON: to start Python and Ray takes seconds."""
+"""Program that runs scripts one after the other, whose arguments it reads as lines of JSON.
+
+One process for all saves the seconds in which Python and Ray start.
+"""
 
 
 @dataclass(frozen=True)
 class Running:
-    """An endpoint, and the settings that it was started with."""
+    """A running endpoint."""
 
     url: str
     log: Path
+    """Its stderr."""
     settings: dict[str, Any]
+    """Settings that it was started with."""
     operator: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    """Ends the process that operates it."""
+    """Ends the process that runs promotions."""
 
     def promotion(self, folder: Path, **settings: Any) -> list[str]:
-        """The command that promotes the release of a workspace."""
+        """Return the command that promotes the release of a workspace."""
         return command("promote", folder, **self.settings, **settings)
 
     def environment(self) -> dict[str, str]:
-        """In which that command finds this endpoint."""
+        """Return the environment in which that command finds this endpoint."""
         (address,) = re.findall(r"RAY_ADDRESS=(\S+)", self.log.read_text())
         return environment() | {"RAY_ADDRESS": address}
 
     def promote(self, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-        """What that command says, without its start."""
+        """Run that command in the process that is already started."""
         _, *script = self.promotion(folder, **settings)
         return self._run(script)
 
     def counts(self) -> dict[str, int]:
-        """What the encoders have done, in all."""
+        """Return the totals of the encoders."""
         run = self._run([str(Path(__file__).with_name("encoder_counts.py"))])
         run.check_returncode()
         found: dict[str, int] = Counter(json.loads(run.stdout.splitlines()[-1]))
@@ -153,14 +159,14 @@ class Running:
         return process
 
     def version(self) -> str:
-        """What it serves."""
+        """Return the version that is served."""
         version: str = ask(self.url, "/v1/status")[1]["version"]
         return version
 
 
 @contextlib.contextmanager
 def running(folder: Path, log: Path, **settings: Any) -> Iterator[Running]:
-    """Serve a workspace; what the job says to stderr is in `log`. It must stop at SIGINT, with its result line."""
+    """Serve a workspace, with stderr in `log`. After the block, check that SIGINT stops it with a result line."""
     (port,) = free_ports(1)
     job = command("serve", folder, **settings, **{"serve.port": port})
     with log.open("w") as stderr:

@@ -1,4 +1,4 @@
-"""A workspace that can be served, made without Ray, and an engine over it in one process."""
+"""A small workspace that can be served, made without Ray, and an engine that serves it in this process."""
 
 import asyncio
 import threading
@@ -9,6 +9,7 @@ from typing import Any
 
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.index.sharding import ShardedIndex
@@ -16,8 +17,8 @@ from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
 from l2d_ray.recommenders.contract import NO_ITEM, Filters
-from l2d_ray.serve.catalogue import Catalogue
-from l2d_ray.serve.engine import Answer, Query, UnavailableError
+from l2d_ray.serve.catalogue import ItemCatalogue
+from l2d_ray.serve.engine import Answer, UnavailableError
 from l2d_ray.stages.indexing import plan_index
 from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.workspace import Workspace
@@ -26,7 +27,7 @@ from support.small_workspace import build_units, config_of, write_dataset
 
 
 def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
-    """A dataset, a tiny model, a memory of 2 shards and its index; returns their configuration."""
+    """Write a dataset, a tiny model, a memory of 2 shards and its index; return their configuration."""
     write_dataset(folder, users=40, seed=seed)
     config = config_of(folder, **{"memory.units": 1, **overrides})
     workspace = Workspace.open(str(folder))
@@ -41,45 +42,53 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
 
 
 class LocalEngine:
-    """The real model and index, without Ray."""
+    """The real model and index in this process: an `Engine`, and its `ServedRelease`."""
+
+    version, snapshot, model = "v", "1-x", "m"
 
     def __init__(self, config: Config) -> None:
         self.config, workspace = config, Workspace.open(config.workspace)
-        self.catalogue = Catalogue(Dataset.open(workspace).items())
+        self.catalogue = ItemCatalogue(Dataset.open(workspace).items())
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         prior = config.index.prior_in(config.index.space)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
         self.top_m, self.exclude_seen = 20, True
-        self.version, self.snapshot, self.model = "v", "1-x", "m"
+        self._beam_lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Answer again without failures, delays and beam search."""
         self.failure: Exception | None = None
+        """Raised by `recommend`."""
         self.delay = 0.0
+        """Seconds that `recommend` waits before it answers."""
         self.beams: int | None = None
         self.beam_failure: Exception | None = None
         self.beam_delay = 0.0
-        self._writing = threading.Lock()
-        self.searches = 0
-        """Times that beam search was asked for."""
+        self.beam_searches = 0
+        """Calls of `beam_search`."""
 
     def current(self) -> "LocalEngine":
         return self
 
     def answer(self, query: Query) -> ScoredItems:
-        """What the definition gives, one query alone."""
-        state = self.encoder.encode([query.history]).states_UD
-        return self.index.recommend(state, [query])[0]
+        """Return the items of one query, without a server."""
+        states_UD = self.encoder.encode([query.history]).states_UD
+        (items,) = self.index.recommend(states_UD, [query])
+        return items
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """Of its own: beam search sets the model to another attention."""
+        """A model for beam search alone, which changes its attention."""
         return load_language_model(self.config.model)
 
-    def written(self, query: Query) -> ScoredItems:
-        """What constrained beam search gives, one query alone."""
+    def beam_answer(self, query: Query) -> ScoredItems:
+        """Return the items of one beam search, without a server."""
         if not self.beams:
             raise UnavailableError("no beams here")
         titles = self.catalogue.titles
         filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
-        with self._writing:  # an answer that nobody waits for any more may still be written
+        with self._beam_lock:  # an abandoned search may still run
             encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
             beam = ConstrainedBeam.over(self.language_model, encoder, len(titles), self.beams, batch_size=1)
             (items_K,), (scores_K,) = beam.recommend([query.history], query.k, filters)  # type: ignore[list-item]
@@ -93,12 +102,13 @@ class LocalEngine:
         return Answer(self.answer(query), 1000 * (time.perf_counter() - started), 0.0)
 
     async def beam_search(self, query: Query) -> Answer:
-        self.searches += 1
+        self.beam_searches += 1
         if self.beam_failure:
             raise self.beam_failure
         started = time.perf_counter()
         await asyncio.sleep(self.beam_delay)
-        return Answer(await asyncio.to_thread(self.written, query), 1000 * (time.perf_counter() - started), 0.0)
+        items = await asyncio.to_thread(self.beam_answer, query)
+        return Answer(items, 1000 * (time.perf_counter() - started), 0.0)
 
     def status(self) -> dict[str, Any]:
         return {"items": len(self.catalogue.ids), "beams": self.beams}

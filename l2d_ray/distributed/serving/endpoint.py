@@ -1,4 +1,4 @@
-"""Starting an endpoint, and stopping it."""
+"""Start and stop of an endpoint."""
 
 import os
 import signal
@@ -12,18 +12,20 @@ from dataclasses import dataclass
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from l2d_ray.config import Config
-from l2d_ray.distributed.serving.deployments import application, start_of
+from l2d_ray.config import Config, ServeConfig
+from l2d_ray.distributed.serving.deployments import application, new_release_file
 from l2d_ray.distributed.serving.gateway import keys_of
 from l2d_ray.distributed.serving.promotion import APPLICATION
+from l2d_ray.distributed.serving.ray_private import serve_address
 from l2d_ray.distributed.workers import check_room
 from l2d_ray.errors import InputError, input_error_in
-from l2d_ray.serve.api import KEYS_VARIABLE
+from l2d_ray.serve.security import KEYS_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REPORT_SECONDS = 10
+"""Seconds between reports on a start that has not finished."""
 
 
 @dataclass(frozen=True)
@@ -31,94 +33,114 @@ class ServeResult:
     """An endpoint that has been stopped."""
 
     url: str
+    """Address that it listened on."""
     seconds: float
-    """It served."""
+    """Seconds that it was up."""
 
 
 def serve_until_stopped(config: Config) -> ServeResult:
-    """`endpoint` until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM. Raises InputError if the endpoint cannot start (`endpoint`)."""
     stop = threading.Event()
     with endpoint(config) as url:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         started = time.monotonic()
-        here = ray.get_runtime_context()
-        (node,) = (node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
-        this_ray = {"RAY_ADDRESS": here.gcs_address}
-        if "RAY_AUTH_MODE" in os.environ:  # a Ray of this machine alone asks for the token of the user's home
-            this_ray["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"]
-        print(
-            f"serving at {url} (page), {url}/docs (interface), metrics of this node for Prometheus at",
-            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics; Ctrl-C stops; to serve another",
-            "release instead:",
-            *(f"{name}={value}" for name, value in this_ray.items()),
-            "python jobs/promote.py …",
-            file=sys.stderr,
-        )
+        _print_addresses(url)
         stop.wait()
     return ServeResult(url, round(time.monotonic() - started, 3))
 
 
 @contextmanager
 def endpoint(config: Config) -> Iterator[str]:
-    """The URL of an endpoint on `serve.host` and `serve.port`, that stops with the block. Needs a Ray.
+    """Run an endpoint on `serve.host` and `serve.port` while the block runs, and give its URL. Needs a running Ray.
 
-    Raises InputError if there is nothing to serve, if a replica cannot load it, if its models do not fit on the Ray of
-    this machine alone, if it would be open to other machines without a key, or if this Ray has an endpoint already.
+    Raises InputError if the release is not complete, if a replica cannot load it, if its models do not fit on the Ray
+    of this machine, if other machines could reach it without a key, or if this Ray has an endpoint already.
     """
     settings = config.serve
     if settings.host not in LOOPBACK and not keys_of(settings).required():
         raise InputError(
-            f"serve.host={settings.host!r}: would answer anybody; set serve.keys_file or {KEYS_VARIABLE}, or listen on"
-            " 127.0.0.1"
+            f"serve.host={settings.host!r}: other machines could reach the endpoint without a key; set serve.keys_file"
+            f" or {KEYS_VARIABLE}, or listen on 127.0.0.1"
         )
-    file = start_of(config)
+    file = new_release_file(config)
     app = application(file)
-    running = _get_global_client(raise_if_no_controller_running=False)
+    _check_address(settings)
+    check_room(config, settings.encoders + bool(settings.beams), "serve.encoders")
+    http_options = {"host": settings.host, "port": settings.port}
+    serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        with _progress_reports():
+            try:
+                serve.run(app, name=APPLICATION, route_prefix="/")
+            except RuntimeError as error:
+                raise input_error_in(_messages()) or error from None
+        yield f"http://{host}:{settings.port}"
+    finally:
+        serve.delete(APPLICATION)  # only this application: others may use the same Ray Serve
+        file.delete()
+
+
+def _print_addresses(url: str) -> None:
+    """Print where the endpoint and its metrics are, and the command that promotes another release."""
+    here = ray.get_runtime_context()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    variables = {"RAY_ADDRESS": here.gcs_address}
+    if "RAY_AUTH_MODE" in os.environ:  # otherwise Ray takes the token from the user's home
+        variables["RAY_AUTH_MODE"] = os.environ["RAY_AUTH_MODE"]
+    promote = [*(f"{name}={value}" for name, value in variables.items()), "python jobs/promote.py …"]
+    lines = [
+        f"serving at {url} (page) and {url}/docs (API)",
+        f"metrics for Prometheus: http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+        f"to serve another release: {' '.join(promote)}",
+        "to stop: Ctrl-C",
+    ]
+    print("\n".join(lines), file=sys.stderr)
+
+
+@contextmanager
+def _progress_reports() -> Iterator[None]:
+    """Print the messages of the deployments while the block runs: Ray Serve waits for them without a limit."""
+    ready = threading.Event()
+
+    def report() -> None:
+        printed = ""
+        while not ready.wait(REPORT_SECONDS):
+            messages = _messages()
+            if messages != printed:
+                print(f"not ready: {input_error_in(messages) or messages}", file=sys.stderr)
+                printed = messages
+
+    threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        ready.set()
+
+
+def _messages() -> str:
+    """Return the messages of the deployments that are not ready."""
+    status = serve.status().applications.get(APPLICATION)
+    return "; ".join(one.message for one in status.deployments.values() if one.message) if status else ""
+
+
+def _check_address(settings: ServeConfig) -> None:
+    """Raise InputError if the endpoint cannot listen on its address, or if this Ray has one already."""
+    running = serve_address()
     if running is None:
         _check_port(settings.host, settings.port)
     elif APPLICATION in serve.status().applications:
         raise InputError(
-            "an endpoint runs on this Ray already: jobs/promote.py changes what it serves, `serve shutdown` ends it"
+            "an endpoint runs on this Ray already; run jobs/promote.py to change what it serves, or `serve shutdown` to"
+            " stop it"
         )
-    elif (running.http_config.host, running.http_config.port) != (settings.host, settings.port):
+    elif running != (settings.host, settings.port):
+        host, port = running
         raise InputError(
-            f"Ray Serve runs on this Ray already, at {running.http_config.host}:{running.http_config.port}, which it"
-            " keeps: set serve.host and serve.port to that, or end it with `serve shutdown`"
+            f"serve.host={settings.host!r}, serve.port={settings.port}: Ray Serve runs on this Ray already, at"
+            f" {host}:{port}; set serve.host and serve.port to that address, or stop it with `serve shutdown`"
         )
-    check_room(config, settings.encoders + bool(settings.beams), "serve.encoders")
-    http_options = {"host": settings.host, "port": settings.port}
-    serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
-    ready = threading.Event()
-    threading.Thread(target=_say_what_is_missing, args=[ready], daemon=True).start()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        try:
-            serve.run(app, name=APPLICATION, route_prefix="/")
-        except RuntimeError as error:
-            raise input_error_in(_complaints()) or error from None
-        finally:
-            ready.set()
-        yield f"http://{host}:{settings.port}"
-    finally:
-        serve.delete(APPLICATION)  # not the whole of Serve, which others may use
-        file.delete()
-
-
-def _say_what_is_missing(ready: threading.Event) -> None:
-    """Ray Serve waits for as long as it takes; whoever started it should know what for."""
-    said = ""
-    while not ready.wait(10):
-        missing = _complaints()
-        if missing != said:
-            print(f"not ready: {input_error_in(missing) or missing}", file=sys.stderr)
-            said = missing
-
-
-def _complaints() -> str:
-    """What the deployments say that are not ready."""
-    found = serve.status().applications.get(APPLICATION)
-    return "; ".join(part.message for part in found.deployments.values() if part.message) if found else ""
 
 
 def _check_port(host: str, port: int) -> None:
@@ -127,4 +149,6 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InputError(f"serve.port={port}: cannot listen on {host}:{port} ({error.strerror})") from None
+            raise InputError(
+                f"serve.port={port}: cannot listen on {host}:{port} ({error.strerror}); set another port"
+            ) from None

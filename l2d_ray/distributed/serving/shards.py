@@ -1,51 +1,52 @@
-"""The replicas that hold shards of the index. They have no use for torch, which takes seconds to import, and memory."""
+"""Replicas that hold shards of the index. They import no torch, which costs seconds and memory."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import faiss
 
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.query import Query
 from l2d_ray.index import aggregations
 from l2d_ray.index.exchange import Request, partition, run
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.serve.engine import Query
-from l2d_ray.serve.releases import Held, Part, Release, ReleaseFile
+from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
+from l2d_ray.serve.releases import Release, ReleaseFile
 
 T = TypeVar("T")
 
 
-class MemoryShard(Part):
-    """Some shards of the index, most often one."""
+class MemoryShard(ReleaseReplica):
+    """A replica of a shard group: some shards of the index, most often one."""
 
-    def __init__(self, file: ReleaseFile, number: int, parts: int) -> None:
-        """Open the shards of part `number` of so many. Raises InputError, naming the file, for what is wrong."""
+    def __init__(self, file: ReleaseFile, number: int, groups: int) -> None:
+        """Open the shards of group `number` of `groups`. Raises InputError, naming the file, if one is damaged."""
 
         def load(release: Release) -> list[IndexShard]:
             reader = release.open()
             manifest = reader.manifest
             prior = release.config.index.prior_in(manifest.space)
-            own = partition(len(manifest.shards), parts)[number]
-            return [reader.shard(shard, verify=True).with_prior(prior, manifest.rows) for shard in own]
+            shards = partition(len(manifest.shards), groups)[number]
+            return [reader.shard(shard, verify=True).with_prior(prior, manifest.rows) for shard in shards]
 
-        self.held = Held(file, load)
+        self.cache = ReleaseCache(file, load)
 
-    async def ask(self, version: str, request: Request) -> list[Any]:
-        """What these shards answer. Raises VersionError if this replica does not hold that release."""
-        return await asyncio.to_thread(_single, request.answer, await self.held.get(version))
+    async def answer(self, version: str, request: Request) -> list[Any]:
+        """Return the answers of these shards. Raises VersionError if the replica does not hold that release."""
+        return await asyncio.to_thread(_in_one_thread, request.answer, await self.cache.get(version))
 
-    async def recommend(self, version: str, query: Query, queries_UD: Float64) -> list[ScoredItems]:
-        """All hops of a query, a matrix of one row, over these shards alone.
+    async def recommend(self, version: str, query: Query, query_UD: Float64) -> list[ScoredItems]:
+        """Return the list of items of a query over these shards alone. `query_UD`: its mapped state, one row.
 
-        Raises VersionError if this replica does not hold that release.
+        Raises VersionError if the replica does not hold that release.
         """
-        shards: Sequence[IndexShard] = await self.held.get(version)
-        return await asyncio.to_thread(_single, run, aggregations.recommend(queries_UD, [query]), shards)  # type: ignore[list-item]
+        exchange = aggregations.recommend(query_UD, [query])
+        return await asyncio.to_thread(_in_one_thread, run, exchange, await self.cache.get(version))
 
 
-def _single(work: Callable[..., T], *arguments: Any) -> T:
-    """`work` with one thread of FAISS's: replicas share the cores."""
+def _in_one_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function while FAISS uses one thread, because replicas share the cores."""
     faiss.omp_set_num_threads(1)
-    return work(*arguments)
+    return function(*arguments)

@@ -1,0 +1,78 @@
+"""A release that answers queries by calling the replicas that hold it."""
+
+import asyncio
+import time
+from typing import Any
+
+from l2d_ray.core.query import Query
+from l2d_ray.core.samples import last_window
+from l2d_ray.distributed.serving.metrics import milliseconds_since
+from l2d_ray.distributed.serving.replicas import Replicas
+from l2d_ray.serve.catalogue import ItemCatalogue
+from l2d_ray.serve.engine import Answer
+from l2d_ray.serve.releases import Release
+
+INLINE_DIMENSION = 1024
+"""Hidden size up to which the map of the index runs in the event loop (0.1 ms at 576); above, in a thread."""
+
+
+class RemoteRelease:
+    """A `ServedRelease` on Ray Serve."""
+
+    def __init__(self, release: Release, replicas: Replicas) -> None:
+        """Read what a gateway needs of the release. Raises InputError if the release is missing or damaged."""
+        reader, config = release.open(), release.config
+        identity = reader.manifest.identity
+        self.version = release.version
+        self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
+        self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
+        self.catalogue = ItemCatalogue(release.items())
+        self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
+        self._manifest, self._space, self._window = reader.manifest, reader.space, config.history
+        self._replicas = replicas
+
+    async def recommend(self, query: Query) -> Answer:
+        """Answer one query by L2D."""
+        replicas, shards = self._replicas, len(self._manifest.shards)
+        with replicas.metrics.request(self.version, "recommend", replicas.settings.deadline_seconds) as outcomes:
+            started = time.perf_counter()
+            state_D = await replicas.encode(self.version, query.history, self._session(query))
+            encode_ms = milliseconds_since(started)
+            if state_D.size > INLINE_DIMENSION:
+                query_UD = await asyncio.to_thread(self._space, state_D[None])
+            else:
+                query_UD = self._space(state_D[None])
+            items, missing = await replicas.shards.search(self.version, shards, query, query_UD)
+            total_ms = milliseconds_since(started)
+            outcomes.append("partial" if missing else "ok")
+        replicas.metrics.phases(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
+        return Answer(items, encode_ms, total_ms - encode_ms, missing)
+
+    async def beam_search(self, query: Query) -> Answer:
+        """Answer one query by constrained beam search."""
+        replicas = self._replicas
+        with replicas.metrics.request(self.version, "beam_search", replicas.settings.beam_seconds) as outcomes:
+            started = time.perf_counter()
+            items = await replicas.search_beams(self.version, query)
+            outcomes.append("ok")
+        return Answer(items, milliseconds_since(started), 0.0)
+
+    def status(self) -> dict[str, Any]:
+        """Return further facts about the release for people and monitors."""
+        manifest = self._manifest
+        return {
+            "items": len(self.catalogue.ids),
+            "rows": manifest.rows,
+            "items_with_rows": manifest.items,
+            "shards": len(manifest.shards),
+            "space": manifest.space,
+            "factory": manifest.factory,
+            "quality": manifest.quality.model_dump(),
+            "top_m": self.top_m,
+            "beams": self._replicas.settings.beams,
+        }
+
+    def _session(self, query: Query) -> str:
+        """Return the first item of the window. It stays the same while a returning user's window keeps its start."""
+        window = last_window(len(query.history), self._window.max_items, self._window.stride)
+        return str(query.history[window][0])

@@ -1,0 +1,94 @@
+"""Translation between HTTP bodies, which name items by id, and queries, which name them by index."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from l2d_ray.config import ServeConfig
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.query import Query
+from l2d_ray.serve.catalogue import ItemCatalogue
+from l2d_ray.serve.engine import Answer, ServedRelease
+from l2d_ray.serve.problems import invalid
+from l2d_ray.serve.schemas import Recommendation, RecommendRequest, RecommendResponse, Timing
+
+Location = tuple[str | int, ...]
+"""Path of a field in a request, as in `RequestValidationError`."""
+
+
+def query_of(
+    request: RecommendRequest, location: Location, release: ServedRelease, settings: ServeConfig
+) -> tuple[Query, list[str]]:
+    """Return the query of a request, and the unknown item ids that were left out of its history.
+
+    `location` is the path of the request in the body. Raises RequestValidationError, naming the field, if a limit of
+    `settings` is exceeded, if an unknown item is to be refused, or if no known item is left.
+    """
+    _check_sizes(request, location, settings)
+    catalogue, at_history = release.catalogue, (*location, "history")
+    unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
+    if unknown and request.unknown_items == "refuse":
+        raise invalid(at_history, f"unknown items: {', '.join(item[:100] for item in unknown[:10])}")
+    history = [catalogue.index(item) if isinstance(item, str) else item.title for item in request.history]
+    known = [item for item in history if item is not None]
+    if not known:
+        raise invalid(at_history, "contains no item that the catalogue knows")
+    query = Query.after(
+        known,
+        k=request.k,
+        exclude_seen=release.exclude_seen if request.exclude_seen is None else request.exclude_seen,
+        deny=_indices(request.deny, catalogue),
+        allow=None if request.allow is None else _indices(request.allow, catalogue),
+        aggregation=request.aggregation,
+        top_m=request.top_m or release.top_m,
+    )
+    return query, unknown
+
+
+def response_of(answer: Answer, release: ServedRelease, skipped: list[str], seconds: float) -> RecommendResponse:
+    """Return the response to a request that took `seconds` and whose unknown items were `skipped`."""
+    catalogue = release.catalogue
+    scored = zip(answer.items.items_I.tolist(), answer.items.scores_I.tolist(), strict=True)
+    return RecommendResponse(
+        items=[
+            Recommendation(
+                item_id=catalogue.ids[item],
+                title=catalogue.titles[item],
+                score=score if math.isfinite(score) else None,
+            )
+            for item, score in scored
+        ],
+        version=release.version,
+        snapshot=release.snapshot,
+        model=release.model,
+        timing_ms=Timing(
+            encode=round(answer.encode_ms, 3), search=round(answer.search_ms, 3), total=round(1000 * seconds, 3)
+        ),
+        skipped=skipped,
+        partial=bool(answer.missing_shards),
+        missing_shards=answer.missing_shards,
+    )
+
+
+def check_limit(count: int, limit: int, location: Location, unit: str, setting: str) -> None:
+    """Raise RequestValidationError if a request exceeds the limit of a setting."""
+    if count > limit:
+        raise invalid(location, f"{count} {unit}, at most {limit} are allowed ({setting})")
+
+
+def _check_sizes(request: RecommendRequest, location: Location, settings: ServeConfig) -> None:
+    check_limit(len(request.history), settings.max_history, (*location, "history"), "items", "serve.max_history")
+    check_limit(request.k, settings.max_k, (*location, "k"), "items", "serve.max_k")
+    for field, ids in (("deny", request.deny), ("allow", request.allow or [])):
+        check_limit(len(ids), settings.max_filter_items, (*location, field), "items", "serve.max_filter_items")
+    for position, item in enumerate(request.history):
+        if not isinstance(item, str):
+            title = (*location, "history", position, "title")
+            check_limit(len(item.title), settings.max_title_chars, title, "characters", "serve.max_title_chars")
+
+
+def _indices(item_ids: Sequence[str], catalogue: ItemCatalogue) -> IntArray:
+    """Return the indices of the known items, ascending, each once."""
+    found = {index for item_id in item_ids if (index := catalogue.index(item_id)) is not None}
+    return np.array(sorted(found), np.int64)
