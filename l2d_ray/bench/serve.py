@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,10 +23,11 @@ from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.promotion import encoder_counts
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
+from l2d_ray.index.engine import engine
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
 from l2d_ray.serve.releases import Release
-from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.timing import timed
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.1)
@@ -99,7 +99,7 @@ class ServeBenchmark:
 def bench_serve(config: Config) -> ServeBenchmark:
     """Serve the release of `config` and load it. Raises InputError if the release is missing or cannot be measured."""
     torch.set_num_threads(config.workers.cpus)
-    faiss.omp_set_num_threads(1)
+    engine.set_threads(1)
     release, histories = _prepare(config)
     bare, requests = _Bare(release), _Requests(release, histories)
     crowd = max(CLIENTS, 2 * bare.batch_size(histories))

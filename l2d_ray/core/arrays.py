@@ -8,3 +8,5 @@ FloatArray = NDArray[np.floating]
 """float16, float32 or float64: memory rows and hidden states."""
 Float64 = NDArray[np.float64]
 """Distances, scores and metrics."""
+Integers = NDArray[np.integer]
+"""Integers of any width."""

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import faiss
-
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.index import aggregations
+from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, partition, run
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
@@ -47,6 +46,6 @@ class MemoryShard(ReleaseReplica):
 
 
 def _in_one_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function while FAISS uses one thread, because replicas share the cores."""
-    faiss.omp_set_num_threads(1)
+    """Call a function while the search engine uses one thread, because replicas share the cores."""
+    engine.set_threads(1)
     return function(*arguments)
