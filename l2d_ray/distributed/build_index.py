@@ -27,7 +27,6 @@ from l2d_ray.index.tuning import find_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
 from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.stages.settings import for_index, record_index
-from l2d_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)
