@@ -51,5 +51,6 @@ def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_catalogue(config)
     assert str(caught.value) == (
-        f"data.items={config.data.items!r}: item 'a' is in rows 1 and 3, and 2 ids are repeated; keep one row an item"
+        f"data.items={config.data.items!r}: item 'a' is in rows 1 and 3, and 2 ids are repeated; keep one row for each"
+        " item"
     )

@@ -40,7 +40,7 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.open(str(tmp_path / "work space"))
 
 
-def test_what_was_written_is_read(workspace: Workspace) -> None:
+def test_a_written_dataset_is_read_again(workspace: Workspace) -> None:
     dataset = write(workspace, histories(0, 5), histories(5, 3))
     assert dataset.items().equals(ITEM_TABLE)
     assert dataset.num_users == 8
@@ -58,12 +58,12 @@ def test_any_range_of_users_is_read(workspace: Workspace, start: int, stop: int,
     assert users == list(range(start, min(stop, 8)))
 
 
-def test_row_groups_are_small_and_only_those_of_the_range_are_read(workspace: Workspace) -> None:
+def test_only_the_row_groups_of_a_range_are_read(workspace: Workspace) -> None:
     dataset = write(workspace, histories(0, 25_000))
     path = workspace.path(dataset.parts[0].path)
     metadata = pq.ParquetFile(path).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [10_000, 10_000, 5_000]
-    # Damage the first group: a range beyond it does not notice.
+    # A damaged first group does not matter to a range after it.
     chunk = metadata.row_group(0).column(0)
     content = bytearray(Path(path).read_bytes())
     content[4 : 4 + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
@@ -79,7 +79,7 @@ def test_long_histories_make_smaller_groups(workspace: Workspace) -> None:
     assert metadata.row_group(0).num_rows == 20
 
 
-def test_the_digest_is_that_of_the_content(workspace: Workspace) -> None:
+def test_the_digest_depends_on_the_content_alone(workspace: Workspace) -> None:
     one = write(workspace, histories(0, 8)).digest
     assert write(workspace, histories(0, 3), histories(3, 5)).digest == one
     assert write(workspace, histories(0, 7)).digest != one
@@ -88,7 +88,7 @@ def test_the_digest_is_that_of_the_content(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("name", ["item_indices", "timestamps", "splits"])
-def test_every_column_counts(name: str) -> None:
+def test_the_digest_depends_on_every_column(name: str) -> None:
     table = histories(0, 2)
     column = table.schema.get_field_index(name)
     lists = table[name].to_pylist()
@@ -106,7 +106,7 @@ def test_a_crash_before_the_manifest_leaves_the_old_dataset(workspace: Workspace
     assert pa.concat_tables(found.iter_users()).equals(histories(0, 8))
 
 
-def test_parts_that_are_not_listed_are_removed(workspace: Workspace) -> None:
+def test_parts_that_the_manifest_does_not_list_are_removed(workspace: Workspace) -> None:
     write(workspace, histories(0, 5), histories(5, 3))
     Path(workspace.path("dataset/histories/part-00000-x.parquet.0123.tmp")).write_text("left by a crash")
     dataset = write(workspace, histories(0, 4))
@@ -120,7 +120,7 @@ def test_writing_the_same_again_changes_no_byte(workspace: Workspace) -> None:
     assert before == {path: Path(workspace.path(path)).read_bytes() for path in workspace.files("dataset")}
 
 
-def test_without_a_dataset_the_stage_to_run_is_named(workspace: Workspace) -> None:
+def test_without_a_dataset_the_job_to_run_is_named(workspace: Workspace) -> None:
     with pytest.raises(InputError, match=r"dataset/dataset\.json: not found; run jobs/prepare_data\.py first$"):
         Dataset.open(workspace)
 
@@ -128,7 +128,7 @@ def test_without_a_dataset_the_stage_to_run_is_named(workspace: Workspace) -> No
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"format_version": 2}, r"format_version=2, this is version 1; run jobs/prepare_data\.py again"),
+        ({"format_version": 2}, r"format_version=2, not 1; run jobs/prepare_data\.py again"),
         ({"files": [{"path": "x"}]}, r"damaged \(.*\); run jobs/prepare_data\.py again"),
         ({"files": None}, r"damaged \(.*\); run jobs/prepare_data\.py again"),
     ],
@@ -140,14 +140,14 @@ def test_a_manifest_of_another_kind_is_refused(workspace: Workspace, change: dic
         Dataset.open(workspace)
 
 
-def test_a_part_that_went_missing_is_named(workspace: Workspace) -> None:
+def test_a_missing_part_is_named(workspace: Workspace) -> None:
     dataset = write(workspace, histories(0, 5))
     workspace.delete(dataset.parts[0].path)
     with pytest.raises(InputError, match=r"part-00000-.*\.parquet: not found, but dataset\.json lists it; run"):
         list(dataset.iter_users())
 
 
-def test_counts_are_those_of_numpy(workspace: Workspace) -> None:
+def test_the_entry_of_a_part_has_its_counts(workspace: Workspace) -> None:
     table = histories(0, 9)
     part, _ = write_part(workspace, 7, table)
     splits = np.concatenate(table["splits"].to_pylist())

@@ -27,7 +27,7 @@ def test_a_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         children("data.interactions", missing)
     assert str(caught.value) == (
-        f"data.interactions={missing!r}: not found; give a file, a folder or a URI that is there"
+        f"data.interactions={missing!r}: not found; give a file, a folder or a URI that exists"
     )
 
 
@@ -44,7 +44,7 @@ def test_the_parts_of_paths_and_uris() -> None:
     assert suffix("/a/Ratings.CSV.gz") == ".csv"
 
 
-def test_lines_are_numbered_without_the_blank_ones_and_gzip_is_opened(tmp_path: Path) -> None:
+def test_blank_lines_are_skipped_but_counted_and_gzip_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress("é\r\n\n  \nb".encode()))
     assert list(numbered_lines(str(path))) == [(1, "é"), (4, "b")]
@@ -54,7 +54,7 @@ def test_lines_are_numbered_without_the_blank_ones_and_gzip_is_opened(tmp_path: 
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.txt: the file is empty; give the complete file, or take it out of the"):
+    with pytest.raises(InputError, match=r"a\.txt: the file is empty; give the complete file, or remove it from the"):
         list(numbered_lines(str(path)))
 
 
@@ -74,13 +74,13 @@ def test_damaged_gzip_is_refused(tmp_path: Path, kept: slice) -> None:
     path = tmp_path / "a.txt.gz"
     whole = gzip.compress(b"".join(b"%d\n" % i for i in range(50_000)))
     path.write_bytes(whole[kept])
-    with pytest.raises(InputError, match=r"a\.txt\.gz: .*; the gzip file is damaged, get it again$"):
+    with pytest.raises(InputError, match=r"a\.txt\.gz: damaged gzip file \(.*\); get it again$"):
         list(numbered_lines(str(path)))
 
 
-@pytest.mark.parametrize(("line", "problem"), [('{"a": ', "not JSON"), ("[1]", r"'\[1\]' is no JSON object")])
-def test_lines_that_are_no_objects_are_refused(tmp_path: Path, line: str, problem: str) -> None:
+@pytest.mark.parametrize(("line", "problem"), [('{"a": ', "not JSON"), ("[1]", r"'\[1\]' is not a JSON object")])
+def test_a_line_that_is_not_a_json_object_is_refused(tmp_path: Path, line: str, problem: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n')
-    with pytest.raises(InputError, match=rf"a\.jsonl: line 2: {problem}.*; give one JSON object a line$"):
+    with pytest.raises(InputError, match=rf"a\.jsonl: line 2: {problem}.*; give one.* a line$"):
         list(json_chunks(str(path)))

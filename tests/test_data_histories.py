@@ -11,7 +11,7 @@ Pair = tuple[str, int]
 
 
 def interactions(rows: list[tuple[str, int, int, int, int]]) -> pa.Table:
-    """(user, item, timestamp, file, row) as a block of READ."""
+    """Return rows of (user, item, timestamp, file, row) as a block of READ."""
     users, items, times, files, numbers = (list(column) for column in zip(*rows, strict=True))
     hashes = user_hashes(pa.array(users))
     return pa.table([users, hashes, items, times, files, numbers], schema=READ)
@@ -69,7 +69,7 @@ def test_users_are_in_order_of_their_hash_and_then_their_id() -> None:
     assert group(collided)["user_id"].to_pylist() == list("uvwxyz")
 
 
-def test_an_empty_block_stays_one() -> None:
+def test_an_empty_block_stays_empty() -> None:
     empty = group(READ.empty_table())
     assert empty.schema == BLOCK
     assert len(empty) == 0
@@ -78,7 +78,7 @@ def test_an_empty_block_stays_one() -> None:
     assert len(select(empty, stays, 2)) == 0
 
 
-def test_a_flat_view_of_a_slice_begins_at_zero() -> None:
+def test_the_flat_view_of_a_slice_starts_at_zero() -> None:
     column = pa.chunked_array([as_lists(np.array([0, 2, 5]), np.arange(5), pa.int32())]).slice(1)
     lists = Lists.of(column)
     assert (lists.values.tolist(), lists.offsets.tolist()) == ([2, 3, 4], [0, 3])
@@ -87,7 +87,7 @@ def test_a_flat_view_of_a_slice_begins_at_zero() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_the_core_is_that_of_a_naive_reference(seed: int, k: int) -> None:
+def test_the_core_equals_a_naive_reference(seed: int, k: int) -> None:
     random = np.random.default_rng(seed)
     number = 600
     users, items = random.zipf(1.5, number) % 90, random.zipf(1.5, number) % 60

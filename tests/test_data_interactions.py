@@ -10,7 +10,7 @@ from l2d_ray.data.catalogue import Rejection, read_catalogue
 from l2d_ray.data.interactions import READ, in_period, read, take_tallies, user_hashes
 
 
-def test_the_hash_of_a_user_never_changes() -> None:
+def test_the_hash_of_a_user_id_is_fixed() -> None:
     assert user_hashes(pa.array(["u0", "196"])).tolist() == [3262765634605483607, 5490914285300799158]
     assert user_hashes(pa.array([], pa.string())).tolist() == []
 
@@ -26,7 +26,7 @@ def test_a_period_begins_at_midnight_and_ends_before_it(unit: str | None) -> Non
     assert in_period(column, None, None).all()
 
 
-def test_what_cannot_be_used_is_counted_by_reason(tmp_path: Path) -> None:
+def test_dropped_interactions_are_counted_by_reason(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"item_id": ["a", "b", "c"], "title": ["Title", "", "x " * 30]}), tmp_path / "items.parquet"
     )

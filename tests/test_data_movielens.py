@@ -2,6 +2,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+from support.raw_data import interactions_of, items_of
 
 from l2d_ray.config import Config, DataConfig
 from l2d_ray.data import movielens
@@ -57,30 +58,28 @@ def config_of(interactions: Path, items: Path | None = None) -> Config:
 def test_every_layout_gives_the_same_movies_and_ratings(layout: str, by_file: bool, tmp_path: Path) -> None:
     folder = folder_of(layout, tmp_path)
     config = config_of(folder / next(iter(LAYOUTS[layout])) if by_file else folder)
-    assert movielens.read_items(config).to_pylist() == [
+    assert items_of(config).to_pylist() == [
         {"item_id": "10", "title": TITLES[0]},
         {"item_id": "20", "title": TITLES[1]},
     ]
-    (path,) = movielens.interaction_files(config)
-    (chunk,) = movielens.read_interactions(path, config)
-    assert [tuple(row.values()) for row in chunk.to_pylist()] == RATINGS
+    assert [tuple(row.values()) for row in interactions_of(config).to_pylist()] == RATINGS
 
 
-def test_movies_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_movies_may_be_in_another_folder(tmp_path: Path) -> None:
     folder = folder_of("1m", tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (folder / "movies.dat").rename(elsewhere / "movies.dat")
-    assert len(movielens.read_items(config_of(folder, elsewhere / "movies.dat"))) == 2
-    with pytest.raises(InputError, match=r"no file \*movies\.dat to go with ratings\.dat; give the files of MovieLens"):
-        movielens.read_items(config_of(folder))
+    assert len(items_of(config_of(folder, elsewhere / "movies.dat"))) == 2
+    with pytest.raises(InputError, match=r"no file \*movies\.dat, which belongs to ratings\.dat; give the files of"):
+        items_of(config_of(folder))
 
 
-def test_a_year_or_a_title_that_is_missing_leaves_no_brackets(tmp_path: Path) -> None:
+def test_a_missing_year_or_title_leaves_no_brackets(tmp_path: Path) -> None:
     folder = folder_of("recbole", tmp_path)
     header = "item_id:token\tmovie_title:token_seq\trelease_year:token\n"
     (folder / "ml-x.item").write_text(header + "10\tunknown\t\n20\t\t1977\n")
-    assert movielens.read_items(config_of(folder))["title"].to_pylist() == ["unknown", ""]
+    assert items_of(config_of(folder))["title"].to_pylist() == ["unknown", ""]
 
 
 def test_a_folder_without_ratings_is_refused(tmp_path: Path) -> None:
@@ -95,7 +94,7 @@ def test_a_folder_without_ratings_is_refused(tmp_path: Path) -> None:
 def test_two_layouts_in_a_folder_are_refused(tmp_path: Path) -> None:
     folder_of("1m", tmp_path)
     folder_of("100k", tmp_path)
-    with pytest.raises(InputError, match=r"several layouts \(ratings\.dat, u\.data\); name one of the files$"):
+    with pytest.raises(InputError, match=r"several layouts \(ratings\.dat, u\.data\); give one of the files$"):
         movielens.interaction_files(config_of(tmp_path))
 
 
@@ -103,11 +102,11 @@ def test_a_line_of_movies_without_delimiter_is_refused(tmp_path: Path) -> None:
     folder = folder_of("1m", tmp_path)
     (folder / "movies.dat").write_text("10::A (2001)::Comedy\nnothing here\n")
     with pytest.raises(InputError, match=r"movies\.dat: line 2: 'nothing here' holds no '::'; give the files"):
-        movielens.read_items(config_of(folder))
+        items_of(config_of(folder))
 
 
-def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
     folder = folder_of("32m", tmp_path)
     (folder / "movies.csv").write_text("movieId,name\n1,x\n")
     with pytest.raises(InputError, match=r"movies\.csv: no column 'title' among 'movieId', 'name'; give the files of"):
-        movielens.read_items(config_of(folder))
+        items_of(config_of(folder))

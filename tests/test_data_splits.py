@@ -31,18 +31,18 @@ def lists_of(users: Sequence[Sequence[int]]) -> Lists:
 
 
 def split_by_time(blocks: list[Lists]) -> list[NDArray[np.int8]]:
-    """What `distributed.prepare` does, without the distribution."""
+    """Split as `distributed.prepare` does, but in one process."""
     targets = [target_times(block) for block in blocks]
     samples = np.concatenate(targets)
     if not len(samples):
         return [by_time(block, []) for block in blocks]
-    own: list[list[Cut]] = [[] for _ in blocks]
+    of_blocks: list[list[Cut]] = [[] for _ in blocks]
     for share in SHARES:
         rank, low, high = int(share * len(samples)), int(samples.min()), int(samples.max())
         cut = find_cut(rank, low, high, lambda low, width: sum(histogram(t, low, width) for t in targets))
-        for cuts, shared in zip(own, share_ties(cut, [int((t == cut.at).sum()) for t in targets]), strict=True):
+        for cuts, shared in zip(of_blocks, share_ties(cut, [int((t == cut.at).sum()) for t in targets]), strict=True):
             cuts.append(shared)
-    return [by_time(block, cuts) for block, cuts in zip(blocks, own, strict=True)]
+    return [by_time(block, cuts) for block, cuts in zip(blocks, of_blocks, strict=True)]
 
 
 def naive(users: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -55,20 +55,20 @@ def naive(users: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 @given(USERS, st.integers(0, 12))
-def test_the_time_split_is_that_of_one_global_sort(users: list[list[int]], at: int) -> None:
+def test_the_time_split_equals_one_global_sort(users: list[list[int]], at: int) -> None:
     blocks = [lists_of(users[:at]), lists_of(users[at:])]
     assert np.concatenate(split_by_time(blocks)).tolist() == [split for user in naive(users) for split in user]
 
 
 @given(USERS)
-def test_no_training_history_holds_a_later_splits_target(users: list[list[int]]) -> None:
+def test_no_training_history_has_a_target_of_a_later_split(users: list[list[int]]) -> None:
     block = lists_of(users)
     for splits in (split_by_time([block])[0], leave_one_out(block)):
         for u in range(len(users)):
-            own = splits[block.offsets[u] : block.offsets[u + 1]]
-            assert own[0] == NONE
-            assert (np.diff(own[1:]) >= 0).all()
-            assert NONE not in own[1:]
+            of_user = splits[block.offsets[u] : block.offsets[u + 1]]
+            assert of_user[0] == NONE
+            assert (np.diff(of_user[1:]) >= 0).all()
+            assert NONE not in of_user[1:]
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,15 @@ def test_the_shares_are_cut_at_whole_samples() -> None:
 def test_a_cut_is_found_in_few_passes(span: int, calls: int) -> None:
     low = -(2**63)
     times = np.array([low, low + span // 2, low + span], dtype=np.int64)
-    asked = []
+    calls_made = []
 
     def count(low: int, width: int) -> NDArray[np.int64]:
-        asked.append((low, width))
+        calls_made.append((low, width))
         return histogram(times, low, width)
 
     expected = Cut(low, 1) if span == 0 else Cut(low + span // 2, 0)
     assert find_cut(1, low, low + span, count) == expected
-    assert len(asked) == calls
+    assert len(calls_made) == calls
 
 
 def test_ties_are_shared_in_the_order_of_the_blocks() -> None:

@@ -28,8 +28,8 @@ class DataConfig(Section):
     """Raw interactions and items, and how they become samples."""
 
     source: str = "demo"
-    """Format of the raw files, one of l2d_ray/data/sources.py: demo (MovieLens-100k, downloaded and cached), movielens,
-    amazon, d3 (which keeps the published split of D3, arXiv 2406.14900), table."""
+    """Format of the raw files: demo, movielens, amazon, d3 or table (l2d_ray/data/sources.py). `demo` is
+    MovieLens-100k, downloaded and cached. `d3` keeps the published split of D3 (arXiv 2406.14900)."""
     interactions: File | None = None
     """File, folder or URI of the raw interactions. For d3, the folder with train/, valid/ and test/."""
     items: File | None = None

@@ -22,7 +22,7 @@ def read_delimited(
     delimiter: str = ",",
     names: Sequence[str] | None = None,
     quoted: bool = True,
-    remedy: str = "name the column in data.columns",
+    remedy: str,
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield the wanted columns, some rows at a time, with the number of the first row, from 1 after the header.
 
