@@ -6,4 +6,4 @@ Needs Locust (`pip install locust`). The last line on stdout is one JSON object 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.bench.serve:bench_serve")
+    run("l2d_ray.bench.serve:bench_serve", serves=True)

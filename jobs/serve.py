@@ -7,4 +7,4 @@ cluster/serve.yaml` starts the same application. The last line on stdout is one 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.serving.endpoint:serve_until_stopped")
+    run("l2d_ray.distributed.serving.endpoint:serve_until_stopped", serves=True)
