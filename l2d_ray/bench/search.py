@@ -15,7 +15,6 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.core.aggregation import add_rows
@@ -23,6 +22,7 @@ from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import EXHAUSTIVE, VectorSearch
 from l2d_ray.index.shard import IndexShard
@@ -58,13 +58,15 @@ def bench_search(config: Config) -> SearchBenchmark:
     faiss.omp_set_num_threads(threads)
     results = []
     sizes = [(rows, factory) for rows in sorted(bench.rows) for factory in bench.factories]
-    for rows, name in tqdm([size for size in sizes if _fits(*size, bench.dimension)], unit="index", disable=None):
-        with tempfile.TemporaryDirectory() as folder:
-            memory = _Memory.make(Path(folder), rows, bench.dimension)
-            results += [
-                {"rows": rows, "factory": name, **_measure(config, memory, _sized(name, rows // n, bench.dimension), n)}
-                for n in bench.shards
-            ]
+    fitting = [size for size in sizes if _fits(*size, bench.dimension)]
+    with Progress(len(fitting), "build and search", "indexes") as bar:
+        for rows, name in fitting:
+            with tempfile.TemporaryDirectory() as folder:
+                memory = _Memory.make(Path(folder), rows, bench.dimension)
+                for n in bench.shards:
+                    measured = _measure(config, memory, _sized(name, rows // n, bench.dimension), n)
+                    results.append({"rows": rows, "factory": name, **measured})
+            bar.advance()
     return SearchBenchmark(results, _extrapolate(results), bench.dimension, threads)
 
 

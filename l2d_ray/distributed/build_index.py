@@ -13,10 +13,10 @@ from typing import Any
 import faiss
 import ray
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
@@ -139,7 +139,7 @@ def _each(
     number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
     results: list[Any] = [None] * len(calls)
     first_error: RayError | None = None
-    with tqdm(total=len(calls), desc=label, unit="task", disable=None) as bar:
+    with Progress(len(calls), label, "tasks") as bar:
         left = list(number)
         while left:
             (done,), left = ray.wait(left)
@@ -149,7 +149,7 @@ def _each(
                 first_error = first_error or error
                 for other in left:
                     ray.cancel(other)
-            bar.update()
+            bar.advance()
     if first_error:
         raise root_error(first_error) from None
     return results

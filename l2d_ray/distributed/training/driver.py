@@ -7,7 +7,6 @@ worker goes on from the last one, and so does the same command after a lost driv
 
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -27,11 +26,12 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
+from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.screen import say
 from l2d_ray.distributed.training.checkpoints import mend_list
 from l2d_ray.distributed.training.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.training.plan import WorkerPlan, best_folder
@@ -209,32 +209,30 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
 
     def show() -> None:
         begun, started, loss = time.monotonic(), None, float("nan")
-        with tqdm(total=schedule.steps, desc="fine-tuning", unit="step") as bar:
+        with Progress(schedule.steps, "fine-tuning", "steps") as bar:
             while not ended.is_set() or not queue.empty():
                 try:
                     message = queue.get(timeout=0.5)
                 except Empty:
                     if not started and time.monotonic() > begun + SILENCE:
-                        bar.write("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)", sys.stderr)
+                        say("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)")
                         begun = float("inf")
                     continue
                 except RayError:  # its node died, and with it what it had to say
                     break
                 if isinstance(message, str):
-                    bar.write(message, file=sys.stderr)
+                    say(message)
                     continue
-                if started is None or message["step"] < bar.n:  # the first, or of a run that goes on from a checkpoint
+                if started is None or message["step"] < bar.done:  # the first, or after a checkpoint
                     started = time.monotonic(), message
-                    bar.reset()
-                    bar.initial = bar.n = message["step"]
+                    bar.resume_at(message["step"])
                 seconds = max(time.monotonic() - started[0], 1e-9)
                 rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
                 loss = message["metrics"].get("loss", loss)
-                bar.set_postfix_str(
+                bar.advance(
+                    message["step"] - bar.done,
                     f"loss {loss:.3f}, {rates['samples']:.1f} samples/s, {rates['distinct_tokens']:.0f} tokens/s",
-                    refresh=False,
                 )
-                bar.update(message["step"] - bar.n)
                 log_to(trackers, message["step"], message["metrics"])
 
     thread = threading.Thread(target=show, daemon=True)
