@@ -4,13 +4,14 @@ Server, project and key come from each tracker's environment variables.
 """
 
 import importlib
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from l2d_ray.errors import InputError
 
+logger = logging.getLogger(__name__)
 MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -46,7 +47,7 @@ def log_to(trackers: list[Tracker], step: int, metrics: Mapping[str, float]) -> 
             tracker.log(step, metrics)
         except Exception as error:  # each tracker raises exceptions of another library
             name = type(tracker).__name__.strip("_")
-            print(f"warning: {name}: failed ({error}); training continues without it", file=sys.stderr)
+            logger.warning("%s: failed (%s); training continues without it", name, error)
             trackers.remove(tracker)
 
 

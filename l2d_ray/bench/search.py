@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
@@ -22,6 +21,7 @@ from l2d_ray.core.moments import add_rows
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.index.engine import CandidateIndex, engine
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import ShardedIndex
@@ -57,13 +57,16 @@ def bench_search(config: Config) -> SearchBenchmark:
     engine.set_threads(threads)
     results = []
     sizes = [(rows, factory) for rows in sorted(bench.rows) for factory in bench.factories]
-    for rows, name in tqdm([size for size in sizes if _fits(*size, bench.dimension)], unit="index", disable=None):
-        with tempfile.TemporaryDirectory() as folder:
-            memory = _Memory.make(Path(folder), rows, bench.dimension)
-            for shards in bench.shards:
-                factory = engine.complete_factory(name, rows // shards, bench.dimension)
-                measured = _measure(config, memory, factory, shards)
-                results.append({"rows": rows, "factory": name, **measured})
+    fitting = [size for size in sizes if _fits(*size, bench.dimension)]
+    with Progress(len(fitting), "build and search", "indexes") as bar:
+        for rows, name in fitting:
+            with tempfile.TemporaryDirectory() as folder:
+                memory = _Memory.make(Path(folder), rows, bench.dimension)
+                for shards in bench.shards:
+                    factory = engine.complete_factory(name, rows // shards, bench.dimension)
+                    measured = _measure(config, memory, factory, shards)
+                    results.append({"rows": rows, "factory": name, **measured})
+            bar.advance()
     return SearchBenchmark(results, _extrapolate(results), bench.dimension, threads)
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
@@ -145,7 +145,7 @@ def _run_tasks(
     number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
     results: list[Any] = [None] * len(calls)
     first_error: RayError | None = None
-    with tqdm(total=len(calls), desc=label, unit="task", disable=None) as bar:
+    with Progress(len(calls), label, "tasks") as bar:
         pending = list(number)
         while pending:
             (done,), pending = ray.wait(pending)
@@ -155,7 +155,7 @@ def _run_tasks(
                 first_error = first_error or error
                 for other in pending:
                     ray.cancel(other)
-            bar.update()
+            bar.advance()
     if first_error:
         raise root_error(first_error) from None
     return results

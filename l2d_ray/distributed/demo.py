@@ -23,7 +23,7 @@ from l2d_ray.data.files import join
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
-from l2d_ray.distributed.job import quiet
+from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.training.driver import check, finetune
 from l2d_ray.encoding import HistoryEncoder
@@ -67,7 +67,7 @@ def demo(config: Config) -> DemoResult:
     head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, **ports}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    quiet()
+    quiet_ray_data()
     _say("1. prepare_data", json.dumps(asdict(prepare(config))))
     _say("2. the model as it comes", "a memory and an evaluation, to compare with")
     untuned = _evaluate_untuned(config, workspace)

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.build_index import ensure_index
+from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.screen import show
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
@@ -143,7 +144,7 @@ def evaluate(config: Config) -> EvaluateResult:
         pq.write_table(ranks.drop_columns(["number", "seconds", "tokens"]), stream, compression="zstd")
     for title, lines in (("test", results), ("test, all on the same samples", same_users)):
         if lines:
-            print(f"\n{title}\n{table(lines)}", flush=True)
+            show(f"\n{title}\n{table(lines)}")
     return EvaluateResult(
         report=workspace.path(f"{path}.json"),
         results=[{key: row[key] for key in row if key not in ("intervals", "groups")} for row in results],
@@ -232,10 +233,10 @@ def _ranks(config: Config, runs: Sequence[Run]) -> pa.Table:
     )
     total = sum(len(run.samples) * len(run.contenders) for run in runs)
     blocks = []
-    with tqdm(total=total, desc=runs[0].label, unit="rank", disable=None) as bar:
+    with Progress(total, runs[0].label, "ranks") as bar:
         for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
             blocks.append(block)
-            bar.update(len(block))
+            bar.advance(len(block))
     return pa.concat_tables(blocks)
 
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from l2d_ray.config import Config, ServeConfig
+from l2d_ray.distributed.screen import say
 from l2d_ray.distributed.serving.deployments import application, new_release_file
 from l2d_ray.distributed.serving.gateway import keys_of
 from l2d_ray.distributed.serving.promotion import APPLICATION
@@ -96,7 +96,7 @@ def _print_addresses(url: str) -> None:
         f"to serve another release: {' '.join(promote)}",
         "to stop: Ctrl-C",
     ]
-    print("\n".join(lines), file=sys.stderr)
+    say("\n".join(lines))
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _progress_reports() -> Iterator[None]:
         while not ready.wait(REPORT_SECONDS):
             messages = _messages()
             if messages != printed:
-                print(f"not ready: {input_error_in(messages) or messages}", file=sys.stderr)
+                say(f"not ready: {input_error_in(messages) or messages}")
                 printed = messages
 
     threading.Thread(target=report, daemon=True).start()
