@@ -81,7 +81,6 @@ def evaluate(config: Config) -> EvaluateResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
     dataset = Dataset.open(workspace)
     names = list(dict.fromkeys(config.evaluate.recommenders))
     spaces = spaces_of(names, config)
