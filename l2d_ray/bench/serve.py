@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.bench.load import Load, load
 from l2d_ray.config import Config
+from l2d_ray.core.query import Query
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.promotion import encoder_counts
 from l2d_ray.encoding import HistoryEncoder
@@ -193,7 +194,7 @@ class _Bare:
     def recommend(self, history: list[int]) -> None:
         """One history."""
         states_UD = self._encoder.encode([history]).states_UD
-        self._index.recommend_global(states_UD, K, [np.unique(history)])
+        self._index.recommend(states_UD, [Query.after(history, K)])
 
 
 def queued(seconds_N: Sequence[float] | NDArray[np.float64], rate: float) -> list[float]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import NO_ITEMS, Float64, IntArray, ScoredItems, best_items, completed
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_items, completed
 from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
 from l2d_ray.recommenders.most_popular import MostPopular
 

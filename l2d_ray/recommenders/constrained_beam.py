@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from l2d_ray.core.decoding import Float64, IntArray, ScoredItems
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.models.backbone import LanguageModel
 from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Float64, IntArray, ScoredItems
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.decoding import ScoredItems
 
 NO_ITEM = -1
 """Fills a list that has fewer than K items; its score is -inf."""

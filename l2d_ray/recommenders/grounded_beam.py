@@ -10,16 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import (
-    NO_ITEMS,
-    Float64,
-    FloatArray,
-    IntArray,
-    ScoredItems,
-    best_items,
-    scores_of,
-    squared_distances,
-)
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_items, scores_of, squared_distances
 from l2d_ray.core.packing import Prompts
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.models.backbone import LanguageModel

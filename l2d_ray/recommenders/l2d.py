@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Aggregation, Float64, FloatArray, IntArray
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.query import Query
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
 
@@ -18,7 +19,7 @@ class L2DRecommender:
     encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
     """Histories to states [U, D], as the rows of the index were encoded."""
     index: ShardedIndex
-    aggregation: Aggregation = "global"
+    aggregation: str = "global"
     top_m: int = 200
 
     def recommend(
@@ -32,8 +33,8 @@ class L2DRecommender:
     ) -> tuple[IntArray, Float64]:
         """`recommend` for histories whose states are known."""
         excluded = filters.excluded(histories)
-        if self.aggregation == "global":
-            lists = self.index.recommend_global(states_UD, k, excluded, filters.allow)
-        else:
-            lists = self.index.recommend_local(states_UD, k, excluded, self.top_m, filters.allow)
-        return as_arrays(lists, k)
+        queries = [
+            Query(history, k, exclude, filters.allow, self.aggregation, self.top_m)
+            for history, exclude in zip(histories, excluded, strict=True)
+        ]
+        return as_arrays(self.index.recommend(states_UD, queries), k)

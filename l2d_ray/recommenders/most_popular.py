@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Float64, IntArray, ScoredItems, best_items
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.decoding import ScoredItems, best_items
 from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
 
 

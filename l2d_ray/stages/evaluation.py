@@ -7,7 +7,7 @@ sample has it; the others are *dense* or *sparse*, parted at the median number o
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import FloatArray
+from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.metrics import IntArray, bootstrap_intervals, ndcg, recall, target_ranks
 from l2d_ray.core.samples import in_fraction, sample_ids
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.errors import InputError
-from l2d_ray.index.shard import SearchedOnce
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.recommenders.co_occurrence import CoOccurrence
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
@@ -84,18 +83,14 @@ class Stand:
         self._dataset = Dataset.open(self._workspace)
         self._made: dict[Contender, Recommender] = {}
         self._indexes: dict[tuple[str, float], ShardedIndex] = {}
-        self._searched: list[SearchedOnce] = []
         self._filters = Filters(exclude_seen=config.recommend.exclude_seen)
 
     def run(
         self, contenders: Sequence[Contender], histories: Sequence[NDArray[np.int32]], targets_U: NDArray[np.int32]
     ) -> list[Outcome]:
-        """Each contender on the same samples. Histories are encoded once for all L2D, and the time charged to each; but
-        of L2D-L over one index at several M, the largest of them first, the others are charged no search."""
+        """Each contender on the same samples. Histories are encoded once for all L2D, and the time charged to each."""
         encoded: tuple[FloatArray, int, float] | None = None
         outcomes = []
-        for shard in self._searched:
-            shard.last.clear()  # of an earlier call, which may have asked the same
         for contender in contenders:
             recommender, tokens, seconds = self._recommender(contender), 0, 0.0
             if isinstance(recommender, L2DRecommender):
@@ -141,13 +136,7 @@ class Stand:
 
     def _index(self, path: str, prior: float) -> ShardedIndex:
         if (path, prior) not in self._indexes:
-            if prior:
-                index = self._index(path, 0).with_prior(prior)
-            else:
-                index = ShardedIndex.open(self._workspace, path)
-                shards = [SearchedOnce(**vars(shard)) for shard in index.shards]
-                self._searched += shards
-                index = replace(index, shards=shards)
+            index = self._index(path, 0).with_prior(prior) if prior else ShardedIndex.open(self._workspace, path)
             self._indexes[path, prior] = index
         return self._indexes[path, prior]
 

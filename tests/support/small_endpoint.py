@@ -63,9 +63,7 @@ class LocalEngine:
     def answer(self, query: Query) -> ScoredItems:
         """What the definition gives, one query alone."""
         state = self.encoder.encode([query.history]).states_UD
-        if query.aggregation == "global":
-            return self.index.recommend_global(state, query.k, [query.exclude], query.allow)[0]
-        return self.index.recommend_local(state, query.k, [query.exclude], query.top_m, query.allow)[0]
+        return self.index.recommend(state, [query])[0]
 
     @cached_property
     def language_model(self) -> LanguageModel:
