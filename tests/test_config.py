@@ -63,7 +63,7 @@ def test_every_file_of_ours_is_a_configuration(file: Path) -> None:
 def test_a_result_does_not_go_into_the_folder_of_another_stage(name: str) -> None:
     text = message(f"finetune.name={name}")
     assert text.startswith(f"the command line: finetune.name={name!r}")
-    assert text.endswith(("; give another name", "; give a name of letters, digits, _, - and ."))
+    assert text.endswith(("; give another name", "; give a name of letters, digits, dots, hyphens and underscores"))
 
 
 def test_null_unsets(tmp_path: Path) -> None:
