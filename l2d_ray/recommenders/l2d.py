@@ -1,39 +1,179 @@
-"""L2D: one forward pass and a nearest-neighbour search."""
+"""L2D: one forward pass for a history, then a nearest-neighbour search. Source: arXiv 2509.11524."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from l2d_ray.core.decoding import Aggregation, Float64, FloatArray, IntArray
+from l2d_ray.config import Config
+from l2d_ray.core.decoding import FloatArray, ScoredItems
+from l2d_ray.core.query import Query
+from l2d_ray.core.space import SpaceKind
+from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
+from l2d_ray.recommenders.contract import (
+    Choices,
+    Declaration,
+    IndexKey,
+    Need,
+    Options,
+    Recommender,
+    Run,
+    Study,
+)
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check a name
+    from l2d_ray.encoding import Encoded, History
+    from l2d_ray.recommenders.resources import Resources
 
 
 @dataclass(frozen=True)
-class L2DRecommender:
-    """L2D-G ("global") or L2D-L ("local") over an index."""
+class L2DRecommender(Recommender):
+    """One aggregation of L2D over an index, whatever aggregation a query names.
 
-    encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
-    """Histories to states [U, D], as the rows of the index were encoded."""
+    Scores are 1 / distance. With a prior, the distance of L2D-G includes the item's log-frequency.
+    """
+
+    encode: "Callable[[Sequence[History]], Encoded]"
+    """Returns the hidden states of histories, from the model that made the rows of the index."""
     index: ShardedIndex
-    aggregation: Aggregation = "global"
+    aggregation: str = "global"
     top_m: int = 200
+    """M, for an aggregation that reads it."""
 
-    def recommend(
-        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`; scores are 1 / distance, of L2D-G with what the item's prior adds to it."""
-        return self.decode(self.encode(histories), histories, k, filters)
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return the permitted items of the best scores."""
+        return self.recommend_counted(queries)[0]
 
-    def decode(
-        self, states_UD: FloatArray, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """`recommend` for histories whose states are known."""
-        excluded = filters.excluded(histories)
-        if self.aggregation == "global":
-            lists = self.index.recommend_global(states_UD, k, excluded, filters.allow)
-        else:
-            lists = self.index.recommend_local(states_UD, k, excluded, self.top_m, filters.allow)
-        return as_arrays(lists, k)
+    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
+        """Recommend, and count the tokens of the histories."""
+        (run,) = self.run_all([self], queries)
+        return run.lists, run.tokens
+
+    @classmethod
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Run]:
+        """Run several recommenders that share a model.
+
+        The histories are encoded once, and each recommender is charged for all of it. Recommenders that differ in M
+        only share a search and are charged equal parts of it.
+        """
+        started = time.perf_counter()
+        encoded = recommenders[0].encode([query.history for query in queries])
+        encoding = time.perf_counter() - started
+        keys = [(id(one.index), one.aggregation) for one in recommenders]
+        runs: dict[tuple[int, str, int], Run] = {}
+        for key in dict.fromkeys(keys):
+            group = [one for one, key_of_one in zip(recommenders, keys, strict=True) if key_of_one == key]
+            top_ms = list(dict.fromkeys(one.top_m for one in group))
+            started = time.perf_counter()
+            results = group[0]._search(encoded.states_UD, queries, top_ms)
+            seconds = encoding + (time.perf_counter() - started) / len(top_ms)
+            for top_m, lists in zip(top_ms, results, strict=True):
+                runs[(*key, top_m)] = Run(lists, seconds, encoded.tokens)
+        return [runs[(*key, one.top_m)] for key, one in zip(keys, recommenders, strict=True)]
+
+    def _search(
+        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int]
+    ) -> list[list[ScoredItems]]:
+        """Return a list for each query, at each M."""
+        named = [replace(query, aggregation=self.aggregation, top_m=top_ms[0]) for query in queries]
+        if len(top_ms) == 1:
+            return [self.index.recommend(states_UD, named)]
+        return self.index.recommend_at(states_UD, named, top_ms)
+
+
+@dataclass(frozen=True)
+class L2DOptions(Options):
+    """Options of L2D."""
+
+    aggregation: str
+    space: str
+    """Space of the index (`index.space`)."""
+    top_m: int
+    """M, for an aggregation that reads it."""
+    prior: float
+    """Weight of an item's log-frequency in L2D-G (`index.prior`)."""
+    best_prior: bool = False
+    """Whether validation chooses the prior: `+prior` in the name."""
+    plain: bool = False
+    """Whether the name is that of the aggregation alone."""
+    fraction: float = 1.0
+    """Share of the memory in the index."""
+
+    @classmethod
+    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
+        """Return the options of a name. Without a space it means `index.space`, without `+prior` `index.prior`."""
+        space = groups.get("space", config.index.space)
+        return cls(
+            groups["aggregation"],
+            space,
+            config.recommend.top_m,
+            config.index.prior_in(space),
+            best_prior="best_prior" in groups,
+            plain=groups.keys() == {"aggregation"},
+        )
+
+    @property
+    def index(self) -> IndexKey:
+        """The index of this space."""
+        return IndexKey(self.space, self.fraction)
+
+    def studies(self, config: Config) -> list[Study]:
+        """Return the study of every aggregation, in `index.space` and in this space."""
+        studies = []
+        for space in dict.fromkeys([config.index.space, self.space]):
+            prior = config.index.prior_in(space)
+            values: tuple[tuple[str, list[float], float], ...] = (
+                ("top_m", sorted(set(config.evaluate.top_m), reverse=True), config.recommend.top_m),
+                ("prior", sorted(set(config.evaluate.priors)), prior),
+            )
+            for option, tried, default in values:
+                for name in (name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION == option):
+                    base = L2DOptions(name, space, top_m=0, prior=prior)
+                    trials = tuple(replace(base, **{option: value}) for value in tried)
+                    studies.append(Study(space, _label(name), f"l2d-{name}-{space}", option, trials, default))
+        return studies
+
+    def chosen(self, choices: Choices) -> Self:
+        """Return the options with the M, or for `+prior` with the prior, that validation chose in this space."""
+        option = AGGREGATIONS[self.aggregation].OPTION
+        if option == "prior" and not self.best_prior:
+            return self
+        return replace(self, **{option: choices[self.space][_label(self.aggregation)]})
+
+    def at_fraction(self, fraction: float) -> Self | None:
+        """Return the options with a share of the memory, if the name is that of the aggregation alone."""
+        return replace(self, fraction=fraction) if self.plain else None
+
+
+def _label(aggregation: str) -> str:
+    """Return the option that is chosen for an aggregation, with its name unless it is the first with this option."""
+    option = AGGREGATIONS[aggregation].OPTION
+    first = next(name for name, other in AGGREGATIONS.items() if other.OPTION == option)
+    return option if aggregation == first else f"{option} of {aggregation}"
+
+
+def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
+    index = resources.index(options.index, options.prior)
+    return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return "|".join(map(re.escape, names))
+
+
+SPACES = get_args(SpaceKind)
+WITH_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION == "prior"]
+
+DECLARATION = Declaration(
+    pattern=(
+        rf"l2d-(?P<aggregation>{_any_of([*AGGREGATIONS])})(?:-(?P<space>{_any_of(SPACES)}))?"
+        rf"(?P<best_prior>(?<=l2d-)\+prior)?"
+    ),
+    form=f"l2d-<{' or '.join(AGGREGATIONS)}>, then optionally -<{', '.join(SPACES)}>, then optionally +prior",
+    examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
+    options=L2DOptions,
+    make=_make,
+    needs=frozenset({Need.INDEX, Need.ENCODER}),
+)
