@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to c
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """Recommendations for a batch of queries, and their cost."""
 
     lists: list[ScoredItems]
@@ -48,17 +48,17 @@ class Recommender(ABC):
         return self.recommend(queries), 0
 
     @classmethod
-    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Run]:
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:
         """Run several recommenders of this class on the same queries, and measure each.
 
         A class whose recommenders can share work overrides this.
         """
-        runs = []
+        outcomes = []
         for recommender in recommenders:
             started = time.perf_counter()
             lists, tokens = recommender.recommend_counted(queries)
-            runs.append(Run(lists, time.perf_counter() - started, tokens))
-        return runs
+            outcomes.append(Outcome(lists, time.perf_counter() - started, tokens))
+        return outcomes
 
 
 class Need(Enum):

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, get_args
 
@@ -19,7 +19,7 @@ from l2d_ray.recommenders.contract import (
     Need,
     Options,
     Recommender,
-    Run,
+    Outcome,
     Study,
 )
 
@@ -48,11 +48,11 @@ class L2DRecommender(Recommender):
 
     def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
         """Recommend, and count the tokens of the histories."""
-        (run,) = self.run_all([self], queries)
-        return run.lists, run.tokens
+        (outcome,) = self.run_all([self], queries)
+        return outcome.lists, outcome.tokens
 
     @classmethod
-    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Run]:
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:
         """Run several recommenders that share a model.
 
         The histories are encoded once, and each recommender is charged for all of it. Recommenders that differ in M
@@ -62,7 +62,7 @@ class L2DRecommender(Recommender):
         encoded = recommenders[0].encode([query.history for query in queries])
         encoding = time.perf_counter() - started
         keys = [(id(one.index), one.aggregation) for one in recommenders]
-        runs: dict[tuple[int, str, int], Run] = {}
+        outcomes: dict[tuple[int, str, int], Outcome] = {}
         for key in dict.fromkeys(keys):
             group = [one for one, key_of_one in zip(recommenders, keys, strict=True) if key_of_one == key]
             top_ms = list(dict.fromkeys(one.top_m for one in group))
@@ -70,8 +70,8 @@ class L2DRecommender(Recommender):
             results = group[0]._search(encoded.states_UD, queries, top_ms)
             seconds = encoding + (time.perf_counter() - started) / len(top_ms)
             for top_m, lists in zip(top_ms, results, strict=True):
-                runs[(*key, top_m)] = Run(lists, seconds, encoded.tokens)
-        return [runs[(*key, one.top_m)] for key, one in zip(keys, recommenders, strict=True)]
+                outcomes[(*key, top_m)] = Outcome(lists, seconds, encoded.tokens)
+        return [outcomes[(*key, one.top_m)] for key, one in zip(keys, recommenders, strict=True)]
 
     def _search(
         self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int]
@@ -159,19 +159,19 @@ def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
     return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
 
 
-def _any_of(names: Sequence[str]) -> str:
+def _any_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names))
 
 
 SPACES = get_args(SpaceKind)
-WITH_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION == "prior"]
+_WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION != "prior"]
 
 DECLARATION = Declaration(
     pattern=(
-        rf"l2d-(?P<aggregation>{_any_of([*AGGREGATIONS])})(?:-(?P<space>{_any_of(SPACES)}))?"
-        rf"(?P<best_prior>(?<=l2d-)\+prior)?"
+        rf"(?!l2d-({_any_of(_WITHOUT_PRIOR)})\b.*\+)"
+        rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(SPACES)}))?(?P<best_prior>\+prior)?"
     ),
-    form=f"l2d-<{' or '.join(AGGREGATIONS)}>, then optionally -<{', '.join(SPACES)}>, then optionally +prior",
+    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(SPACES)}>][+prior], +prior not with {_WITHOUT_PRIOR[0]}",
     examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
     options=L2DOptions,
     make=_make,
