@@ -60,7 +60,6 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
     identity = identify_memory(config)

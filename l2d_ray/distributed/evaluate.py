@@ -65,7 +65,7 @@ def evaluate(config: Config) -> EvaluateResult:
     Raises InputError as `plan_evaluation` and `build_index` do.
     """
     started = time.monotonic()
-    plan = plan_evaluation(config.absolute())
+    plan = plan_evaluation(config)
     indexes = {key: _build(plan.config, key) for key in plan.indexes}
     validation = _validate(plan, indexes)
     runs = final_runs(plan, validation)

@@ -8,11 +8,8 @@ import pkgutil
 import re
 import sys
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
-
-import ray
-from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
@@ -26,17 +23,23 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set in a submitted job."""
 
 
-def run(stage: str, on_ray: bool = True) -> NoReturn:
+def run(
+    stage: str, about: str | None = None, reads: Sequence[str] = (), check: str | None = None, on_ray: bool = True
+) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
 
-    The stage is `module:function`, from a Config to a dataclass: read when the command line is known to be right, for
-    the libraries behind it take seconds.
+    The stage is `module:function`, from a Config to a dataclass, imported once the command line is known to be right:
+    the libraries behind it take seconds. So is `check`, from a Config to nothing, which raises InputError for what can
+    be known without Ray. `about` and the settings that the stage `reads` are for `--help`.
 
     Exit status: 0 done; 2 bad input or configuration and 1 no space, no permission and the like, both with one line on
     stderr; 1 with a traceback for anything else.
     """
     try:
-        config = load_config(sys.argv[1:])
+        temporary_folder = _SUBMITTED in os.environ
+        config = load_config(sys.argv[1:], reads, about or "", temporary_folder)
+        if check:
+            pkgutil.resolve_name(check)(config)
         if on_ray:
             connect(config)
         result: DataclassInstance = pkgutil.resolve_name(stage)(config)
@@ -44,13 +47,18 @@ def run(stage: str, on_ray: bool = True) -> NoReturn:
         _fail(2, str(input_error_in(str(error)) or error))  # of a replica's, str is its whole traceback
     except OSError as error:
         _fail(1, f"{error}; mend that and run the same command again")
-    except RayError as error:
-        cause = root_error(error)
-        if isinstance(cause, RayError):
+    except Exception as error:
+        from ray.exceptions import RayError
+
+        cause = root_error(error) if isinstance(error, RayError) else error
+        if cause is error:
             raise
         hint = "" if isinstance(cause, InputError) else "; mend that and run the same command again"
         _fail(2 if isinstance(cause, InputError) else 1, f"{cause}{hint}")
-    ray.shutdown()  # it may yet print what befell its workers, and the result is the last line
+    if on_ray:
+        import ray
+
+        ray.shutdown()  # it may yet print what befell its workers, and the result is the last line
     print(json.dumps(dataclasses.asdict(result)))
     sys.exit(0)
 
@@ -61,19 +69,9 @@ def joins_a_cluster() -> bool:
 
 
 def connect(config: Config) -> None:
-    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
+    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine."""
+    import ray  # not above: it takes a second, and wrong settings are refused without it
 
-    Refuses a relative workspace inside a submitted job, whose working folder is a temporary copy.
-    """
-    if (
-        _SUBMITTED in os.environ
-        and "://" not in config.workspace
-        and not Path(config.workspace).expanduser().is_absolute()
-    ):
-        raise InputError(
-            f"workspace={config.workspace!r}: a submitted job runs in a temporary copy of this folder, where the result"
-            " would be lost; give an absolute path or a URI"
-        )
     quiet()
     if ray.is_initialized():
         return
@@ -96,6 +94,8 @@ def connect(config: Config) -> None:
 
 def quiet() -> None:
     """Keep Ray's plans, progress and tracebacks in its log files; the job says what matters."""
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -104,8 +104,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-def root_error(error: RayError) -> Exception:
-    """The InputError or OSError that a worker raised, as far as `error` tells; else `error` itself.
+def root_error(error: Exception) -> Exception:
+    """The InputError or OSError that a worker raised, as far as Ray's `error` tells; else `error` itself.
 
     Ray Data raises a UserCodeException that holds the original exception as text only.
     """

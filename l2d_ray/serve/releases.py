@@ -51,7 +51,6 @@ class Release(Record):
 
         Whether the model is the one that the index's memory was made with, shows what loads it.
         """
-        config = config.absolute()
         workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
             raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")

@@ -79,7 +79,6 @@ def finetune(config: Config) -> FinetuneResult:
     workers do not fit this machine, or if the folder holds the result of another training.
     """
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
     dataset = Dataset.open(workspace)
     check(config)
     run = identify_run(config, dataset)
