@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import FloatArray
+from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.packing import IntArray, Prompts
 from l2d_ray.core.samples import last_window
 from l2d_ray.models.backbone import (

@@ -4,17 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.l2d_definitions import l2d_global, l2d_local
 
 from l2d_ray.core.decoding import (
-    EVERYTHING,
+    ALL_ROWS,
     NO_ITEMS,
     ScoredItems,
     aggregate,
     best_items,
     completed,
-    global_cut,
-    global_neighbours,
-    local_neighbours,
+    last_row,
     nearest,
     squared_distances,
 )
@@ -56,13 +55,13 @@ def test_sharded_l2d_l_is_its_definition(
     shard_of = random.integers(0, num_shards, num_items)
     shards = [np.flatnonzero(shard_of[items] == shard) for shard in range(num_shards)]
 
-    hop = [nearest(squared_distances(query, states[own]), ids[own], np.arange(own.size), top_m) for own in shards]
-    cut = global_cut(hop, top_m)
-    survivors = [own[part.up_to(cut).rows_M] for own, part in zip(shards, hop, strict=True)]
+    near = [nearest(squared_distances(query, states[own]), ids[own], np.arange(own.size), top_m) for own in shards]
+    last = last_row(near, top_m)
+    survivors = [own[part.up_to(last).rows_M] for own, part in zip(shards, near, strict=True)]
     result = best_items([aggregate(query, states[rows_M], items[rows_M]) for rows_M in survivors], k)
 
     assert sum(map(len, survivors)) == min(top_m, rows)
-    whole = local_neighbours(query, states, ids, items, top_m, k)
+    whole = l2d_local(query, states, ids, items, top_m, k)
     np.testing.assert_array_equal(result.items_I, whole.items_I)
     np.testing.assert_array_equal(result.scores_I, whole.scores_I)
     expected = plain_local(query.astype(float), states, ids, items, top_m, k)
@@ -74,7 +73,7 @@ def test_sharded_l2d_l_is_its_definition(
 def test_l2d_g_is_its_definition(num_items: int, k: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     centroids, query = coarse(random, num_items, 2), coarse(random, 2)
-    result = global_neighbours(query, centroids, np.arange(num_items), k)
+    result = l2d_global(query, centroids, np.arange(num_items), k)
     distances = np.linalg.norm(centroids.astype(float) - query, axis=1)
     order = sorted(range(num_items), key=lambda item: (distances[item], item))[:k]
     assert result.items_I.tolist() == order
@@ -84,7 +83,7 @@ def test_l2d_g_is_its_definition(num_items: int, k: int, seed: int) -> None:
 
 def test_identical_vectors_score_infinity_and_not_nan() -> None:
     query = np.array([1.0, 2.0])
-    result = global_neighbours(query, np.array([[1.0, 2.0], [1.0, 4.0]]), np.array([0, 1]), 2)
+    result = l2d_global(query, np.array([[1.0, 2.0], [1.0, 4.0]]), np.array([0, 1]), 2)
     assert result.scores_I.tolist() == [np.inf, 0.5]
 
 
@@ -103,5 +102,5 @@ def test_items_without_a_row_are_filled_in_from_l2d_g_and_scores_never_rise() ->
 def test_a_cut_beyond_all_rows_keeps_everything() -> None:
     part = nearest(np.array([4.0, 1.0]), np.array([10, 11]), np.arange(2), 5)
     assert part.sample_ids_M.tolist() == [11, 10]
-    assert global_cut([part], 5) == EVERYTHING
-    assert part.up_to(EVERYTHING).rows_M.tolist() == [1, 0]
+    assert last_row([part], 5) == ALL_ROWS
+    assert part.up_to(ALL_ROWS).rows_M.tolist() == [1, 0]

@@ -3,7 +3,6 @@
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,18 @@ import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.l2d_definitions import l2d_global, l2d_local
 from support.small_memory import DIMENSION, build, identity, indexed, plan, rows, write_memory
 
 from l2d_ray.core.aggregation import item_sums
-from l2d_ray.core.decoding import ScoredItems, completed, global_neighbours, local_neighbours
+from l2d_ray.core.decoding import ScoredItems, completed
+from l2d_ray.core.query import Query
 from l2d_ray.core.space import LinearMap
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_index
 from l2d_ray.index.faiss_index import VectorSearch, default_factory
 from l2d_ray.index.manifest import IndexManifest
-from l2d_ray.index.shard import IndexShard, SearchedOnce
+from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.index.tuning import tune
 from l2d_ray.memory.store import MemoryStore
@@ -38,8 +39,17 @@ def queries(count: int = 12) -> NDArray[np.float16]:
     return np.concatenate([near, states[300 : 300 + count]])
 
 
-def nothing(queries_UD: NDArray) -> list[NDArray[np.int64]]:
-    return [NONE] * len(queries_UD)
+def wishes(count: int, k: int, **options: Any) -> list[Query]:
+    """Queries that differ in nothing."""
+    return [Query([0], k, **options)] * count
+
+
+def by_global(index: ShardedIndex, states: NDArray, k: int, **options: Any) -> list[ScoredItems]:
+    return index.recommend(states, wishes(len(states), k, **options))
+
+
+def by_local(index: ShardedIndex, states: NDArray, k: int, top_m: int, **options: Any) -> list[ScoredItems]:
+    return index.recommend(states, wishes(len(states), k, aggregation="local", top_m=top_m, **options))
 
 
 def assert_equal(lists: Sequence[ScoredItems], others: Sequence[ScoredItems]) -> None:
@@ -57,8 +67,8 @@ def test_one_two_and_seven_shards_recommend_the_same_to_the_last_bit(tmp_path: P
         index = indexed(tmp_path / str(num_shards), num_shards=num_shards, space=space)
         results.append(
             (
-                index.recommend_global(asked, 20, nothing(asked)),
-                index.recommend_local(asked, 20, nothing(asked), top_m=50),
+                by_global(index, asked, 20),
+                by_local(index, asked, 20, 50),
             )
         )
     for other in results[1:]:
@@ -76,50 +86,48 @@ def test_plain_l2d_is_its_definition_on_the_float16_rows(tmp_path: Path) -> None
     ids, items = samples["sample_id"].to_numpy(), samples["item_index"].to_numpy()
     sums, counts = item_sums(states, items, 40)
     centroids = (sums / counts[:, None]).astype(np.float32)
-    whole = [global_neighbours(query, centroids, np.arange(40), 15) for query in asked]
-    assert_equal(index.recommend_global(asked, 15, nothing(asked)), whole)
+    whole = [l2d_global(query, centroids, np.arange(40), 15) for query in asked]
+    assert_equal(by_global(index, asked, 15), whole)
     for top_m in (1, 30, 599, 600, 5000):
         expected = [
             completed(
-                local_neighbours(query, states, ids, items, top_m, 40),
-                global_neighbours(query, centroids, np.arange(40), 40),
+                l2d_local(query, states, ids, items, top_m, 40),
+                l2d_global(query, centroids, np.arange(40), 40),
                 15,
                 NONE,
                 None,
             )
             for query in asked
         ]
-        assert_equal(index.recommend_local(asked, 15, nothing(asked), top_m), expected)
+        assert_equal(by_local(index, asked, 15, top_m), expected)
 
 
-def test_one_search_answers_several_m(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index, asked = indexed(tmp_path), queries()
-    once = replace(index, shards=[SearchedOnce(**vars(shard)) for shard in index.shards])
-    searches = []
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,PQ4x4"])
+def test_one_search_answers_for_several_m(tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, asked = indexed(tmp_path, factory=factory), queries()
+    rows_searches, searched = [id(shard.rows) for shard in index.shards], []
     search = VectorSearch.search
-    monkeypatch.setattr(VectorSearch, "search", lambda *args: searches.append(args[2]) or search(*args))
-    alone = {m: index.recommend_local(asked, 5, nothing(asked), m) for m in (200, 50, 20)}
-    before = len(searches)
-    for top_m, lists in alone.items():
-        assert_equal(once.recommend_local(asked, 5, nothing(asked), top_m), lists)
-    assert searches[before:].count(200) == len(index.shards)
-    assert not {50, 20} & set(searches[before:])
-    others = asked[::-1].copy()
-    assert_equal(once.recommend_local(others, 5, nothing(asked), 20), alone[20][::-1])
+    monkeypatch.setattr(VectorSearch, "search", lambda *args: searched.append((id(args[0]), args[2])) or search(*args))
+    top_ms = (50, 200, 20)
+    results = index.recommend_at(asked, wishes(len(asked), 5, aggregation="local", top_m=9), top_ms)
+    assert [count for search, count in searched if search in rows_searches] == [200] * len(index.shards)
+    assert len(results) == len(top_ms)
+    for top_m, lists in zip(top_ms, results, strict=True):
+        if factory == "Flat" or top_m == 200:
+            assert_equal(lists, by_local(index, asked, 5, top_m))
 
 
 def test_filters_take_items_out_and_change_no_score(tmp_path: Path) -> None:
     index, asked = indexed(tmp_path), queries(4)
-    for recommend in (
-        index.recommend_global,
-        lambda *args, allow=None: index.recommend_local(*args, top_m=40, allow=allow),
-    ):
-        everything = recommend(asked, 40, nothing(asked))
-        out = [scored.items_I[:3] for scored in everything]
-        for whole, cut, gone in zip(everything, recommend(asked, 40, out), out, strict=True):
+    for options in ({"aggregation": "global"}, {"aggregation": "local", "top_m": 40}):
+        everything = index.recommend(asked, wishes(len(asked), 40, **options))
+        out = [np.sort(scored.items_I[:3]) for scored in everything]
+        cuts = index.recommend(asked, [Query([0], 40, exclude, **options) for exclude in out])
+        for whole, cut, gone in zip(everything, cuts, out, strict=True):
             assert cut.items_I.tolist() == [item for item in whole.items_I.tolist() if item not in gone]
         allow = np.array([3, 5, 8, 13, 999])
-        for whole, only in zip(everything, recommend(asked, 40, nothing(asked), allow=allow), strict=True):
+        within = index.recommend(asked, wishes(len(asked), 40, allow=allow, **options))
+        for whole, only in zip(everything, within, strict=True):
             assert only.items_I.tolist() == [item for item in whole.items_I.tolist() if item in allow]
             assert set(only.items_I.tolist()) == {3, 5, 8, 13}
 
@@ -132,7 +140,7 @@ def test_the_prior_is_log_frequency_added_to_half_the_squared_distance(tmp_path:
     sums, counts = item_sums(states, samples["item_index"].to_numpy(), 40)
     distances = np.square(sums / counts[:, None] - query.astype(float)).sum(axis=1)
     expected = np.argsort(0.5 * distances - weight * np.log(counts), kind="stable")
-    (found,) = index.recommend_global(query[None], 40, [NONE])
+    (found,) = by_global(index, query[None], 40)
     assert found.items_I.tolist() == expected.tolist()
 
 
@@ -163,12 +171,9 @@ def test_any_factory_string_gives_exact_scores_and_measures_itself(tmp_path: Pat
         assert manifest.search.startswith("nprobe=")
     index, asked = ShardedIndex.open(workspace, made.manifest), queries()
     exact = ShardedIndex.open(workspace, build(workspace)[0].manifest)
-    top = index.recommend_local(asked, 40, nothing(asked), top_m=600)
+    top = by_local(index, asked, 40, 600)
     # With M beyond the memory every candidate found is averaged, so that what was found has its exact score.
-    agree = [
-        one.items_I[0] == two.items_I[0]
-        for one, two in zip(top, exact.recommend_local(asked, 40, nothing(asked), 600), strict=True)
-    ]
+    agree = [one.items_I[0] == two.items_I[0] for one, two in zip(top, by_local(exact, asked, 40, 600), strict=True)]
     assert np.mean(agree) > 0.9
 
 
@@ -215,9 +220,7 @@ def test_what_a_search_is_tuned_to_holds_at_any_m(factory: str) -> None:
     quality = tune([shard], target=0.99)[1]
     assert quality.recall_top_k >= 0.99
     for top_m in (20, 200, 1000):
-        both = [
-            ShardedIndex(LinearMap(), [one]).recommend_local(asked, 20, nothing(asked), top_m) for one in (shard, exact)
-        ]
+        both = [by_local(ShardedIndex(LinearMap(), [one]), asked, 20, top_m) for one in (shard, exact)]
         agree = [np.isin(own.items_I, best.items_I).mean() for own, best in zip(*both, strict=True)]
         assert np.mean(agree) > 0.985
 

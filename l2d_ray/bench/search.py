@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.core.aggregation import add_rows
-from l2d_ray.core.decoding import FloatArray
+from l2d_ray.core.arrays import FloatArray
+from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
 from l2d_ray.index import faiss_index
@@ -32,7 +33,6 @@ ROWS_PER_ITEM = 50
 TOP_M, K = 200, 20
 LARGEST_FLAT_BYTES = 6 << 30
 BLOCK = 50_000
-NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ def _fits(rows: int, factory: str, dimension: int) -> bool:
 def _milliseconds(ours: ShardedIndex, indexes: Sequence[Any], query_1D: FloatArray) -> tuple[float, float, float]:
     """Of one query by L2D-L, by L2D-G, and by FAISS alone for the top M of every shard."""
     moments = [time.perf_counter()]
-    ours.recommend_local(query_1D, K, [NOTHING], TOP_M)
+    ours.recommend(query_1D, [Query([0], K, aggregation="local", top_m=TOP_M)])
     moments.append(time.perf_counter())
-    ours.recommend_global(query_1D, K, [NOTHING])
+    ours.recommend(query_1D, [Query([0], K)])
     moments.append(time.perf_counter())
     for index in indexes:
         index.search(query_1D, TOP_M)

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
 from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
-from l2d_ray.index.sharding import Hop, answers, dealt, follow
-from l2d_ray.index.tuning import tuning_hops
-from l2d_ray.stages.indexing import Fitted, IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
+from l2d_ray.index.tuning import find_setting
+from l2d_ray.stages.indexing import Fitted, IndexPlan, build_shard, finish, fit, open_shard, plan_index, sum_moments
 from l2d_ray.workspace import Workspace
 
 
@@ -89,32 +89,32 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
 
 
 def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
-    """What `tuning_hops` gives, over actors that hold the shards between them: no machine needs room for all."""
-    parts = dealt(len(records), min(len(records), workers_that_fit(config)))
+    """Find the search setting with actors that share the shards, so that no machine needs room for all of them."""
+    parts = partition(len(records), min(len(records), workers_that_fit(config)))
     cpus = config.workers.cpus
-    kind = ray.remote(_TrialShards).options(num_cpus=cpus, scheduling_strategy="SPREAD")
+    kind = ray.remote(_Shards).options(num_cpus=cpus, scheduling_strategy="SPREAD")
     actors = [kind.remote(cpus, plan, fitted, [records[shard] for shard in part]) for part in parts]
 
-    def ask(hop: Hop) -> list[Any]:
-        own = [Hop(hop.method, hop.arguments[part.start : part.stop]) for part in parts]
-        asked = [actor.answers.remote(question) for actor, question in zip(actors, own, strict=True)]
-        return [answer for own_answers in ray.get(asked) for answer in own_answers]
+    def send(request: Request) -> list[Any]:
+        requests = request.split(map(len, parts))
+        pending = [actor.answer.remote(share) for actor, share in zip(actors, requests, strict=True)]
+        return [answer for answers in ray.get(pending) for answer in answers]
 
     try:
-        return follow(tuning_hops([record.rows for record in records], plan.config.target_recall), ask)
+        return drive(find_setting([record.rows for record in records], plan.config.target_recall), send)
     except RayError as error:
         raise root_error(error) from None
 
 
-class _TrialShards:
-    """Some shards of an index, where Ray can ask them."""
+class _Shards:
+    """Ray actor: some shards of an index."""
 
     def __init__(self, threads: int, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> None:
         faiss.omp_set_num_threads(threads)
-        self._shards = [trial_shard(plan, fitted, record) for record in records]
+        self._shards = [open_shard(plan, fitted, record) for record in records]
 
-    def answers(self, hop: Hop) -> list[Any]:
-        return answers(self._shards, hop)
+    def answer(self, request: Request) -> list[Any]:
+        return request.answer(self._shards)
 
 
 def _each(

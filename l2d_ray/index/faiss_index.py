@@ -13,7 +13,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Float64, FloatArray, IntArray, squared_distances
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.decoding import squared_distances
 from l2d_ray.errors import InputError
 
 EXHAUSTIVE = "Flat"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pyarrow import fs as pafs
 
-from l2d_ray.core.decoding import Float64
+from l2d_ray.core.arrays import Float64
 from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexFile

@@ -1,25 +1,14 @@
-"""One shard of an index: its files, and the two hops of L2D-L and the one of L2D-G over its own rows and items."""
+"""One shard of an index: its files, and the search for the rows near a query."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import (
-    Cut,
-    Float64,
-    FloatArray,
-    IntArray,
-    Neighbours,
-    ScoredItems,
-    aggregate,
-    best_items,
-    nearest,
-    scores_of,
-)
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.decoding import Neighbours, nearest
 from l2d_ray.errors import InputError
 from l2d_ray.index.faiss_index import EXHAUSTIVE, VectorSearch, from_bytes
 from l2d_ray.index.files import REMEDY, read_array, read_bytes
@@ -83,54 +72,11 @@ class IndexShard:
         return replace(self, centroids=VectorSearch.over(self.centroids.vectors_ND, self.centroids.offset_D, extra))
 
     def nearest_rows(self, queries_UD: FloatArray, top_m: int) -> list[Neighbours]:
-        """L2D-L, first hop: each query's own top M rows of this shard."""
+        """Return each query's top M rows of this shard."""
         return [
             nearest(distances_M, self.sample_ids_M[rows_M], rows_M, top_m)
             for rows_M, distances_M in self.rows.search(queries_UD, top_m)
         ]
-
-    def aggregate_rows(
-        self, queries_UD: FloatArray, neighbours: Sequence[Neighbours], cuts: Sequence[Cut]
-    ) -> list[ScoredItems]:
-        """L2D-L, second hop: for each query the items of the rows that survive its cut, scored by their means."""
-        kept = [own.up_to(cut).rows_M for own, cut in zip(neighbours, cuts, strict=True)]
-        return [
-            aggregate(query_D, self.rows.vectors_ND[rows_M], self.row_items_M[rows_M])
-            for query_D, rows_M in zip(queries_UD, kept, strict=True)
-        ]
-
-    def nearest_items(
-        self, queries_UD: FloatArray, k: int, exclude: Sequence[IntArray], allow: IntArray | None = None
-    ) -> list[ScoredItems]:
-        """L2D-G: each query's top K items of this shard, without its excluded ones and within `allow`."""
-        if allow is not None:
-            allowed = np.flatnonzero(np.isin(self.items_I, allow))
-            none = np.empty(0, np.int64)
-            within = [allowed if np.isfinite(query_D).all() else none for query_D in queries_UD]
-            found = [(own, self.centroids.distances(q, own)) for q, own in zip(queries_UD, within, strict=True)]
-        else:
-            most = max((excluded.size for excluded in exclude), default=0)
-            found = self.centroids.search(queries_UD, k + most)
-        scored = (ScoredItems(self.items_I[numbers].astype(np.int64), scores_of(d)) for numbers, d in found)
-        return [best_items([items.permitted(out)], k) for items, out in zip(scored, exclude, strict=True)]
-
-
-@dataclass(frozen=True)
-class SearchedOnce(IndexShard):
-    """A shard that answers the first hop of L2D-L for several M, of which the largest is asked first, from one search.
-
-    An approximate index may then find a little more for a smaller M than it does when asked for that alone.
-    """
-
-    last: dict[str, Any] = field(default_factory=dict, repr=False)
-    """The search: `queries`, `top_m` and what it `found`."""
-
-    def nearest_rows(self, queries_UD: FloatArray, top_m: int) -> list[Neighbours]:
-        """As in `IndexShard`."""
-        last = self.last
-        if not last or top_m > last["top_m"] or not np.array_equal(queries_UD, last["queries"]):
-            last |= {"queries": queries_UD, "top_m": top_m, "found": super().nearest_rows(queries_UD, top_m)}
-        return [found.first(top_m) for found in last["found"]]
 
 
 def _read_faiss(workspace: Workspace, shard: ShardRecord, dimension: int) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import IntArray, ScoredItems
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
 
@@ -98,14 +99,19 @@ class ConstrainedBeam(Recommender):
         search = BeamSearch(language_model, beams, longest + 1, [end], batch_size)
         return cls(encoder, search, TitleTrie.of(titles), titles)
 
-    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
-        """Return the permitted items that are found. Items that are not permitted take no beam."""
-        return self.recommend_counted(queries)[0]
+    def recommend(
+        self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False
+    ) -> list[ScoredItems]:
+        """Return the permitted items that are found. Items that are not permitted take no beam.
+
+        Raises StoppedError as soon as `stopped()`, which is called before each token.
+        """
+        return self.recommend_counted(queries, stopped)[0]
 
     def recommend_counted(
         self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False
     ) -> tuple[list[ScoredItems], int]:
-        """Recommend, and count tokens. Raises StoppedError if `stopped()`, which is called before each token."""
+        """Recommend, and count tokens."""
         dead = [self._dead_nodes(query.exclude, query.allow) for query in queries]
         written = self.search.continuations(
             [self.encoder.phrase(query.history, room=self.search.max_tokens) for query in queries],
@@ -118,7 +124,7 @@ class ConstrainedBeam(Recommender):
             found = [(item, score) for tokens, score in beams if score > UNREACHABLE for item in self._items(tokens)]
             items_I, scores_I = (np.array([pair[n] for pair in found]) for n in (0, 1))
             permitted = ScoredItems(items_I.astype(np.int64), scores_I).permitted(query.exclude, query.allow)
-            lists.append(ScoredItems(permitted.items_I[: query.k], permitted.scores_I[: query.k]))
+            lists.append(permitted.first(query.k))
         return lists, written.tokens
 
     def _items(self, tokens: NDArray[np.int32]) -> list[int]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import NO_ITEMS, FloatArray, ScoredItems, best_items, scores_of, squared_distances
+from l2d_ray.core.arrays import FloatArray
+from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_items, scores_of, squared_distances
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender

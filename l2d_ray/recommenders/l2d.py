@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, get_args
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import FloatArray, ScoredItems
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.index.aggregations import AGGREGATIONS
@@ -67,20 +67,11 @@ class L2DRecommender(Recommender):
             group = [one for one, key_of_one in zip(recommenders, keys, strict=True) if key_of_one == key]
             top_ms = list(dict.fromkeys(one.top_m for one in group))
             started = time.perf_counter()
-            results = group[0]._search(encoded.states_UD, queries, top_ms)
+            results = group[0].index.recommend_at(encoded.states_UD, queries, top_ms, group[0].aggregation)
             seconds = encoding + (time.perf_counter() - started) / len(top_ms)
             for top_m, lists in zip(top_ms, results, strict=True):
                 outcomes[(*key, top_m)] = Outcome(lists, seconds, encoded.tokens)
         return [outcomes[(*key, one.top_m)] for key, one in zip(keys, recommenders, strict=True)]
-
-    def _search(
-        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int]
-    ) -> list[list[ScoredItems]]:
-        """Return a list for each query, at each M."""
-        named = [replace(query, aggregation=self.aggregation, top_m=top_ms[0]) for query in queries]
-        if len(top_ms) == 1:
-            return [self.index.recommend(states_UD, named)]
-        return self.index.recommend_at(states_UD, named, top_ms)
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ class L2DOptions(Options):
                 ("prior", sorted(set(config.evaluate.priors)), prior),
             )
             for option, tried, default in values:
-                for name in (name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION == option):
+                for name in (name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION == option):
                     base = L2DOptions(name, space, top_m=0, prior=prior)
                     trials = tuple(replace(base, **{option: value}) for value in tried)
                     studies.append(Study(space, _label(name), f"l2d-{name}-{space}", option, trials, default))
@@ -137,7 +128,7 @@ class L2DOptions(Options):
 
     def chosen(self, choices: Choices) -> Self:
         """Return the options with the M, or for `+prior` with the prior, that validation chose in this space."""
-        option = AGGREGATIONS[self.aggregation].OPTION
+        option = AGGREGATIONS[self.aggregation].TUNED_OPTION
         if option == "prior" and not self.best_prior:
             return self
         return replace(self, **{option: choices[self.space][_label(self.aggregation)]})
@@ -149,8 +140,8 @@ class L2DOptions(Options):
 
 def _label(aggregation: str) -> str:
     """Return the option that is chosen for an aggregation, with its name unless it is the first with this option."""
-    option = AGGREGATIONS[aggregation].OPTION
-    first = next(name for name, other in AGGREGATIONS.items() if other.OPTION == option)
+    option = AGGREGATIONS[aggregation].TUNED_OPTION
+    first = next(name for name, other in AGGREGATIONS.items() if other.TUNED_OPTION == option)
     return option if aggregation == first else f"{option} of {aggregation}"
 
 
@@ -164,7 +155,7 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 SPACES = get_args(SpaceKind)
-_WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.OPTION != "prior"]
+_WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION != "prior"]
 
 DECLARATION = Declaration(
     pattern=(

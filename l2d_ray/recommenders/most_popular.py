@@ -25,7 +25,7 @@ class MostPopular(Recommender):
 
     def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
         """Return the permitted items by decreasing popularity."""
-        return [best_items([self.ranking.permitted(query.exclude, query.allow)], query.k) for query in queries]
+        return [self.ranking.permitted(query.exclude, query.allow).first(query.k) for query in queries]
 
 
 DECLARATION = Declaration(

@@ -3,7 +3,7 @@
 1. `sum_moments`, for each shard: item sums and second moments of its rows.
 2. `fit`, once: the map of the space, and an index trained on a sample of all shards if it needs training.
 3. `build_shard`, for each shard: mapped rows, item means, and their FAISS index.
-4. `index.tuning` over all shards, wherever they are (`trial_shard`): the search setting that reaches the recall asked
+4. `index.tuning` over all shards, wherever they are (`open_shard`): the search setting that reaches the recall asked
    for, measured; and `finish`, once: the manifest.
 
 Every step leaves files and skips what is there, so that a run that was killed is finished by the same command. A step
@@ -50,7 +50,6 @@ from l2d_ray.index.manifest import (
 )
 from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.index.tuning import TrialShard
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
@@ -241,11 +240,11 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     return _commit(record, workspace, record_path)
 
 
-def trial_shard(plan: IndexPlan, fitted: Fitted, shard: ShardRecord) -> TrialShard:
-    """A shard for step 4."""
+def open_shard(plan: IndexPlan, fitted: Fitted, shard: ShardRecord) -> IndexShard:
+    """Open a shard for step 4."""
     workspace = Workspace.open(plan.workspace)
     _, offset_D = read_map(workspace, fitted.map)
-    return TrialShard(IndexShard.open(workspace, shard, offset_D, plan.factory))
+    return IndexShard.open(workspace, shard, offset_D, plan.factory)
 
 
 def finish(
@@ -255,7 +254,7 @@ def finish(
     tuned: tuple[str, IndexQuality],
     started: float,
 ) -> IndexManifest:
-    """Step 4, after `tuning_hops` gave what it was `tuned` to. `started` is the `time.time()` of the run's start."""
+    """Step 4, after `find_setting` gave what it was `tuned` to. `started` is the `time.time()` of the run's start."""
     workspace, rows = Workspace.open(plan.workspace), sum(shard.rows for shard in shards)
     search, quality = tuned
     if quality.recall_top_k < plan.config.target_recall:

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config, IndexConfig
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.index.manifest import IndexManifest
-from l2d_ray.index.sharding import ShardedIndex, run
-from l2d_ray.index.tuning import tuning_hops
+from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.index.tuning import tune
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES
-from l2d_ray.stages.indexing import IndexPlan, build_shard, finish, fit, plan_index, sum_moments, trial_shard
+from l2d_ray.stages.indexing import IndexPlan, build_shard, finish, fit, open_shard, plan_index, sum_moments
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 8
@@ -77,8 +77,7 @@ def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]
         sum_moments(made, shard)
     fitted = fit(made)
     shards = [build_shard(made, fitted, shard) for shard in range(made.num_shards)]
-    trials = [trial_shard(made, fitted, shard) for shard in shards]
-    tuned = run(tuning_hops([shard.rows for shard in shards], made.config.target_recall), trials)
+    tuned = tune([open_shard(made, fitted, shard) for shard in shards], made.config.target_recall)
     return made, finish(made, fitted, shards, tuned, time.time())
 
 
