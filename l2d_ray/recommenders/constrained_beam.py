@@ -99,9 +99,7 @@ class ConstrainedBeam(Recommender):
         search = BeamSearch(language_model, beams, longest + 1, [end], batch_size)
         return cls(encoder, search, TitleTrie.of(titles), titles)
 
-    def recommend(
-        self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False
-    ) -> list[ScoredItems]:
+    def recommend(self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False) -> list[ScoredItems]:
         """Return the permitted items that are found. Items that are not permitted take no beam.
 
         Raises StoppedError as soon as `stopped()`, which is called before each token.

@@ -18,8 +18,8 @@ from l2d_ray.recommenders.contract import (
     IndexKey,
     Need,
     Options,
-    Recommender,
     Outcome,
+    Recommender,
     Study,
 )
 
@@ -111,37 +111,46 @@ class L2DOptions(Options):
         return IndexKey(self.space, self.fraction)
 
     def studies(self, config: Config) -> list[Study]:
-        """Return the study of every aggregation, in `index.space` and in this space."""
-        studies = []
-        for space in dict.fromkeys([config.index.space, self.space]):
-            prior = config.index.prior_in(space)
-            values: tuple[tuple[str, list[float], float], ...] = (
-                ("top_m", sorted(set(config.evaluate.top_m), reverse=True), config.recommend.top_m),
-                ("prior", sorted(set(config.evaluate.priors)), prior),
-            )
-            for option, tried, default in values:
-                for name in (name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION == option):
-                    base = L2DOptions(name, space, top_m=0, prior=prior)
-                    trials = tuple(replace(base, **{option: value}) for value in tried)
-                    studies.append(Study(space, _label(name), f"l2d-{name}-{space}", option, trials, default))
-        return studies
+        """Return a study of every aggregation, in `index.space` and in this space."""
+        spaces = dict.fromkeys([config.index.space, self.space])
+        return [_study(aggregation, space, config) for space in spaces for aggregation in _REPORTED]
 
     def chosen(self, choices: Choices) -> Self:
         """Return the options with the M, or for `+prior` with the prior, that validation chose in this space."""
         option = AGGREGATIONS[self.aggregation].TUNED_OPTION
         if option == "prior" and not self.best_prior:
             return self
-        return replace(self, **{option: choices[self.space][_label(self.aggregation)]})
+        return self.having(option, choices[self.space][_label(self.aggregation)])
 
     def at_fraction(self, fraction: float) -> Self | None:
         """Return the options with a share of the memory, if the name is that of the aggregation alone."""
         return replace(self, fraction=fraction) if self.plain else None
 
+    def having(self, option: str, value: float) -> Self:
+        """Return the options with another M (`top_m`) or another prior."""
+        return replace(self, top_m=int(value)) if option == "top_m" else replace(self, prior=value)
+
+
+def _study(aggregation: str, space: str, config: Config) -> Study:
+    option, prior = AGGREGATIONS[aggregation].TUNED_OPTION, config.index.prior_in(space)
+    values: list[float] = sorted(set(config.evaluate.priors))
+    if option == "top_m":
+        values = sorted(set(config.evaluate.top_m), reverse=True)
+    options = L2DOptions(aggregation, space, top_m=0, prior=prior)
+    return Study(
+        group=space,
+        label=_label(aggregation),
+        recommender=f"l2d-{aggregation}-{space}",
+        option=option,
+        trials=tuple(options.having(option, value) for value in values),
+        default=config.recommend.top_m if option == "top_m" else prior,
+    )
+
 
 def _label(aggregation: str) -> str:
     """Return the option that is chosen for an aggregation, with its name unless it is the first with this option."""
     option = AGGREGATIONS[aggregation].TUNED_OPTION
-    first = next(name for name, other in AGGREGATIONS.items() if other.TUNED_OPTION == option)
+    first = next(name for name, other in AGGREGATIONS.items() if option == other.TUNED_OPTION)
     return option if aggregation == first else f"{option} of {aggregation}"
 
 
@@ -154,15 +163,17 @@ def _any_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names))
 
 
-SPACES = get_args(SpaceKind)
+_SPACES = get_args(SpaceKind)
+_REPORTED = sorted(AGGREGATIONS, key=lambda name: AGGREGATIONS[name].TUNED_OPTION, reverse=True)
+"""The aggregations in the order of the report: those that have an M first."""
 _WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION != "prior"]
 
 DECLARATION = Declaration(
     pattern=(
         rf"(?!l2d-({_any_of(_WITHOUT_PRIOR)})\b.*\+)"
-        rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(SPACES)}))?(?P<best_prior>\+prior)?"
+        rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?"
     ),
-    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(SPACES)}>][+prior], +prior not with {_WITHOUT_PRIOR[0]}",
+    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with {_WITHOUT_PRIOR[0]}",
     examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
     options=L2DOptions,
     make=_make,

@@ -60,14 +60,14 @@ def find(name: str, config: Config, setting: str) -> NamedRecommender:
     """
     prefixes = [prefix for prefix in MODULES if re.match(rf"{re.escape(prefix)}(?!\w)", name)]
     if not prefixes:
-        near = get_close_matches(name, MODULES, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(MODULES)}"
+        similar = get_close_matches(name, MODULES, n=1)
+        remedy = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(MODULES)}"
         raise InputError(f"{setting}={name!r}: unknown recommender; {remedy}")
     module = MODULES[max(prefixes, key=len)]
     declared = declaration(module)
     match = re.fullmatch(declared.pattern, name)
     if match is None:
-        (near,) = get_close_matches(name, declared.examples, n=1, cutoff=0)
-        raise InputError(f"{setting}={name!r}: unknown recommender; write {declared.form}, for example {near}")
+        (nearest,) = get_close_matches(name, declared.examples, n=1, cutoff=0)
+        raise InputError(f"{setting}={name!r}: unknown recommender; write {declared.form}, for example {nearest}")
     groups = {group: value for group, value in match.groupdict().items() if value is not None}
     return NamedRecommender(name, module, declared.options.read(config, groups))

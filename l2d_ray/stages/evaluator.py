@@ -49,7 +49,7 @@ class Evaluator:
         queries = [Query.after(history, max(CUTOFFS), self._exclude_seen) for history in histories]
         recommenders = [self._recommender(one) for one in named]
         outcomes: dict[int, Outcome] = {}
-        for kind in dict.fromkeys(map(type, recommenders)):
+        for kind in dict.fromkeys(type(one) for one in recommenders):
             numbers = [number for number, one in enumerate(recommenders) if type(one) is kind]
             outcomes |= zip(numbers, kind.run_all([recommenders[n] for n in numbers], queries), strict=True)
         return [outcomes[number] for number in range(len(named))]

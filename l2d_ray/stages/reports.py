@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # matplotlib is imported with the first plot: many processes 
     from l2d_ray.stages.evaluation import Report
 
 
-
 def table(rows: Sequence[Row]) -> str:
     """Return one line per recommender: metrics in percent, Recall@20 with its interval and by group, and the cost."""
     columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
@@ -23,9 +22,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head, *(_cells(row, columns) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(
-            [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        )
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
         for name, *cells in lines
     )
 
