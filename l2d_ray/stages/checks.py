@@ -10,6 +10,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.sources import check_source
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
+from l2d_ray.recommenders.registry import check_names
 from l2d_ray.stages.settings import check_data, for_evaluation, for_index, for_memory
 from l2d_ray.workspace import Workspace
 
@@ -42,8 +43,9 @@ def build_index(config: Config) -> None:
 
 
 def evaluate(config: Config) -> None:
-    """Check that there is a dataset, and a model if it is on this machine, as the workspace's record has them."""
+    """Check the names of the recommenders, the dataset, and the model if it is on this machine."""
     config = for_evaluation(config)
+    check_names(config)
     check_data(config, Dataset.open(Workspace.open(config.workspace)))
     _check_model(config.model)
 

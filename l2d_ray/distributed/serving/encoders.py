@@ -13,7 +13,6 @@ from l2d_ray.core.query import History, Query
 from l2d_ray.distributed.serving.metrics import EncoderMetrics
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
-from l2d_ray.recommenders.contract import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
 from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
@@ -112,15 +111,8 @@ class _BeamSearch:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> ScoredItems:
-        query = self.query
-        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
-        (items_K,), (scores_K,) = self.beam.recommend(
-            [query.history],  # type: ignore[list-item]
-            query.k,
-            filters,
-            self.abandoned.is_set,
-        )
-        return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
+        (found,) = self.beam.recommend([self.query], self.abandoned.is_set)
+        return found
 
 
 class BeamSearcher(ReleaseReplica):

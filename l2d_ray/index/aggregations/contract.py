@@ -1,7 +1,7 @@
 """The contract that every aggregation module satisfies."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
@@ -19,10 +19,18 @@ class Aggregation(Protocol):
     """Value of `Query.aggregation` that selects it."""
     DESCRIPTION: str
     """One clause for the documentation of the HTTP interface."""
+    TUNED_OPTION: Literal["prior", "top_m"]
+    """The option that jobs/evaluate.py chooses for it on validation samples."""
 
     def recommend(self, queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:
         """Return for each query its K best permitted items over all shards, best first; scores never rise.
 
         `queries_UD` are the states of the queries, mapped into the space of the index.
         """
+        ...
+
+    def recommend_at(
+        self, queries_UD: Float64, queries: Sequence[Query], top_ms: Sequence[int]
+    ) -> Exchange[list[list[ScoredItems]]]:
+        """Return the lists of `recommend` for each value of M, from one search; `Query.top_m` is ignored."""
         ...

@@ -1,6 +1,7 @@
 """L2D-G: score an item by the distance from the query to the mean of all its memory rows."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,12 +13,21 @@ from l2d_ray.index.shard import IndexShard
 
 NAME = "global"
 DESCRIPTION = "L2D-G, from all training sequences of an item"
+TUNED_OPTION: Literal["prior", "top_m"] = "prior"
 
 
 def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:
     """Recommend by L2D-G, in one round."""
     found = yield Request(nearest_items, (queries_UD, queries))
     return [best_items(lists, query.k) for lists, query in zip(zip(*found, strict=True), queries, strict=True)]
+
+
+def recommend_at(
+    queries_UD: Float64, queries: Sequence[Query], top_ms: Sequence[int]
+) -> Exchange[list[list[ScoredItems]]]:
+    """Recommend once: the lists are the same for every M."""
+    lists = yield from recommend(queries_UD, queries)
+    return [lists] * len(top_ms)
 
 
 def nearest_items(shard: IndexShard, queries_UD: FloatArray, queries: Sequence[Query]) -> list[ScoredItems]:
