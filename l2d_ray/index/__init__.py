@@ -2,6 +2,7 @@
 
     index/<snapshot>/moments/<share>/shard=<k>.npz   item sums, counts and second moments, to fit spaces on
     index/<snapshot>/<label>/space-*.npz             the linear map
+    index/<snapshot>/<label>/means-*.npz             the estimate of items from their means
     index/<snapshot>/<label>/trained-*.faiss         an empty index, trained on a sample of all shards if needed
     index/<snapshot>/<label>/fitted.json             written when space and training are complete
     index/<snapshot>/<label>/shard=<k>/*/*           mapped rows, item means and the FAISS index of the shard

@@ -117,12 +117,9 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     index = engine.from_bytes(read_bytes(workspace, fitted.trained))
     means_ID = read_means(workspace, fitted.means)(space(sums.sums_ID / sums.counts_I[:, None]), sums.counts_I)
     files = _write_rows(plan, shard, folder, sums.moments.rows, space, offset_D, index)
-    items: dict[str, NDArray[Any]] = {
-        "items": sums.items_I,
-        "counts": sums.counts_I,
-        "centroids": means_ID.astype(np.float32),
-    }
-    for name, array in items.items():
+    arrays: dict[str, NDArray[Any]] = {"items": sums.items_I, "counts": sums.counts_I}
+    arrays["centroids"] = means_ID.astype(np.float32)
+    for name, array in arrays.items():
         files[name] = write_array(workspace, f"{folder}/{name}.npy", array.shape, array.dtype, [array])
     files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [index.to_bytes()])
     record = ShardRecord(
