@@ -192,10 +192,7 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            {"finetune.target_modules": '["q_proj","query"]'},
-            "no linear layer 'query'; choose from down_proj, ",
-        ),
+        ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; choose from down_proj, "),
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
         ({"model.dtype": "float16"}, "model.dtype='float16': a CPU cannot train in it"),
         ({"model.dtype": "int8"}, "model.dtype='int8': a CPU cannot train in it"),
