@@ -70,9 +70,7 @@ def test_the_same_command_again_trains_nothing(tuned: tuple[Path, FinetuneResult
 
 def test_the_result_of_another_training_is_not_overwritten(tuned: tuple[Path, FinetuneResult]) -> None:
     folder, _ = tuned
-    with pytest.raises(
-        InputError, match=r"training.json: belongs to another training: finetune.rank \(8, now 4\); set"
-    ):
+    with pytest.raises(InputError, match=r"training.json: belongs to another training: finetune.rank \(8, now 4\);"):
         finetune(config(folder, **{"finetune.rank": 4, "finetune.max_failures": 1}))
     other = save_tiny(folder / "other", seed=1)
     with pytest.raises(InputError, match=r"belongs to another training: another model or dataset; set"):
@@ -144,22 +142,22 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_stops_improving(
 def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
     folder: Path, ray_session: None, quantity: str, norm: float
 ) -> None:
-    """A large norm and a large head make the loss infinite; after a small norm, the squares of the gradient overflow."""
+    """A large norm and a large head make the loss infinite. After a small norm, the squared gradient overflows."""
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     with torch.no_grad():
         model.model.norm.weight *= norm
         model.lm_head.weight *= 1e25
     model.save_pretrained(folder / "steep")
     tiny_tokenizer().save_pretrained(folder / "steep")
-    own = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
+    settings = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
     with pytest.raises(
         InputError, match=rf"the {quantity} is not finite in step 1, samples -?\d+, .*; lower"
     ) as caught:
-        finetune(own)
+        finetune(settings)
     _, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
-    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, own, None)
+    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, settings, None)
     schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
-    ((*parts,),) = next(schedule.divide(table, own.finetune.seed))
+    ((*parts,),) = next(schedule.divide(table, settings.finetune.seed))
     assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
     assert not (folder / "adapter" / "training.json").exists()
 
@@ -180,23 +178,23 @@ def test_all_workers_stop_if_the_first_finds_an_empty_adapter(folder: Path, ray_
 
 
 @pytest.mark.parametrize(
-    ("lora_a", "lora_b", "said"),
+    ("lora_a", "lora_b", "message"),
     [
         (1.0, 0.0, "lora_B matrices are missing or zero"),
         (1.0, float("nan"), "lora_B.weight are empty or not finite"),
         (float("inf"), 1.0, "lora_A.weight are empty or not finite"),
     ],
 )
-def test_empty_and_infinite_weights_are_refused(lora_a: float, lora_b: float, said: str) -> None:
+def test_empty_and_infinite_weights_are_refused(lora_a: float, lora_b: float, message: str) -> None:
     state = {"q.lora_A.weight": torch.full((2, 3), lora_a), "q.lora_B.weight": torch.full((3, 2), lora_b)}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         check_trained(state, lora=True)
     with pytest.raises(InputError, match="empty"):
         check_trained({"q.lora_B.weight": torch.empty(0)}, lora=True)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; it has down_proj, gate_proj"),
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
@@ -210,9 +208,9 @@ def test_empty_and_infinite_weights_are_refused(lora_a: float, lora_b: float, sa
     ],
 )
 def test_settings_that_cannot_work_are_refused(
-    change: dict[str, Any], said: str, dataset: Path, ray_session: None
+    change: dict[str, Any], message: str, dataset: Path, ray_session: None
 ) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         finetune(config(dataset, **change))
 
 

@@ -66,8 +66,10 @@ def test_a_checkpoint_of_another_training_is_refused(interrupted: Path, ray_sess
 def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(
     interrupted: Path, folder: Path, ray_session: None
 ) -> None:
-    """The first training loses its driver, while it lists a checkpoint, and then a worker. The other one loses the queue
-    of its progress bar."""
+    """The first training loses its driver, while it lists a checkpoint, and then a worker.
+
+    The other one loses the queue of its progress bar.
+    """
     noted = next((interrupted / "checkpoints").glob("*/checkpoint_manager_snapshot.json"))
     before = {folder.name for folder in noted.parent.glob("checkpoint_*/")}
     noted.write_text(noted.read_text()[:-20])
