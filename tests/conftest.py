@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from support.small_endpoint import LocalEngine
@@ -27,6 +28,8 @@ def pytest_configure() -> None:
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
+    settings.register_profile("busy machine", deadline=None)
+    settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -42,7 +42,7 @@ def users() -> int:
 
 @pytest.fixture(scope="module")
 def uninterrupted(dataset: Path, ray_session: None) -> tuple[dict[int, np.ndarray], BuildResult]:
-    """The states that a build without any accident gives, and its result."""
+    """Return the states of a build without a fault, and its result."""
     result = build_memory(config_of(dataset, **{"memory.units": UNITS}))
     states = states_of(dataset)
     shutil.rmtree(dataset / "memory")
@@ -54,7 +54,7 @@ def committed(folder: Path) -> int:
 
 
 def assert_whole(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
-    """Every expected sample once, with the states of an uninterrupted run, and nothing that verify objects to."""
+    """Check that each sample is there once, with the state of an uninterrupted build, and that `verify` agrees."""
     states = states_of(folder)
     assert sorted(states) == expected_ids(folder) == sorted(uninterrupted[0])
     for sample, state in states.items():
@@ -62,7 +62,7 @@ def assert_whole(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], Build
     assert verify(Workspace.open(str(folder))).problems == []
 
 
-def test_the_result_counts_what_is_there(
+def test_the_result_counts_the_samples_of_the_memory(
     dataset: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     states, result = uninterrupted
@@ -99,7 +99,7 @@ def states_of_snapshot(folder: Path, number: int) -> set[int]:
 
 @pytest.fixture(scope="module")
 def built(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """A workspace with a memory."""
+    """Return a workspace with a memory."""
     folder = tmp_path_factory.mktemp("built")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
     build_memory(config_of(folder, **{"memory.units": 1}))
@@ -132,12 +132,12 @@ def test_a_memory_of_another_model_or_adapter_is_refused(built: Path, tmp_path: 
         build_memory(config_of(built, **{"model.adapter": adapter}))
 
 
-def test_without_a_dataset_the_remedy_is_named(tmp_path: Path, ray_session: None) -> None:
+def test_without_a_dataset_the_job_to_run_is_named(tmp_path: Path, ray_session: None) -> None:
     with pytest.raises(InputError, match=r"dataset.json: not found; run jobs/prepare_data.py first"):
         build_memory(config_of(tmp_path))
 
 
-def test_a_killed_driver_loses_nothing_that_was_committed(
+def test_a_killed_driver_loses_no_committed_unit(
     folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     job = command("build_memory", folder, **{"memory.units": UNITS, "workers.max": 2})
@@ -198,7 +198,7 @@ print(left, results[0].rows)
 """
 
 
-def test_a_lost_node_is_survived(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
+def test_a_build_survives_a_lost_node(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
     job = command("build_memory", folder, **{"memory.units": UNITS, "workers.min": 4, "workers.max": 4})
     process = subprocess.run(
         [sys.executable, "-c", NODE_FAILURE, *job[2:]], env=environment(), capture_output=True, text=True, check=False
@@ -224,7 +224,7 @@ cp -r "$WORKSPACE/memory" memory
 """
 
 
-def test_a_full_disk_and_a_read_only_one_end_in_a_line_and_a_resume(
+def test_after_a_full_or_a_read_only_disk_the_same_command_resumes(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     scratch = tmp_path_factory.mktemp("scratch")
@@ -241,8 +241,8 @@ def test_a_full_disk_and_a_read_only_one_end_in_a_line_and_a_resume(
     )
     statuses = dict(line.split(": ") for line in process.stdout.splitlines())
     assert statuses == {"full": "1", "readonly": "1", "resumed": "0"}, process.stderr
-    for accident, message in (("full", "No space left on device"), ("readonly", "Read-only file system")):
-        errors = [line for line in (scratch / f"{accident}.err").read_text().splitlines() if "error" in line.lower()]
+    for fault, message in (("full", "No space left on device"), ("readonly", "Read-only file system")):
+        errors = [line for line in (scratch / f"{fault}.err").read_text().splitlines() if "error" in line.lower()]
         assert len(errors) == 1, errors
         assert errors[0].startswith("error: ")
         assert message in errors[0]
@@ -291,8 +291,8 @@ def test_a_relative_workspace_in_a_submitted_job_is_refused(tmp_path: Path) -> N
     ]
 
 
-def test_units_that_a_lost_worker_left_are_begun_again_while_some_finish(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Ray Data gives up on after a lost node: seen with a real one, but not every time."""
+def test_the_remaining_units_start_again_while_each_round_finishes_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data gives up on some units after a lost node, but not every time; so the error is made here."""
     rounds: list[list[str]] = []
 
     def run(_config: Config, _identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:

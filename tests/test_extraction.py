@@ -29,7 +29,7 @@ TITLES = [*(f"Title {n} of the year" for n in range(12)), "Next:\n", "七人の�
 
 
 def user(number: int, items: list[int], splits: list[int]) -> dict[str, Any]:
-    """A row of schema.HISTORIES."""
+    """Return a row of schema.HISTORIES."""
     return {
         "user_id": f"u{number}",
         "user_hash": number * 7_919 - 20_000,
@@ -40,7 +40,7 @@ def user(number: int, items: list[int], splits: list[int]) -> dict[str, Any]:
 
 
 def random_users(count: int) -> list[dict[str, Any]]:
-    """Histories of 2 to 30 items; some have samples for validation and test at their end, two are the same."""
+    """Return histories of 2 to 30 items. Some end with samples for validation and test; two are the same."""
     random = np.random.default_rng(5)
     users = []
     for number in range(count):
@@ -54,7 +54,7 @@ def random_users(count: int) -> list[dict[str, Any]]:
 
 
 def write(workspace: Path, users: list[dict[str, Any]]) -> Dataset:
-    """Make these users, in two parts, the dataset."""
+    """Write a dataset of these users in two parts."""
     opened = Workspace.open(str(workspace))
     items = [{"item_index": index, "item_id": f"i{index}", "title": title} for index, title in enumerate(TITLES)]
     middle = -(-len(users) // 2)
@@ -78,7 +78,7 @@ def config_of(workspace: Path, model: str, **memory: Any) -> Config:
 
 
 def rows_of(config: Config) -> dict[int, dict[str, Any]]:
-    """Every row of the memory by its sample id; fails if one is there twice."""
+    """Return every row of the memory by its sample id. Fails if an id occurs twice."""
     store = MemoryStore(Workspace.open(config.workspace))
     found: dict[int, dict[str, Any]] = {}
     for batch in store.read(store.take_snapshot(store.units(), "d", 1.0)):
@@ -89,13 +89,13 @@ def rows_of(config: Config) -> dict[int, dict[str, Any]]:
 
 
 def quarantined(config: Config) -> dict[int, str]:
-    """The reason for every quarantined sample."""
+    """Return the reason for every quarantined sample."""
     files = Path(config.workspace).glob("memory/quarantine/*/*.parquet")
     return {row["sample_id"]: row["reason"] for file in files for row in pq.read_table(file).to_pylist()}
 
 
 def expected_samples(users: list[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], int]]:
-    """The user and the position of every training sample, by sample id."""
+    """Return the user and the position of every training sample, by sample id."""
     return {
         sample_of(row, position): (row, position)
         for row in users
@@ -105,12 +105,12 @@ def expected_samples(users: list[dict[str, Any]]) -> dict[int, tuple[dict[str, A
 
 
 def sample_of(row: dict[str, Any], position: int) -> int:
-    """The id of a sample."""
+    """Return the id of a sample."""
     return int(sample_ids(np.array([row["user_hash"]]), np.array([position]))[0])
 
 
 def states_alone(config: Config, samples: list[tuple[dict[str, Any], int]]) -> NDArray[np.float32]:
-    """[N, D] the state of each sample, phrased by hand and run alone."""
+    """Return [N, D] the state of each sample, whose prompt is built by hand and run alone."""
     backbone = load_backbone(config.model)
 
     def tokens(text: str) -> list[int]:
@@ -126,7 +126,7 @@ def states_alone(config: Config, samples: list[tuple[dict[str, Any], int]]) -> N
     return np.asarray(padded_states(backbone, Prompts.join(prompts), batch_size=1).states)
 
 
-def test_a_memory_is_every_training_sample_once_with_the_state_it_has_alone(tmp_path: Path, model: str) -> None:
+def test_a_memory_has_every_training_sample_once_with_the_state_of_its_prompt_alone(tmp_path: Path, model: str) -> None:
     users = random_users(12)
     write(tmp_path, users)
     config = config_of(tmp_path, model, units=5, num_shards=3)
@@ -154,7 +154,7 @@ def test_no_validation_or_test_target_is_in_the_memory(tmp_path: Path, model: st
     assert {row["item_index"] for row in rows_of(config).values()} == {1, 2, 3, 4, 5}
 
 
-def test_units_do_not_change_what_is_built(tmp_path: Path, model: str) -> None:
+def test_the_number_of_units_does_not_change_the_memory(tmp_path: Path, model: str) -> None:
     users = random_users(8)
     found = []
     for units in (1, 8):
@@ -168,7 +168,7 @@ def test_units_do_not_change_what_is_built(tmp_path: Path, model: str) -> None:
         np.testing.assert_allclose(row["state"], found[1][sample]["state"], rtol=2e-3, atol=1e-3)
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(tmp_path: Path, model: str) -> None:
+def test_a_smaller_share_is_a_subset_of_a_larger_one(tmp_path: Path, model: str) -> None:
     users = random_users(10)
     kept = []
     for fraction in (0.3, 0.6):
@@ -179,17 +179,16 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path: Path, model: str) -> 
         kept.append(rows_of(config).keys())
     assert 0 < len(kept[0]) < len(kept[1]) < len(expected_samples(users))
     assert kept[0] < kept[1]
-    for who in users:  # whole windows: of 4 to 6 items, the first begins at item 0, the second at item 3
+    for row in users:  # windows have 4 to 6 items: the first starts at item 0, the second at item 3
         for window in (range(1, 7), range(7, 10)):
-            of_window = {sample_of(who, n) for n in window if n < len(who["splits"]) and who["splits"][n] == TRAIN}
+            of_window = {sample_of(row, n) for n in window if n < len(row["splits"]) and row["splits"][n] == TRAIN}
             assert of_window <= kept[0] or not of_window & kept[0]
 
 
-def test_what_cannot_be_used_is_quarantined_with_the_reason(tmp_path: Path, model: str) -> None:
+def test_samples_that_cannot_be_used_are_quarantined_with_the_reason(tmp_path: Path, model: str) -> None:
     users = [
-        user(
-            0, [0, 99, *[1] * 8], [NONE, *[TRAIN] * 9]
-        ),  # known to nobody: at position 1, and in windows until it left
+        # Item 99 is unknown: it is the target at position 1, and then in the windows of some positions.
+        user(0, [0, 99, *[1] * 8], [NONE, *[TRAIN] * 9]),
         user(1, [-1, 2, 3], [NONE, TRAIN, NONE]),
         user(2, [1, 2], [TRAIN, TRAIN]),
     ]
@@ -232,7 +231,7 @@ def test_an_empty_prompt_is_quarantined(tmp_path: Path, model: str) -> None:
 
 
 @needs_int8
-def test_a_memory_of_int8_is_for_queries_of_int8(tmp_path: Path, model: str) -> None:
+def test_a_memory_in_int8_refuses_queries_in_float32(tmp_path: Path, model: str) -> None:
     users = random_users(4)
     dataset = write(tmp_path, users)
     plain = config_of(tmp_path, model, units=1)
@@ -281,7 +280,7 @@ def test_a_history_of_50_000_items_and_a_title_of_10_000_characters(tmp_path: Pa
     assert relative_error(torch.from_numpy(packed), torch.from_numpy(alone)) < 2**-11
 
 
-def test_a_unit_that_is_committed_is_left_as_it_is(tmp_path: Path, model: str) -> None:
+def test_a_committed_unit_is_left_unchanged(tmp_path: Path, model: str) -> None:
     write(tmp_path, random_users(3))
     config = config_of(tmp_path, model, units=2)
     first = build_units(config)
@@ -290,7 +289,7 @@ def test_a_unit_that_is_committed_is_left_as_it_is(tmp_path: Path, model: str) -
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_units_are_ranges_of_users_and_named_after_what_they_are_of(tmp_path: Path, model: str) -> None:
+def test_units_are_ranges_of_users_and_their_names_depend_on_dataset_and_settings(tmp_path: Path, model: str) -> None:
     users = random_users(10)
     dataset = write(tmp_path, users)
     units = plan_units(config_of(tmp_path, model, units=4), dataset)
@@ -306,9 +305,7 @@ def test_units_are_ranges_of_users_and_named_after_what_they_are_of(tmp_path: Pa
     assert not {unit.name for unit in units} & {unit.name for other in others for unit in other}
 
 
-def test_the_batches_of_a_unit_bound_the_memory_needed(
-    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batches_of_a_unit_have_a_bounded_size(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     users = random_users(6)
     write(tmp_path, users)
     config = config_of(tmp_path, model)
@@ -318,11 +315,11 @@ def test_the_batches_of_a_unit_bound_the_memory_needed(
     assert len(batches) > 3
     assert sum(len(batch.prompts) for batch in batches) == len(expected_samples(users))
     for batch in batches:
-        assert len(batch.prompts) * batch.longest < 1_000 + 30 * batch.longest  # what one user adds at most
+        assert len(batch.prompts) * batch.longest < 1_000 + 30 * batch.longest  # a user adds up to 30 samples
         assert batch.longest == max((prompt.size for prompt in batch.prompts), default=0)
 
 
-def test_the_identity_says_how_the_memory_was_made(tmp_path: Path, model: str) -> None:
+def test_the_identity_has_every_setting_that_decides_the_memory(tmp_path: Path, model: str) -> None:
     config = config_of(tmp_path, model, num_shards=3)
     identity = identify_memory(config)
     assert (identity.max_items, identity.stride, identity.num_shards) == (4, 3, 3)

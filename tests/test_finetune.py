@@ -39,13 +39,13 @@ def config(folder: Path, **overrides: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def tuned(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, FinetuneResult]:
-    """A workspace with an adapter, and what its training said of it."""
+    """Return a workspace with an adapter, and the result of its training."""
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
     return folder, finetune(config(folder))
 
 
-def test_the_result_is_what_was_asked_for(tuned: tuple[Path, FinetuneResult]) -> None:
+def test_a_training_leaves_an_adapter_and_its_record(tuned: tuple[Path, FinetuneResult]) -> None:
     folder, result = tuned
     assert result.samples == 2 * 12 * 9
     assert result.epochs == 2
@@ -70,10 +70,10 @@ def test_the_same_command_again_trains_nothing(tuned: tuple[Path, FinetuneResult
 
 def test_the_result_of_another_training_is_not_overwritten(tuned: tuple[Path, FinetuneResult]) -> None:
     folder, _ = tuned
-    with pytest.raises(InputError, match=r"training.json: is of another training: finetune.rank \(8, now 4\); set"):
+    with pytest.raises(InputError, match=r"training.json: belongs to another training: finetune.rank \(8, now 4\);"):
         finetune(config(folder, **{"finetune.rank": 4, "finetune.max_failures": 1}))
     other = save_tiny(folder / "other", seed=1)
-    with pytest.raises(InputError, match=r"is of another training: another model or dataset; set"):
+    with pytest.raises(InputError, match=r"belongs to another training: another model or dataset; set"):
         finetune(config(folder, **{"model.name": other, "finetune.max_failures": 1}))
 
 
@@ -88,11 +88,11 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     assert evaluate(config_of(folder, **settings)).results == pytest.approx(report.results)  # the recorded adapter
 
 
-def test_two_workers_learn_what_one_does_also_where_one_is_killed(
+def test_two_workers_train_to_the_same_weights_even_if_one_is_killed(
     folder: Path, tuned: tuple[Path, FinetuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ZeRO stage 2, of which 1 is a part; stage 3, below; 0 is what one worker has. Checkpoints go by time, and
-    each block of Ray Data holds several steps."""
+    """ZeRO stage 2 includes stage 1. Stage 3 is tested below, and a single worker has stage 0. Checkpoints are written
+    by time, and each block of Ray Data holds several steps."""
     monkeypatch.setattr(driver, "MAX_BLOCKS", 8)
     settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
     training = threading.Thread(target=lambda: finetune(config(folder, **settings)))
@@ -104,7 +104,7 @@ def test_two_workers_learn_what_one_does_also_where_one_is_killed(
     assert_same(weights(folder), weights(tuned[0]), tolerance=2e-3)
 
 
-def test_what_cannot_run_packed_trains_in_full(
+def test_a_model_that_cannot_run_packed_trains_in_padded_batches(
     folder: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = save_tiny(folder / "lfm2", "lfm2", layer_types=["full_attention", "conv"])
@@ -114,13 +114,13 @@ def test_what_cannot_run_packed_trains_in_full(
     assert capsys.readouterr().err.count("Lfm2ForCausalLM cannot run packed: ") == 1
 
 
-def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(
+def test_full_tuning_leaves_a_model_and_stops_when_validation_stops_improving(
     folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The target of every validation sample is random: to learn the training samples by heart does not help.
+    """Validation targets are random, so memorising the training samples does not help.
 
-    It stops at the same epoch where the driver is lost before it has noted the end, and with the weights sharded over
-    two workers: DeepSpeed leaves those of up to 100,000 numbers whole, so that the vocabulary is a large one.
+    Training stops at the same epoch if the driver is lost at the end, and with the weights sharded over two workers.
+    DeepSpeed does not shard weights of up to 100,000 numbers, so the vocabulary is large.
     """
     changes = {"finetune.method": "full", "finetune.epochs": 12}
     changes |= {"model.name": save_tiny(folder / "wide", vocab_size=4000)}
@@ -138,28 +138,32 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_gets_no_better(
     assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
 
 
-@pytest.mark.parametrize(("what", "norm"), [("loss", 1e25), ("gradient", 1e-25)])
-def test_what_is_not_finite_names_the_samples(folder: Path, ray_session: None, what: str, norm: float) -> None:
-    """The head makes large what the last norm made large already, or small: then the gradient's squares overflow."""
+@pytest.mark.parametrize(("quantity", "norm"), [("loss", 1e25), ("gradient", 1e-25)])
+def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
+    folder: Path, ray_session: None, quantity: str, norm: float
+) -> None:
+    """A large norm and a large head make the loss infinite. After a small norm, the squared gradient overflows."""
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     with torch.no_grad():
         model.model.norm.weight *= norm
         model.lm_head.weight *= 1e25
     model.save_pretrained(folder / "steep")
     tiny_tokenizer().save_pretrained(folder / "steep")
-    own = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
-    with pytest.raises(InputError, match=rf"the {what} is not finite in step 1, samples -?\d+, .*; lower") as caught:
-        finetune(own)
+    settings = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
+    with pytest.raises(
+        InputError, match=rf"the {quantity} is not finite in step 1, samples -?\d+, .*; lower"
+    ) as caught:
+        finetune(settings)
     _, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
-    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, own, None)
+    table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, settings, None)
     schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
-    ((*parts,),) = next(schedule.divide(table, own.finetune.seed))
+    ((*parts,),) = next(schedule.divide(table, settings.finetune.seed))
     assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
     assert not (folder / "adapter" / "training.json").exists()
 
 
 def test_the_benchmark_compares_the_same_gradients(dataset: Path, ray_session: None) -> None:
-    """Without two workers, which would not fit: their trainings are those of the other tests."""
+    """Two workers do not fit, so the benchmark leaves out their training, which other tests have."""
     settings = {"workers.cpus": 4, "bench.samples": 24, "bench.repeats": 1, "bench.threads": 1}
     result = bench_finetune(config(dataset, **settings))
     assert (result.samples, result.two_workers_over_one) == (24, None)
@@ -168,29 +172,29 @@ def test_the_benchmark_compares_the_same_gradients(dataset: Path, ray_session: N
     assert min(result.speedup, result.samples_per_second, result.one_by_one_samples_per_second) > 0
 
 
-def test_all_workers_end_where_the_first_finds_that_nothing_was_learned(folder: Path, ray_session: None) -> None:
+def test_all_workers_stop_if_the_first_finds_an_empty_adapter(folder: Path, ray_session: None) -> None:
     with pytest.raises(InputError, match="the adapter came out empty"):
         finetune(config(folder, **{"finetune.learning_rate": 1e-60, "workers.max": 2}))
 
 
 @pytest.mark.parametrize(
-    ("lora_a", "lora_b", "said"),
+    ("lora_a", "lora_b", "message"),
     [
         (1.0, 0.0, "lora_B matrices are missing or zero"),
         (1.0, float("nan"), "lora_B.weight are empty or not finite"),
         (float("inf"), 1.0, "lora_A.weight are empty or not finite"),
     ],
 )
-def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: float, said: str) -> None:
+def test_empty_and_infinite_weights_are_refused(lora_a: float, lora_b: float, message: str) -> None:
     state = {"q.lora_A.weight": torch.full((2, 3), lora_a), "q.lora_B.weight": torch.full((3, 2), lora_b)}
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         check_trained(state, lora=True)
     with pytest.raises(InputError, match="empty"):
         check_trained({"q.lora_B.weight": torch.empty(0)}, lora=True)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; choose from down_proj, "),
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
@@ -204,9 +208,9 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
     ],
 )
 def test_settings_that_cannot_work_are_refused(
-    change: dict[str, Any], said: str, dataset: Path, ray_session: None
+    change: dict[str, Any], message: str, dataset: Path, ray_session: None
 ) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         finetune(config(dataset, **change))
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning that is killed: its driver, its worker; and checkpoints that do not belong."""
+"""Fine-tuning whose driver or worker is killed, and checkpoints of other trainings."""
 
 import json
 import re
@@ -37,7 +37,7 @@ LONG = LEARNING | {
 
 @pytest.fixture(scope="module")
 def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace whose training was killed with its driver."""
+    """Return a workspace whose training was killed with its driver."""
     folder = tmp_path_factory.mktemp("interrupted")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
     job = command("finetune", folder, **LONG)
@@ -46,7 +46,7 @@ def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     rays = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    psutil.wait_procs(rays, timeout=60)  # its Ray writes for some seconds more
+    psutil.wait_procs(rays, timeout=60)  # they write for some seconds more
     assert not (folder / "adapter" / "training.json").exists()
     return folder
 
@@ -56,16 +56,20 @@ def test_a_checkpoint_of_another_training_is_refused(interrupted: Path, ray_sess
     ours, other = (config_of(interrupted, **LONG | {"finetune.rank": rank}) for rank in (8, 4))
     folders = [interrupted / "checkpoints" / identify_run(one, dataset) for one in (ours, other)]
     folders[0].rename(folders[1])
-    with pytest.raises(InputError, match=r"is of another model or configuration; delete its folder in checkpoints/"):
+    with pytest.raises(
+        InputError, match=r"belongs to another model or configuration; delete its folder in checkpoints/"
+    ):
         finetune(other)
     folders[1].rename(folders[0])
 
 
-def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
+def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(
     interrupted: Path, folder: Path, ray_session: None
 ) -> None:
-    """A killed driver, here while it noted a checkpoint, by the same command, a killed worker by itself, both in one
-    run; the other one only loses its progress bar."""
+    """The first training loses its driver, while it lists a checkpoint, and then a worker.
+
+    The other one loses the queue of its progress bar.
+    """
     noted = next((interrupted / "checkpoints").glob("*/checkpoint_manager_snapshot.json"))
     before = {folder.name for folder in noted.parent.glob("checkpoint_*/")}
     noted.write_text(noted.read_text()[:-20])
@@ -75,7 +79,7 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     kill_worker("RayTrainWorker")
     assert not (interrupted / "adapter" / "training.json").exists()
     training.join()
-    wait_for(lambda: not workers("_QueueActor"))  # this training's own
+    wait_for(lambda: not workers("_QueueActor"))  # of this training
     whole = threading.Thread(target=lambda: finetune(config_of(folder, **LONG | {"finetune.max_failures": 0})))
     whole.start()
     wait_for(lambda: bool(workers("_QueueActor")))
@@ -84,7 +88,7 @@ def test_what_is_killed_goes_on_to_the_weights_of_an_uninterrupted_run(
     while whole.is_alive():
         seen.append(len(list((folder / "checkpoints").glob("*/checkpoint_*/"))))
         time.sleep(0.01)
-    assert 1 <= max(seen) <= 3  # of eight: the newest, one that is written, one that is being deleted
+    assert 1 <= max(seen) <= 3  # of eight: the newest, one being written, one being deleted
     assert_same(weights(interrupted), weights(folder))
     ours, theirs = (json.loads((one / "adapter" / "training.json").read_text()) for one in (interrupted, folder))
     for key in ("samples", "distinct_tokens", "tokens_one_by_one", "best_epoch"):

@@ -10,6 +10,7 @@ from support.small_workspace import ITEM_COUNT, config_of, expected_ids, write_d
 from support.tiny_models import tiny_tokenizer
 
 from l2d_ray.config import Config
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.errors import InputError
 from l2d_ray.prompts import PromptEncoder
 from l2d_ray.schema import Split
@@ -28,7 +29,7 @@ TITLES = [f"Title {i} of the year" for i in range(ITEM_COUNT)]
 
 
 def table(users: int = 5, length: int = 9) -> SampleTable:
-    """`users` histories of which every position is a sample; windows begin anew after four items."""
+    """Return a table of `users` histories, all of whose positions are samples. Windows start anew after four items."""
     positions = np.tile(np.arange(1, length), users)
     first = np.repeat(np.arange(users) * length, length - 1)
     items = np.random.default_rng(0).integers(0, ITEM_COUNT, users * length).astype(np.int32)
@@ -45,15 +46,15 @@ def phraser(samples: SampleTable, context_length: int = 10_000) -> SamplePhraser
     batch_size=st.integers(1, 70),
     micro=st.integers(1, 20),
 )
-def test_every_sample_is_dealt_once_an_epoch(users: int, workers: int, batch_size: int, micro: int) -> None:
+def test_every_sample_is_in_one_micro_batch_an_epoch(users: int, workers: int, batch_size: int, micro: int) -> None:
     samples = table(users)
     schedule = Schedule(len(samples), 2, workers, batch_size, micro)
     steps = list(schedule.divide(samples, seed=0))
     assert len(steps) == schedule.steps
     for epoch in (0, 1):
-        own = steps[epoch * schedule.steps_per_epoch :][: schedule.steps_per_epoch]
-        dealt = np.concatenate([part for step in own for worker in step for part in worker])
-        assert sorted(dealt) == list(range(len(samples)))
+        of_epoch = steps[epoch * schedule.steps_per_epoch :][: schedule.steps_per_epoch]
+        rows = np.concatenate([part for step in of_epoch for worker in step for part in worker])
+        assert sorted(rows) == list(range(len(samples)))
     for step in steps:
         assert [len(worker) for worker in step] == [schedule.micro_batches] * workers
         sizes = [part.size for worker in step for part in worker]
@@ -76,7 +77,7 @@ def test_samples_of_a_window_stay_together_and_epochs_differ() -> None:
     assert first.tolist() == samples.epoch(0, 0).tolist()
 
 
-def test_the_table_holds_the_split_and_nothing_else(tmp_path: Path) -> None:
+def test_the_table_has_the_samples_of_one_split(tmp_path: Path) -> None:
     dataset, config = write_dataset(tmp_path, users=100), config_of(tmp_path)
     train = SampleTable.read(dataset, Split.TRAIN, config, None)
     assert sorted(train.ids.tolist()) == expected_ids(tmp_path)
@@ -88,7 +89,29 @@ def test_the_table_holds_the_split_and_nothing_else(tmp_path: Path) -> None:
     assert set(some.ids) < set(train.ids)
 
 
-def test_an_item_that_the_catalogue_lacks_is_refused(tmp_path: Path) -> None:
+def test_the_table_has_the_windows_of_the_samples_and_no_other_items(tmp_path: Path) -> None:
+    """With a stride of 3, windows overlap, and the targets of validation and test are in no window."""
+    changes = {"history.max_items": 3, "history.stride": 3}
+    dataset, config = write_dataset(tmp_path, users=100), config_of(tmp_path, **changes)
+    table, expected, interactions = SampleTable.read(dataset, Split.TRAIN, config, 150), {}, 0
+    for batch in iter_samples(dataset, Split.TRAIN):
+        for samples in batch.in_fraction(config.history, 150 / 900).by_user():
+            starts = samples.window_starts(config.history)
+            for sample_id, start, stop in zip(samples.sample_ids, starts, samples.stops, strict=True):
+                expected[int(sample_id)] = samples.items[start : stop + 1].tolist()
+            seen = {
+                place for start, stop in zip(starts, samples.stops, strict=True) for place in range(start, stop + 1)
+            }
+            interactions += len(seen)
+    found = {
+        int(sample_id): table.items[start : stop + 1].tolist()
+        for sample_id, start, stop in zip(table.ids, table.starts, table.stops, strict=True)
+    }
+    assert found == expected
+    assert table.items.size == interactions
+
+
+def test_an_unknown_item_is_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, users=3)
     items = dataset.items().slice(0, 5)
     dataset.items = lambda: items  # type: ignore[method-assign]
@@ -96,7 +119,7 @@ def test_an_item_that_the_catalogue_lacks_is_refused(tmp_path: Path) -> None:
         SampleTable.read(dataset, Split.TRAIN, config_of(tmp_path), None)
 
 
-def test_a_sample_is_its_prompt_and_the_next_title() -> None:
+def test_a_sample_becomes_its_prompt_and_the_next_title() -> None:
     samples, tokenizer = table(), tiny_tokenizer()
     batch = phraser(samples).phrase(np.array([6, 0]))
     texts = [tokenizer.decode(batch.sequences[n]) for n in range(2)]
@@ -108,14 +131,14 @@ def test_a_sample_is_its_prompt_and_the_next_title() -> None:
     assert batch.ids.tolist() == [6, 0]
 
 
-def test_what_the_model_cannot_read_at_once_loses_its_oldest_items() -> None:
+def test_a_prompt_longer_than_the_context_loses_its_oldest_items() -> None:
     whole, short = phraser(table()).phrase(np.array([3])), phraser(table(), context_length=35).phrase(np.array([3]))
     assert short.sequences.lengths[0] <= 35 < whole.sequences.lengths[0]
     assert short.sequences[0][-12:].tolist() == whole.sequences[0][-12:].tolist()
     assert short.target_lengths == whole.target_lengths
 
 
-def test_a_row_holds_its_micro_batches() -> None:
+def test_a_packed_row_unpacks_to_its_micro_batches() -> None:
     batches = [phraser(table()).phrase(np.array(rows)) for rows in ([0, 1, 2], [5, 3], [7, 4])]
     again = unpack(pack(3, batches), 3)
     assert len(again) == 3
@@ -127,7 +150,7 @@ def test_a_row_holds_its_micro_batches() -> None:
         ]
 
 
-def test_the_best_epoch_is_the_one_of_the_least_validation_loss() -> None:
+def test_the_best_epoch_has_the_smallest_validation_loss() -> None:
     progress = Progress()
     for loss, best in ((3.0, True), (2.0, True), (2.0, False), (2.5, False)):
         progress.epoch_loss, progress.epoch_samples = 10.0, 5
@@ -136,7 +159,7 @@ def test_the_best_epoch_is_the_one_of_the_least_validation_loss() -> None:
     assert progress.losses[1] == {"epoch": 2, "step": 0, "train_loss": 2.0, "valid_loss": 2.0}
 
 
-def test_a_loss_that_is_not_finite_is_never_the_best_and_hides_no_better_one() -> None:
+def test_a_loss_that_is_not_finite_is_never_the_best() -> None:
     progress = Progress()
     for loss, best in ((float("nan"), 0), (2.0, 2), (float("inf"), 2), (float("nan"), 2), (1.0, 5)):
         progress.epoch_loss, progress.epoch_samples = 10.0, 5
@@ -144,7 +167,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best_and_hides_no_better_one() -
         assert progress.best_epoch == best
 
 
-def test_every_step_learns_and_the_rate_rises_to_the_whole_and_falls() -> None:
+def test_the_learning_rate_rises_to_its_full_value_and_falls() -> None:
     rates = [learning_rate_factor(step, 4, 40) for step in range(40)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(later < rate for rate, later in pairwise(rates[4:]))
@@ -152,7 +175,7 @@ def test_every_step_learns_and_the_rate_rises_to_the_whole_and_falls() -> None:
     assert learning_rate_factor(0, 0, 1) == 1
 
 
-def test_a_run_is_what_decides_its_weights(tmp_path: Path) -> None:
+def test_the_digest_of_a_run_depends_on_what_decides_its_weights(tmp_path: Path) -> None:
     def run(**changes: object) -> str:
         return run_digest(config_of(tmp_path, **changes), "model", "dataset")
 

@@ -27,7 +27,7 @@ JOB = Path(__file__).parents[1] / "jobs" / "prepare_data.py"
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log in three files, of 120 users and 40 items; 4 items have no usable title and 2 are unknown."""
+    """Write a log of 120 users and 40 items in three files; 4 items have no usable title and 2 are unknown."""
     folder = tmp_path_factory.mktemp("raw")
     random = np.random.default_rng(7)
     titles = {f"i{item}": f"Title {item}" for item in range(38)} | {"i0": "", "i1": "x", "i2": "w " * 30, "i3": None}
@@ -55,7 +55,7 @@ def users_of(workspace: Path) -> list[dict[str, Any]]:
 
 
 def naive(raw: Path, k: int) -> tuple[dict[str, list[tuple[int, str]]], Counter[str]]:
-    """The histories as (time, item), by user, and what was dropped: the same rules on Python lists."""
+    """Return the histories as (time, item), by user, and the dropped interactions, by the same rules on lists."""
     items = {row["item_id"]: row["title"] for row in pq.read_table(raw / "items.parquet").to_pylist()}
     log, dropped = [], Counter[str]()
     for path in sorted((raw / "log").iterdir()):
@@ -78,7 +78,7 @@ def naive(raw: Path, k: int) -> tuple[dict[str, list[tuple[int, str]]], Counter[
     histories: dict[str, list[tuple[int, str]]] = {}
     for user, item, time in log:
         histories.setdefault(user, []).append((time, item))
-    return {user: sorted(own, key=lambda entry: entry[0]) for user, own in histories.items()}, dropped
+    return {user: sorted(rows, key=lambda row: row[0]) for user, rows in histories.items()}, dropped
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,12 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepa
     return prepare(config_of(raw, workspace)), workspace
 
 
-def test_the_dataset_is_that_of_a_naive_reference(raw: Path, prepared: tuple[PrepareResult, Path]) -> None:
+def test_the_dataset_equals_a_naive_reference(raw: Path, prepared: tuple[PrepareResult, Path]) -> None:
     result, workspace = prepared
     expected, dropped = naive(raw, 3)
     items = Dataset.open(Workspace.open(str(workspace))).items()
     raw_items = pq.read_table(raw / "items.parquet").to_pylist()
-    survivors = {item for own in expected.values() for _, item in own}
+    survivors = {item for rows in expected.values() for _, item in rows}
     assert items["item_id"].to_pylist() == [row["item_id"] for row in raw_items if row["item_id"] in survivors]
     assert items["item_index"].to_pylist() == list(range(len(survivors)))
     ids = items["item_id"].to_pylist()
@@ -113,7 +113,7 @@ def test_the_dataset_is_that_of_a_naive_reference(raw: Path, prepared: tuple[Pre
     assert hashes == user_hashes(pa.array([row["user_id"] for row in users])).tolist()
 
 
-def test_the_time_split_is_that_of_one_global_sort(prepared: tuple[PrepareResult, Path]) -> None:
+def test_the_time_split_equals_one_global_sort(prepared: tuple[PrepareResult, Path]) -> None:
     result, workspace = prepared
     samples = sorted(
         (time, row["user_hash"], position, split)
@@ -133,11 +133,11 @@ def test_the_result_does_not_depend_on_the_blocks(
     assert len(one.parts) != len(other.parts)
     assert users_of(prepared[1]) == users_of(tmp_path)
     assert one.digest == other.digest
-    # The parts in the order of their names are the users in order.
+    # Parts in the order of their names hold the users in order.
     assert [part.path for part in other.parts] == sorted(part.path for part in other.parts)
 
 
-def test_the_same_again_changes_no_byte(raw: Path, prepared: tuple[PrepareResult, Path]) -> None:
+def test_preparing_again_changes_no_byte(raw: Path, prepared: tuple[PrepareResult, Path]) -> None:
     result, workspace = prepared
     files = [path for path in workspace.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
@@ -146,9 +146,7 @@ def test_the_same_again_changes_no_byte(raw: Path, prepared: tuple[PrepareResult
     assert before == {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
 
 
-def test_a_quick_look_keeps_the_first_users_of_the_whole(
-    raw: Path, prepared: tuple[PrepareResult, Path], tmp_path: Path
-) -> None:
+def test_max_users_keeps_the_first_users(raw: Path, prepared: tuple[PrepareResult, Path], tmp_path: Path) -> None:
     result = prepare(config_of(raw, tmp_path, max_users=11, split="leave-one-out"))
     first = users_of(prepared[1])[:11]
     assert [row["user_id"] for row in users_of(tmp_path)] == [row["user_id"] for row in first]
@@ -182,21 +180,23 @@ def test_a_history_of_50_000_items_and_a_title_of_10_000_characters(tmp_path: Pa
     assert user["item_indices"] == list(range(number))
 
 
-def test_when_nothing_is_left_the_reasons_are_named(raw: Path, tmp_path: Path) -> None:
+def test_an_empty_dataset_is_refused_with_the_reasons(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         prepare(config_of(raw, tmp_path, min_interactions=1_000))
     assert str(caught.value).startswith(f"data.interactions={str(raw / 'log')!r}: no interactions left after filtering")
     assert "k_core 1" in str(caught.value)
-    assert str(caught.value).endswith("; check data.items, lower data.min_interactions=1000 or widen data.since/until")
+    assert str(caught.value).endswith(
+        "; check data.items, lower data.min_interactions=1000 or widen data.since and data.until"
+    )
     assert not (tmp_path / "dataset").exists()
 
 
 def test_an_empty_folder_is_refused(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^data\.interactions='.*': no files there; give the folder that has them$"):
+    with pytest.raises(InputError, match=r"^data\.interactions='.*': no files there; give the folder of the files$"):
         prepare(config_of(raw, tmp_path, interactions=str(tmp_path)))
 
 
-def test_bad_input_found_by_a_worker_is_one_line_and_status_2(raw: Path, tmp_path: Path) -> None:
+def test_malformed_input_is_one_line_and_status_2(raw: Path, tmp_path: Path) -> None:
     bad = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i9"], "timestamp": [float("nan")]}), bad)
     overrides = [f"workspace={tmp_path}", "data.source=table", f"data.interactions={bad}"]

@@ -18,7 +18,7 @@ def test_a_window_has_max_items_to_max_items_plus_stride_less_one(position: int,
 
 
 @given(st.integers(1, 50), st.integers(1, 50))
-def test_the_left_edge_only_moves_forward_and_in_steps(max_items: int, stride: int) -> None:
+def test_the_left_edge_moves_forward_in_steps_of_the_stride(max_items: int, stride: int) -> None:
     steps = np.diff(window_starts(np.arange(300), max_items, stride))
     assert set(steps.tolist()) <= {0, stride}
 
@@ -36,13 +36,13 @@ def test_a_million_samples_have_a_million_ids() -> None:
     assert np.unique(MILLION).size == 1_000_000
 
 
-def test_ids_say_which_user_and_which_position() -> None:
+def test_an_id_depends_on_the_user_and_the_position() -> None:
     users, positions = np.array([1, 2, 1]), np.array([2, 1, 2])
     first, swapped, again = sample_ids(users, positions).tolist()
     assert first == again != swapped
 
 
-def test_a_smaller_share_is_part_of_a_larger_one() -> None:
+def test_a_smaller_share_is_a_subset_of_a_larger_one() -> None:
     small, large = in_fraction(MILLION, 0.3), in_fraction(MILLION, 0.5)
     assert not (small & ~large).any()
     assert abs(small.mean() - 0.3) < 0.003
@@ -50,7 +50,7 @@ def test_a_smaller_share_is_part_of_a_larger_one() -> None:
     assert in_fraction(MILLION, 1.0).all()
 
 
-def test_shards_are_even_and_hold_all_rows_of_an_item() -> None:
+def test_items_are_spread_evenly_and_each_has_one_shard() -> None:
     items = np.arange(100_000, dtype=np.int32)
     shards = item_shards(items, 7)
     assert np.bincount(shards, minlength=7).min() > 0.95 * 100_000 / 7
@@ -58,8 +58,8 @@ def test_shards_are_even_and_hold_all_rows_of_an_item() -> None:
     assert set(item_shards(items[:50], 1).tolist()) == {0}
 
 
-def test_hashes_never_change() -> None:
-    """Memories on disk hold these: other values would set them apart from new ones."""
+def test_hashes_are_fixed() -> None:
+    """Memories on disk have these ids; new memories must have the same."""
     users = np.array([0, 1, -1, 2**62], np.int64)
     ids = sample_ids(users, np.array([1, 1, 2, 50_000]))
     assert ids.tolist() == [

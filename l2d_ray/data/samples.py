@@ -1,6 +1,6 @@
-"""The samples of a split, in typed batches: the one way from a prepared dataset to anything that learns or is measured.
+"""Samples of a prepared dataset in typed batches, for extraction, fine-tuning and evaluation alike.
 
-Shapes: N samples, and H interactions of the users that these samples are of.
+Shapes: N samples, and H interactions in the histories of their users.
 """
 
 from collections.abc import Iterator
@@ -35,12 +35,12 @@ class Sample:
 
 
 class TrainingPairs(NamedTuple):
-    """Two consecutive items of every training sample."""
+    """Last item of the history and target of every training sample."""
 
     lasts: NDArray[np.int32]
-    """[N] the last item of the history."""
+    """[N] last items of the histories."""
     targets: NDArray[np.int32]
-    """[N] the item that came next."""
+    """[N] items that came next."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class SampleBatch:
     """N samples, and the whole histories of their users, one after the other in flat arrays."""
 
     items: NDArray[np.int32]
-    """[H] item indices, a user's in time order. They may be unknown to the catalogue."""
+    """[H] item indices, in time order. They are not checked against the catalogue."""
     timestamps: IntArray
     """[H] times of the interactions."""
     begins: IntArray
     """[N] where the history of each sample begins in `items`."""
     stops: IntArray
-    """[N] where it stops: the place of the target in `items`."""
+    """[N] where the history stops: the place of the target in `items`."""
     user_hashes: IntArray
     """[N] hashes of the users."""
     sample_ids: IntArray
@@ -79,7 +79,7 @@ class SampleBatch:
         return self.timestamps[self.stops]
 
     def window_starts(self, history: HistoryConfig) -> IntArray:
-        """[N] where the window of each sample starts in `items`; it stops at `stops`."""
+        """Return [N] where the window of each sample starts in `items`; it stops at `stops`."""
         return self.begins + window_starts(self.positions, history.max_items, history.stride)
 
     def select(self, which: slice | NDArray[np.bool_]) -> "SampleBatch":
@@ -116,7 +116,7 @@ def iter_samples(dataset: Dataset, split: Split, start: int = 0, stop: int | Non
 
 
 def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
-    """Return at most `limit` samples of a split, those with the smallest ids, so that fewer are a part of more."""
+    """Return the `limit` samples of a split with the smallest ids, so that fewer samples are a subset of more."""
     share = min(1.0, 1.2 * (limit + 20) / max(dataset.num_samples(split), 1))
     found = [
         sample

@@ -125,12 +125,13 @@ class SampleTable:
         total = 0
         for batch in iter_samples(dataset, split):
             samples = batch.in_fraction(config.history, share)
-            begins, size = samples.window_starts(config.history), samples.items.size + 1
-            opened = np.bincount(begins, minlength=size) - np.bincount(samples.stops + 1, minlength=size)
-            seen = np.cumsum(opened)[:-1] > 0
+            first, size = samples.window_starts(config.history), samples.items.size + 1
+            # An item is seen by a sample if more windows have started than stopped at its place.
+            changes = np.bincount(first, minlength=size) - np.bincount(samples.stops + 1, minlength=size)
+            seen = np.cumsum(changes)[:-1] > 0
             places = total + np.cumsum(seen) - 1
             items.append(samples.items[seen])
-            starts.append(places[begins])
+            starts.append(places[first])
             stops.append(places[samples.stops])
             ids.append(samples.sample_ids)
             total += items[-1].size
@@ -138,7 +139,7 @@ class SampleTable:
         num_items = len(dataset.items())
         if table.items.size and not 0 <= table.items.min() <= table.items.max() < num_items:
             raise InputError(
-                f"{dataset.workspace.path('dataset')}: a history holds an item that is not among the {num_items} items;"
+                f"{dataset.workspace.path('dataset')}: a history has an item that is not among the {num_items} items;"
                 " run jobs/prepare_data.py again"
             )
         return table

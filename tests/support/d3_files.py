@@ -1,4 +1,4 @@
-"""A small data set in the files of D3 (arXiv 2406.14900)."""
+"""A small dataset in the files of D3 (arXiv 2406.14900)."""
 
 import csv
 from pathlib import Path

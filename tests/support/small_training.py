@@ -1,4 +1,4 @@
-"""A training of a tiny model on few samples, for the tests of fine-tuning."""
+"""Settings and results of a training of a tiny model on few samples."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ LEARNING = {
     "finetune.micro_batch_size": 8,
     "finetune.epochs": 2,
     "finetune.valid_samples": 12,
-    "finetune.dropout": 0,  # which draws other numbers in another worker
+    "finetune.dropout": 0,  # each worker would draw other numbers
 }
 
 
 def wait_for_checkpoint(folder: Path) -> None:
-    """Until one is there and noted: what Ray Train has not noted, some seconds later, does not count."""
+    """Wait until Ray Train has listed a checkpoint, which takes some seconds. Others do not count."""
     wait_for(lambda: any((folder / "checkpoints").glob("*/checkpoint_manager_snapshot.json")))
 
 
 def weights(folder: Path, name: str = "adapter") -> dict[str, torch.Tensor]:
-    """What a training left in a workspace."""
+    """Return the weights that a training left in a workspace."""
     (file,) = (folder / name).glob("*model.safetensors")
     return load_file(file)
 

@@ -1,4 +1,4 @@
-"""A workspace with a small dataset, a tiny model beside it, and the main job as a command."""
+"""A workspace with a small dataset and a tiny model, and jobs on it as commands."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ ITEM_COUNT = 30
 
 
 def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0) -> Dataset:
-    """Histories of `length` items, the last two of them for validation and test."""
+    """Write histories of `length` items, of which the last two are for validation and test."""
     random = np.random.default_rng(seed)
     rows = [
         {
@@ -53,7 +53,7 @@ def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0) -> 
 
 
 def arguments(folder: Path, **overrides: Any) -> list[str]:
-    """The command line of a job on `folder`, with the tiny model that is made there if it is not yet."""
+    """Return the command line of a job on `folder`, with the tiny model there, which is made if it is missing."""
     model = folder / "model"
     if not model.exists():
         save_tiny(model)
@@ -70,7 +70,7 @@ def command(job: str, folder: Path, **overrides: Any) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The job starts a Ray of its own, whatever Ray these tests have."""
+    """Return an environment in which a job starts another Ray than that of the tests."""
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
@@ -81,57 +81,58 @@ def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedPro
 
 
 def refusal(job: str, folder: Path, monkeypatch: Any, capsys: Any, **overrides: Any) -> list[str]:
-    """What a job says to stderr that ends with status 2, run in this process and on the Ray that it has."""
-    _, script, *own = command(job, folder, **overrides)
-    capsys.readouterr()  # of what made the model
-    monkeypatch.setattr(sys, "argv", [script, *own])
+    """Run a job in this process, on the Ray of the tests. It must exit with status 2; return its lines on stderr."""
+    _, script, *settings = command(job, folder, **overrides)
+    capsys.readouterr()  # drop the output of making the model
+    monkeypatch.setattr(sys, "argv", [script, *settings])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 2
-    said: list[str] = capsys.readouterr().err.splitlines()
-    return said
+    lines: list[str] = capsys.readouterr().err.splitlines()
+    return lines
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until the condition holds. Fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.01)
 
 
 def workers(name: str) -> list[psutil.Process]:
-    """The processes below this one with `name` in their command line, the eldest first."""
+    """Return the descendants of this process with `name` in their command line, oldest first."""
     found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if name in " ".join(process.cmdline()):
                 found[process.create_time()] = process
-    return [found[born] for born in sorted(found)]
+    return [found[started] for started in sorted(found)]
 
 
 def kill_worker(name: str) -> None:
-    """Kill -9 the youngest; elder ones are on their way."""
+    """Kill the youngest of these processes, because older ones may be ending already."""
     found = workers(name)
-    assert found, f"no {name} runs"
+    assert found, f"no process of {name} runs"
     found[-1].kill()
 
 
 def result_of(process: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The JSON object of the last line on stdout of a job that succeeded."""
+    """Return the JSON object of the last line on stdout of a successful job."""
     assert process.returncode == 0, process.stderr
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
 def build_units(config: Config) -> list[UnitRecord]:
-    """Every unit of the memory, without Ray."""
+    """Build every unit of the memory, without Ray."""
     extractor = UnitExtractor(config, identify_memory(config))
     units = plan_units(config, Dataset.open(Workspace.open(config.workspace)))
     return [extractor.build(unit) for unit in units]
 
 
 def expected_ids(folder: Path) -> list[int]:
-    """The ids of all training samples, sorted."""
+    """Return the ids of all training samples, sorted."""
     ids: list[int] = []
     for users in Dataset.open(Workspace.open(str(folder))).iter_users():
         for user in users.to_pylist():
@@ -141,7 +142,7 @@ def expected_ids(folder: Path) -> list[int]:
 
 
 def states_of(folder: Path) -> dict[int, np.ndarray]:
-    """The state of every sample of the newest snapshot; fails if one is there twice."""
+    """Return the state of every sample of the newest snapshot. Fails if an id occurs twice."""
     store = MemoryStore(Workspace.open(str(folder)))
     states: dict[int, np.ndarray] = {}
     for rows in store.read(store.snapshot()):
