@@ -1,7 +1,7 @@
-"""The endpoint under a steady load, with two replicas of everything: what dies, and what is changed, meanwhile.
+"""An endpoint with two replicas of everything under a steady load, while replicas die and releases change.
 
 `L2D_RAY_FAULT_SECONDS=60 L2D_RAY_FAULT_RATE=20 pytest -s tests/test_serve_faults.py -k killed_under_load` prints what
-clients saw.
+the clients saw.
 """
 
 import json
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.running_endpoint import Reply, Running, ask, load, request, running
+from support.served_items import check_items
 from support.small_endpoint import LocalEngine, write_endpoint
 from support.small_workspace import kill_worker, result_of, wait_for, workers
 from support.tiny_models import save_tiny
 
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.serve.engine import Query
+from l2d_ray.core.query import Query
 from l2d_ray.serve.releases import Release
 
 pytestmark = [pytest.mark.ray, pytest.mark.alone]
@@ -36,9 +37,9 @@ SETTINGS = {
 RATE = float(os.environ.get("L2D_RAY_FAULT_RATE", "4"))
 """Requests a second."""
 SECONDS = float(os.environ.get("L2D_RAY_FAULT_SECONDS", "25"))
-"""Of load while replicas die."""
-FROZEN = 0.5
-"""Seconds before a kill, so that what is killed, or a gateway that waits for encoders, has requests in hand."""
+"""Seconds of load while replicas die."""
+SUSPENDED = 0.5
+"""Seconds that replicas are suspended before a kill, so that the killed one has requests in hand."""
 KILLED = ("MemoryShard-0", "Encoder", "Gateway")
 HISTORIES = [np.random.default_rng(seed).integers(0, 30, 1 + seed).tolist() for seed in range(8)]
 QUESTIONS = [(history, aggregation) for history in HISTORIES for aggregation in ("local", "global")]
@@ -46,7 +47,7 @@ BODIES = [
     {"history": [f"i{item}" for item in history], "aggregation": aggregation, "k": 10}
     for history, aggregation in QUESTIONS
 ]
-Right = dict[str, list[ScoredItems]]
+Expected = dict[str, list[ScoredItems]]
 """The right answers to the questions, by version."""
 
 
@@ -58,7 +59,7 @@ def endpoint(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
-    """Another model, dataset and index, with other shards."""
+    """An engine with another model, dataset and index, which has other shards."""
     folder = tmp_path_factory.mktemp("newer")
     save_tiny(folder / "model", seed=1)
     return LocalEngine(write_endpoint(folder, seed=1, **{"memory.num_shards": 3}))
@@ -66,36 +67,30 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def folders(engine: LocalEngine, newer: LocalEngine) -> dict[str, Path]:
-    """The workspace of each version."""
-    return {Release.plan(own.config).version: Path(own.config.workspace) for own in (engine, newer)}
+    """The workspaces by version."""
+    return {Release.plan(one.config).version: Path(one.config.workspace) for one in (engine, newer)}
 
 
 @pytest.fixture(scope="module")
-def right(engine: LocalEngine, newer: LocalEngine) -> Right:
-    """Of one process that answers one by one."""
-    right = {Release.plan(own.config).version: answers(own) for own in (engine, newer)}
-    older, later = right.values()
+def expected(engine: LocalEngine, newer: LocalEngine) -> Expected:
+    """The answers of one process, one by one."""
+    expected = {Release.plan(one.config).version: answers(one) for one in (engine, newer)}
+    older, later = expected.values()
     assert all(one.items_I.tolist() != other.items_I.tolist() for one, other in zip(older, later, strict=True))
-    return right
+    return expected
 
 
 def answers(engine: LocalEngine) -> list[ScoredItems]:
-    return [
-        engine.answer(Query(history, 10, aggregation, 200, np.unique(history)))  # type: ignore[arg-type]
-        for history, aggregation in QUESTIONS
-    ]
+    return [engine.answer(Query.after(history, 10, aggregation=aggregation)) for history, aggregation in QUESTIONS]
 
 
-def check(replies: Sequence[Reply], right: Right) -> Counter[int]:
-    """Every reply is the right one of the version that it names, or a documented refusal; how many of each status."""
+def check(replies: Sequence[Reply], expected: Expected) -> Counter[int]:
+    """Check that every reply is right for the version that it names, or a documented refusal. Count the statuses."""
     print([reply for reply in replies if reply.status != 200])
     for reply in replies:
         if reply.status == 200:
-            items = right[reply.body["version"]][reply.question]
             assert not reply.body["partial"]
-            assert [item["item_id"] for item in reply.body["items"]] == [f"i{item}" for item in items.items_I], reply
-            scores = [item["score"] for item in reply.body["items"]]
-            np.testing.assert_allclose(scores, items.scores_I, rtol=1e-3)
+            check_items(reply.body, expected[reply.body["version"]][reply.question])
         else:
             assert reply.status in (503, 504), reply
             assert set(reply.body) == {"detail", "request_id", "errors"}, reply
@@ -103,7 +98,7 @@ def check(replies: Sequence[Reply], right: Right) -> Counter[int]:
     return Counter(reply.status for reply in replies)
 
 
-def test_users_who_return_find_the_encoder_that_has_their_history(endpoint: Running) -> None:
+def test_returning_users_reach_the_encoder_that_has_cached_their_history(endpoint: Running) -> None:
     before, users, visits = endpoint.counts(), range(10), range(3, 9)
     for items in visits:
         for user in users:
@@ -114,40 +109,42 @@ def test_users_who_return_find_the_encoder_that_has_their_history(endpoint: Runn
     assert after["hits"] - before["hits"] == len(users) * (len(visits) - 1)
 
 
-@pytest.mark.parametrize("part", ["MemoryShard-0", "Encoder"])
-def test_a_frozen_replica_costs_no_answer(endpoint: Running, right: Right, part: str) -> None:
-    replica = workers(f"ServeReplica:l2d_ray:{part}")[0]
+@pytest.mark.parametrize("component", ["MemoryShard-0", "Encoder"])
+def test_a_suspended_replica_costs_no_answer(endpoint: Running, expected: Expected, component: str) -> None:
+    replica = workers(f"ServeReplica:l2d_ray:{component}")[0]
     with load(endpoint.url, BODIES, rate=4) as replies:
         replica.suspend()
         try:
-            time.sleep(10)  # less than until Ray Serve replaces it
+            time.sleep(10)  # Ray Serve would replace it later
         finally:
             replica.resume()
     print(sorted(round(reply.seconds, 1) for reply in replies))
-    assert check(replies, right) == {200: len(replies)}
+    assert check(replies, expected) == {200: len(replies)}
 
 
-def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, right: Right) -> None:
+def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, expected: Expected) -> None:
     kills: list[float] = []
     with load(endpoint.url, BODIES, RATE) as replies:
         time.sleep(SECONDS / 4)
-        for part in KILLED:
-            victim = workers(f"ServeReplica:l2d_ray:{part}")[0]
-            frozen = workers("ServeReplica:l2d_ray:Encoder" if part == "Gateway" else f"ServeReplica:l2d_ray:{part}")
-            for replica in frozen:
+        for component in KILLED:
+            victim = workers(f"ServeReplica:l2d_ray:{component}")[0]
+            suspended = workers(
+                "ServeReplica:l2d_ray:Encoder" if component == "Gateway" else f"ServeReplica:l2d_ray:{component}"
+            )
+            for replica in suspended:
                 replica.suspend()
-            time.sleep(FROZEN)
+            time.sleep(SUSPENDED)
             kills.append(time.monotonic())
             victim.kill()
-            for replica in frozen:
+            for replica in suspended:
                 replica.resume()
             time.sleep(SECONDS / 4)
         stopped = time.monotonic()
-    summary: dict[str, Any] = {"requests": len(replies), "statuses": check(replies, right)}
-    for part, (killed, until) in zip(KILLED, pairwise([*kills, stopped]), strict=True):
-        after = [reply for reply in replies if killed - FROZEN <= reply.sent < until - FROZEN]
+    summary: dict[str, Any] = {"requests": len(replies), "statuses": check(replies, expected)}
+    for component, (killed, until) in zip(KILLED, pairwise([*kills, stopped]), strict=True):
+        after = [reply for reply in replies if killed - SUSPENDED <= reply.sent < until - SUSPENDED]
         failed = [reply.sent - killed for reply in after if reply.status != 200]
-        summary[part] = {
+        summary[component] = {
             "requests": len(after),
             "failures": len(failed),
             "recovery_seconds": round(max([0.0, *failed]), 3),
@@ -160,7 +157,7 @@ def test_replicas_killed_under_load_cost_no_wrong_answer(endpoint: Running, righ
 
 
 def named(engine: LocalEngine) -> list[str]:
-    """The versions that the replicas are to hold."""
+    """Return the versions that the release file names."""
     files = Path(engine.config.workspace).glob("serving/*.json")
     return [Release(**release).version for file in files for release in json.loads(file.read_text())["releases"]]
 
@@ -173,7 +170,7 @@ def other(folders: dict[str, Path], version: str) -> str:
 def start_promotion(
     endpoint: Running, folder: Path, engine: LocalEngine, until: Callable[[list[str]], bool]
 ) -> subprocess.Popen[str]:
-    """A promotion that has come so far as `until` says of the versions that are named."""
+    """Start a promotion and wait until the named versions satisfy `until`."""
     job, pipe = endpoint.promotion(folder), subprocess.PIPE
     process = subprocess.Popen(job, env=endpoint.environment(), stdout=pipe, stderr=pipe, text=True)
     wait_for(lambda: until(named(engine)) or process.poll() is not None)
@@ -182,8 +179,8 @@ def start_promotion(
 
 
 @pytest.mark.parametrize("moment", ["while replicas load", "when gateways turn"])
-def test_a_promotion_that_is_killed_is_completed_by_the_same_command(
-    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right, moment: str
+def test_the_same_command_completes_a_killed_promotion(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected, moment: str
 ) -> None:
     before = endpoint.version()
     after = other(folders, before)
@@ -195,32 +192,32 @@ def test_a_promotion_that_is_killed_is_completed_by_the_same_command(
         time.sleep(1)
         result = result_of(endpoint.promote(folders[after]))
     assert result["version"] == after
-    assert check(replies, right) == {200: len(replies)}
+    assert check(replies, expected) == {200: len(replies)}
     assert {reply.body["version"] for reply in replies} == {before, after}
     assert named(engine) == [after]
     assert endpoint.version() == after
 
 
-def test_of_promotions_at_once_one_is_refused_and_no_answer_mixes(
-    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
+def test_one_of_two_simultaneous_promotions_is_refused(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected
 ) -> None:
-    """One there, one back: whichever comes first, every replica ends with the one release that the file names."""
+    """One goes there, one back. Whichever comes first, every replica ends with the release that the file names."""
     before = endpoint.version()
     after = other(folders, before)
     with load(endpoint.url, BODIES, RATE) as replies:
         there = start_promotion(endpoint, folders[after], engine, lambda versions: len(versions) == 2)
         back = endpoint.promote(folders[before])
-        _, said = there.communicate(timeout=300)
+        _, stderr = there.communicate(timeout=300)
         ended = endpoint.version()
-    assert sorted((there.returncode, back.returncode)) == [0, 2], (said, back.stderr)
-    assert "another promotion is under way; run the same command again" in said + back.stderr
+    assert sorted((there.returncode, back.returncode)) == [0, 2], (stderr, back.stderr)
+    assert "another promotion is under way; run the same command again" in stderr + back.stderr
     assert named(engine) == [ended] == [after if there.returncode == 0 else before]
-    assert check(replies, right) == {200: len(replies)}
+    assert check(replies, expected) == {200: len(replies)}
     assert result_of(endpoint.promote(folders[after]))["version"] == after == endpoint.version()
 
 
-def test_an_encoder_that_dies_while_a_release_is_loaded_does_not_stop_it(
-    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
+def test_a_promotion_survives_the_death_of_an_encoder_that_loads(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected
 ) -> None:
     before = endpoint.version()
     after = other(folders, before)
@@ -231,15 +228,15 @@ def test_an_encoder_that_dies_while_a_release_is_loaded_does_not_stop_it(
         assert process.returncode == 0, stderr
         again = result_of(endpoint.promote(folders[after]))
     assert json.loads(stdout.splitlines()[-1])["version"] == after == again["previous"]
-    statuses = check(replies, right)
+    statuses = check(replies, expected)
     assert statuses[200] >= len(replies) - RATE, statuses
     assert {reply.body["version"] for reply in replies if reply.status == 200} == {before, after}
 
 
-def test_a_release_that_encoders_die_of_is_given_up(
-    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], right: Right
+def test_a_release_that_kills_encoders_is_given_up(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected
 ) -> None:
-    """As where there is no memory for both; those that are started in their place are not told to load it."""
+    """As if two releases did not fit in memory. The successors of the encoders must not load it."""
     before = endpoint.version()
     wait_for(lambda: len(workers("ServeReplica:l2d_ray:Encoder")) == 2)
     first, second = workers("ServeReplica:l2d_ray:Encoder")
@@ -250,17 +247,17 @@ def test_a_release_that_encoders_die_of_is_given_up(
         first.kill()
         wait_for(lambda: file.stat().st_mtime_ns != once and len(named(engine)) == 2)
         second.kill()
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == 2, said
-    assert "\nerror: Encoder: replicas died twice while they loaded this (" in "\n" + said
+        _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2, stderr
+    assert "\nerror: Encoder: replicas died twice while they loaded the release (" in "\n" + stderr
     assert named(engine) == [before]
-    check(replies, right)
+    check(replies, expected)
     wait_for(lambda: request(endpoint.url, "/v1/recommend", BODIES[0]).status == 200)
     assert endpoint.version() == before
 
 
-def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
-    endpoint: Running, folders: dict[str, Path], right: Right
+def test_a_promotion_costs_no_request_and_no_answer_mixes_two_releases(
+    endpoint: Running, folders: dict[str, Path], expected: Expected
 ) -> None:
     before = endpoint.version()
     after = other(folders, before)
@@ -278,7 +275,9 @@ def test_a_new_release_is_served_without_a_failure_and_no_answer_mixes_two(
     assert there["previous"] == back["version"] == before
     assert refused.returncode == 2
     assert "run jobs/build_index.py with the same settings" in refused.stderr
-    print(json.dumps({"requests": len(replies), "statuses": check(replies, right), "promotions": [there, again, back]}))
-    assert check(replies, right) == {200: len(replies)}
+    print(
+        json.dumps({"requests": len(replies), "statuses": check(replies, expected), "promotions": [there, again, back]})
+    )
+    assert check(replies, expected) == {200: len(replies)}
     assert {reply.body["version"] for reply in replies if turned < reply.sent < back_from} == {after}
     assert {reply.body["version"] for reply in replies if reply.sent > done} == {before}

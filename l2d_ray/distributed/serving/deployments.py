@@ -79,7 +79,7 @@ def application(file: ReleaseFile) -> Application:
 
 
 def _shard_groups(file: ReleaseFile) -> list[Application]:
-    """Return the deployments of the shards: so many that each holds about `serve.shard_megabytes`."""
+    """Return the deployments of the shards. Each holds about `serve.shard_megabytes`."""
     settings, manifest = file.first.config.serve, file.first.open().manifest
     megabytes = manifest.rows * manifest.bytes_per_row / 1e6
     groups = min(len(manifest.shards), math.ceil(megabytes / settings.shard_megabytes))

@@ -82,7 +82,7 @@ def node_variables(settings: ServeConfig) -> dict[str, str]:
 
 
 def local_variables(settings: ServeConfig) -> dict[str, str]:
-    """Return the variables of a Ray on this machine alone. Its ports are its own: others may run a Ray here, too.
+    """Return the variables of a Ray on this machine alone, with ports that no other Ray here uses.
 
     HAProxy is left out where its package is missing (it is built for Linux), where it would not find the gateways, and
     where the environment disables it.

@@ -181,7 +181,7 @@ def _broadcast(deployment: DeploymentHandle, method: str, done: Callable[[list[s
 
 def _loss(deployment: DeploymentHandle, error: Exception, patience: float) -> str:
     """Return the message for replicas that died."""
-    what, remedy = f"no replica has answered for {patience} s", "then run the same command again"
+    what, remedy = f"no replica has answered for {patience} s", "run the same command again when one answers"
     if not patience:
-        what, remedy = "replicas died twice while they loaded the release", "they may lack memory for two releases"
-    return f"{deployment.deployment_name}: {what} ({type(error).__name__}); see `serve status` for the cause, {remedy}"
+        what, remedy = "replicas died twice while they loaded the release", "two releases may need more memory"
+    return f"{deployment.deployment_name}: {what} ({type(error).__name__}); `serve status` shows the cause; {remedy}"

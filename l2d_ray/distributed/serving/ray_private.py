@@ -29,7 +29,7 @@ def by_grpc(handle: DeploymentHandle) -> DeploymentHandle:
 
 
 def distinguish_calls() -> None:
-    """Give the calls that this task makes next an id of their own.
+    """Give the next calls of this task a new id.
 
     The requests of a batch share the id of their HTTP request, by which Ray's router tells requests apart.
     """
