@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2d_ray.core.aggregation import Moments, item_sums
+from l2d_ray.core.moments import Moments, item_sums
 from l2d_ray.core.space import SpaceKind, fit_map, fit_means
 
 

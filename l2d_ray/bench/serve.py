@@ -27,7 +27,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
 from l2d_ray.serve.releases import Release
-from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.timing import timed
 
 RATES = (0.25, 0.5, 0.75, 0.9, 1.1)

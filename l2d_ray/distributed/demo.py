@@ -34,7 +34,7 @@ from l2d_ray.memory.verify import verify
 from l2d_ray.recommenders.l2d import L2DRecommender
 from l2d_ray.schema import Split
 from l2d_ray.stages.finetuning import tuned
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.summary import CUTOFFS
 from l2d_ray.workspace import Workspace
 

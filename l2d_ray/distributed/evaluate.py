@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -24,6 +23,7 @@ from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.errors import InputError
+from l2d_ray.index.engine import engine
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.stages.evaluation import (
@@ -39,7 +39,7 @@ from l2d_ray.stages.evaluation import (
     validation_run,
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace
 
@@ -146,7 +146,7 @@ class _EvaluationActor:
         self, config: Config, runs: Mapping[str, Sequence[NamedRecommender]], indexes: Mapping[IndexKey, str]
     ) -> None:
         torch.set_num_threads(config.workers.cpus)
-        faiss.omp_set_num_threads(config.workers.cpus)
+        engine.set_threads(config.workers.cpus)
         self._evaluator = Evaluator(config, runs, indexes)
 
     def __call__(self, samples: Columns) -> Columns:

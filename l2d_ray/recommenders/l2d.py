@@ -106,9 +106,9 @@ class L2DOptions(Options):
         )
 
     @property
-    def index(self) -> IndexKey:
+    def indexes(self) -> list[IndexKey]:
         """The index of this space."""
-        return IndexKey(self.space, self.fraction)
+        return [IndexKey(self.space, self.fraction)]
 
     def studies(self, config: Config) -> list[Study]:
         """Return a study of every aggregation, in `index.space` and in this space."""
@@ -155,7 +155,8 @@ def _label(aggregation: str) -> str:
 
 
 def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
-    index = resources.index(options.index, options.prior)
+    (key,) = options.indexes
+    index = resources.index(key, options.prior)
     return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
 
 

@@ -26,7 +26,7 @@ from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
-from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.stages.summary import Row, groups_of, summarise
 from l2d_ray.workspace import Workspace
 
@@ -71,7 +71,7 @@ class Plan:
         options = [trial for study in self.studies for trial in study.trials]
         options += [one.options for one in self.recommenders]
         options += [share.recommender.options for share in self.shares(self.recommenders)]
-        return list(dict.fromkeys(one.index for one in options if one.index))
+        return list(dict.fromkeys(key for one in options for key in one.indexes))
 
     def shares(self, recommenders: Sequence[NamedRecommender]) -> list[Share]:
         """Return the recommenders that are tested with shares of the memory, at each share."""
@@ -144,7 +144,7 @@ def plan_evaluation(config: Config) -> Plan:
     recommenders = [find(name, config, "evaluate.recommenders") for name in names]
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
-    if any(one.options.index for one in recommenders):
+    if any(one.options.indexes for one in recommenders):
         config = _with_snapshot(config)
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:

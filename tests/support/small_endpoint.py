@@ -17,7 +17,7 @@ from l2d_ray.models.backbone import LanguageModel, load_language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, Query, UnavailableError
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.workspace import Workspace
 from support.small_memory import build
 from support.small_workspace import build_units, config_of, write_dataset

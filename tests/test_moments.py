@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2d_ray.core.aggregation import Moments, item_sums
+from l2d_ray.core.moments import Moments, item_sums
 
 SEEDS = st.integers(0, 2**32 - 1)
 
