@@ -46,7 +46,8 @@ def recommend_at(
     """
     module = AGGREGATIONS[check_name(name)]
     if hasattr(module, "recommend_at"):
-        return (yield from module.recommend_at(queries_UD, queries, top_ms))
+        shared: list[list[ScoredItems]] = yield from module.recommend_at(queries_UD, queries, top_ms)
+        return shared
     results = []
     for top_m in top_ms:
         results.append((yield from module.recommend(queries_UD, [replace(query, top_m=top_m) for query in queries])))

@@ -13,7 +13,7 @@ class Aggregation(Protocol):
     """A way to score items against queries: a module with these names at its top level.
 
     The functions that run on a shard are in the module, too. They read the fields of `IndexShard`. A module may also
-    have a function `recommend_at`, with the arguments of that in this package but `name`.
+    have a function `recommend_at(queries_UD, queries, top_ms)`, as `aggregations.recommend_at` says.
     """
 
     NAME: str
