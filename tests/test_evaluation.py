@@ -177,7 +177,7 @@ def test_a_name_says_which_options_are_tested(planned: Plan) -> None:
     assert (options["l2d-local-none"].top_m, options["l2d-local"].top_m) == (6, 20)
     shares = ["l2d-global of 0.5", "l2d-local of 0.5", "l2d-global of 1", "l2d-local of 1"]
     assert names_of(whole)[-4:] == shares
-    assert options["l2d-local of 0.5"].index == IndexKey("whiten-within", 0.5)
+    assert options["l2d-local of 0.5"].indexes == [IndexKey("whiten-within", 0.5)]
     assert "constrained-beam-7" not in names_of(whole)
     assert names_of(same) == [one.name for one in planned.recommenders]
     assert same.samples == planned.test[:4]

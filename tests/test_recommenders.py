@@ -1,5 +1,6 @@
 """Every recommender passes the contract, in a small world with a tiny model. Then the tests that concern one each."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from support import recommender_contract
+from support import recommender_contract, toy_aggregation
 from support.recommender_contract import HISTORIES, RecommenderContract
 from support.small_memory import build
 from support.small_workspace import ITEM_COUNT, build_units, config_of, write_dataset
@@ -17,6 +18,7 @@ from l2d_ray.core.packing import Prompts
 from l2d_ray.core.query import Query
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
+from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.recommenders.co_occurrence import CoOccurrence
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, TitleTrie
@@ -96,6 +98,40 @@ class TestANewRecommender(InTheWorld):
     @pytest.fixture(autouse=True)
     def listed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(MODULES, "toy", "support.toy_recommender")
+
+
+@pytest.fixture
+def new_aggregation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L2D reads the list of aggregations when it is imported, so that a list with one more needs a new import."""
+    monkeypatch.setitem(AGGREGATIONS, toy_aggregation.NAME, toy_aggregation)
+    monkeypatch.delitem(sys.modules, MODULES["l2d"])
+
+
+@pytest.mark.parametrize("name", ["l2d-twice"])
+@pytest.mark.usefixtures("new_aggregation")
+class TestANewAggregation(InTheWorld):
+    """One module and one line in the list of aggregations are all that it takes."""
+
+    def test_it_is_l2d_l_with_twice_the_m_at_every_m(self, recommender: Recommender) -> None:
+        several = [replace(recommender, top_m=top_m) for top_m in (5, 20)]
+        outcomes = type(recommender).run_all(several, recommender_contract.queries(9))
+        for outcome, top_m in zip(outcomes, (10, 40), strict=True):
+            local = replace(recommender, aggregation="local", top_m=top_m)
+            for found, expected in zip(outcome.lists, local.recommend(recommender_contract.queries(9)), strict=True):
+                recommender_contract.assert_alike(found, expected)
+
+    def test_its_m_is_chosen_on_validation_samples(self, named: NamedRecommender) -> None:
+        config = Config()
+        studies = {study.label: study for study in named.options.studies(config)}
+        assert studies.keys() == {"top_m", "top_m of twice", "prior"}
+        assert [trial.top_m for trial in studies["top_m of twice"].trials] == sorted(config.evaluate.top_m)[::-1]
+        choices = {"whiten-within": {"top_m": 1, "top_m of twice": 2, "prior": 3}}
+        assert named.options.chosen(choices).top_m == 2
+
+    def test_it_takes_a_space_but_no_prior(self, named: NamedRecommender, world: World) -> None:
+        assert world.named("l2d-twice-none").options.indexes == [IndexKey("none")]
+        with pytest.raises(InputError, match=r"write l2d-<global or local or twice>"):
+            world.named("l2d-twice+prior")
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,9 @@ class Options:
         return cls()
 
     @property
-    def index(self) -> IndexKey | None:
-        """The index that the recommender searches, if any."""
-        return None
+    def indexes(self) -> Sequence[IndexKey]:
+        """The indexes that the recommender searches."""
+        return ()
 
     def studies(self, config: Config) -> "Sequence[Study]":
         """Return what must be compared on validation samples before the recommender is tested."""

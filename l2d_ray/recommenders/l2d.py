@@ -106,9 +106,9 @@ class L2DOptions(Options):
         )
 
     @property
-    def index(self) -> IndexKey:
+    def indexes(self) -> list[IndexKey]:
         """The index of this space."""
-        return IndexKey(self.space, self.fraction)
+        return [IndexKey(self.space, self.fraction)]
 
     def studies(self, config: Config) -> list[Study]:
         """Return a study of every aggregation, in `index.space` and in this space."""
@@ -155,7 +155,8 @@ def _label(aggregation: str) -> str:
 
 
 def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
-    index = resources.index(options.index, options.prior)
+    (key,) = options.indexes
+    index = resources.index(key, options.prior)
     return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
 
 
@@ -173,7 +174,7 @@ DECLARATION = Declaration(
         rf"(?!l2d-({_any_of(_WITHOUT_PRIOR)})\b.*\+)"
         rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?"
     ),
-    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with {_WITHOUT_PRIOR[0]}",
+    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with {', '.join(_WITHOUT_PRIOR)}",
     examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
     options=L2DOptions,
     make=_make,

@@ -72,7 +72,7 @@ class Plan:
         options = [trial for study in self.studies for trial in study.trials]
         options += [one.options for one in self.recommenders]
         options += [share.recommender.options for share in self.shares(self.recommenders)]
-        return list(dict.fromkeys(one.index for one in options if one.index))
+        return list(dict.fromkeys(key for one in options for key in one.indexes))
 
     def shares(self, recommenders: Sequence[NamedRecommender]) -> list[Share]:
         """Return the recommenders that are tested with shares of the memory, at each share."""
@@ -146,7 +146,7 @@ def plan_evaluation(config: Config) -> Plan:
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
     check_data(config, dataset)
-    if any(one.options.index for one in recommenders):
+    if any(one.options.indexes for one in recommenders):
         config = _with_snapshot(config)
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:

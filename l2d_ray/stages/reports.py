@@ -38,7 +38,7 @@ def plot(report: "Report") -> "Figure":
         if trial.values.get("top_m")
     ]
     by_size = [(share.name, share.fraction, row.metrics.means["recall@20"]) for share, row in report.shares]
-    _curves(neighbours, by_m, "M, rows averaged", "L2D-L on validation data")
+    _curves(neighbours, by_m, "M, rows averaged", "values of M, validation data")
     _curves(size, by_size, "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
     return figure

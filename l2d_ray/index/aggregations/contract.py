@@ -12,7 +12,8 @@ from l2d_ray.index.exchange import Exchange
 class Aggregation(Protocol):
     """A way to score items against queries: a module with these names at its top level.
 
-    The functions that run on a shard are in the module, too. They read the fields of `IndexShard`.
+    The functions that run on a shard are in the module, too. They read the fields of `IndexShard`. A module may also
+    have a function `recommend_at(queries_UD, queries, top_ms)`, as `aggregations.recommend_at` says.
     """
 
     NAME: str
@@ -27,10 +28,4 @@ class Aggregation(Protocol):
 
         `queries_UD` are the states of the queries, mapped into the space of the index.
         """
-        ...
-
-    def recommend_at(
-        self, queries_UD: Float64, queries: Sequence[Query], top_ms: Sequence[int]
-    ) -> Exchange[list[list[ScoredItems]]]:
-        """Return the lists of `recommend` for each value of M, from one search; `Query.top_m` is ignored."""
         ...

@@ -22,14 +22,6 @@ def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[Sc
     return [best_items(lists, query.k) for lists, query in zip(zip(*found, strict=True), queries, strict=True)]
 
 
-def recommend_at(
-    queries_UD: Float64, queries: Sequence[Query], top_ms: Sequence[int]
-) -> Exchange[list[list[ScoredItems]]]:
-    """Recommend once: the lists are the same for every M."""
-    lists = yield from recommend(queries_UD, queries)
-    return [lists] * len(top_ms)
-
-
 def nearest_items(shard: IndexShard, queries_UD: FloatArray, queries: Sequence[Query]) -> list[ScoredItems]:
     """Return for each query the K best permitted items of this shard."""
     unlimited = [user for user, query in enumerate(queries) if query.allow is None]
