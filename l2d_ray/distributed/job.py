@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
+from l2d_ray.distributed.busy import warn_if_busy
 from l2d_ray.distributed.screen import quiet_libraries
 from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
@@ -39,7 +40,7 @@ def run(stage: str, on_ray: bool = True, serves: bool = False) -> NoReturn:
     """
     try:
         config = load_config(sys.argv[1:])
-        with quiet_libraries(Path(sys.argv[0]).stem):
+        with quiet_libraries(Path(sys.argv[0]).stem), warn_if_busy():
             connected = on_ray and connect(config, serves)
             try:
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)
