@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
+from l2d_ray.distributed.busy import warn_if_busy
 from l2d_ray.distributed.screen import quiet_libraries
 from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
@@ -46,7 +47,7 @@ def run(
         config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
         if check:
             pkgutil.resolve_name(check)(config)
-        with quiet_libraries(Path(sys.argv[0]).stem):
+        with quiet_libraries(Path(sys.argv[0]).stem), warn_if_busy():
             connected = on_ray and connect(config, serves)
             try:
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)

@@ -1,0 +1,67 @@
+"""A warning when other programs on this machine take the processor time that Ray's workers need."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from l2d_ray.distributed.screen import say
+
+NICENESS = "RAY_worker_niceness"
+"""Environment variable that a Ray reads when it starts."""
+SECONDS = 30.0
+"""Length of one measurement."""
+FULL, TAKEN = 0.9, 0.25
+"""Shares of the processor: all programs use the first where it is full, others the second where they matter."""
+
+
+@contextmanager
+def warn_if_busy() -> Iterator[None]:
+    """Print one line on the user's stderr when other programs have slowed this job down for 30 seconds.
+
+    Ray's workers have niceness 15 by default: next to programs of niceness 0 they hardly run. The job is this process
+    with its descendants: the Ray that it started on this machine, and that Ray's workers.
+    """
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=[ended], daemon=True)
+    if os.environ.get(NICENESS) == "0":  # the workers get their share
+        ended.set()
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _watch(ended: threading.Event) -> None:
+    before, cores = _measure(), psutil.cpu_count() or 1
+    while not ended.wait(SECONDS):
+        now = _measure()
+        seconds, ours, everyone = (new - old for new, old in zip(now, before, strict=True))
+        ours, others, before = ours / seconds, (everyone - ours) / seconds, now
+        if is_busy(ours, others, cores):
+            say(
+                f"this machine is busy: other programs use {others:.1f} of its {cores} cores and this job gets"
+                f" {ours:.1f}; end them, or start the job with {NICENESS}=0 in its environment"
+            )
+            return
+
+
+def is_busy(ours: float, others: float, cores: int) -> bool:
+    """Return whether other programs slow the job down, from the cores that it and they use."""
+    return ours + others >= FULL * cores and others >= TAKEN * cores
+
+
+def _measure() -> tuple[float, float, float]:
+    """Return the time, and the seconds of processor time that this job and all programs have had."""
+    ours, job = 0.0, psutil.Process()
+    for process in [job, *job.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has ended
+            times = process.cpu_times()
+            ours += times.user + times.system
+    everyone = psutil.cpu_times()
+    return time.monotonic(), ours, sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0.0)

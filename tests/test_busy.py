@@ -1,0 +1,40 @@
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from l2d_ray.distributed import busy
+from l2d_ray.distributed.busy import NICENESS, is_busy, warn_if_busy
+
+START_BUSY = """
+import subprocess, sys
+for _ in range(int(sys.argv[1])):
+    print(subprocess.Popen([sys.executable, "-c", "while True: pass"], stdout=-3, stderr=-3).pid)
+"""
+"""Start busy processes, print their ids and end: they are children of this test no longer."""
+
+
+@pytest.mark.parametrize(("ours", "others", "slowed"), [(3.8, 0.2, False), (0.4, 1.6, False), (0.4, 3.6, True)])
+def test_a_job_is_slowed_down_where_others_fill_the_machine(ours: float, others: float, slowed: bool) -> None:
+    assert is_busy(ours, others, cores=4) == slowed
+
+
+@pytest.mark.parametrize("niceness", ["15", "0"])
+def test_other_programs_are_reported_unless_ray_workers_get_their_share(
+    niceness: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(NICENESS, niceness)
+    monkeypatch.setattr(busy, "SECONDS", 1.0)
+    start = [sys.executable, "-c", START_BUSY, str(psutil.cpu_count())]
+    found = subprocess.run(start, capture_output=True, text=True, check=True).stdout.split()
+    try:
+        with warn_if_busy():
+            time.sleep(3.5)
+    finally:
+        for pid in found:
+            psutil.Process(int(pid)).kill()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (niceness != "0")
+    assert all(line.startswith("this machine is busy: other programs use ") for line in lines)
