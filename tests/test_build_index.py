@@ -27,7 +27,7 @@ SETTINGS = {"memory.units": 2, "memory.num_shards": 3}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
-    """A workspace with a dataset, a model and a memory."""
+    """Return a workspace with a dataset, a model and a memory."""
     folder = tmp_path_factory.mktemp("built")
     write_dataset(folder, users=60)
     build_memory(config_of(folder, **SETTINGS))
@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
 
 @pytest.fixture
 def folder(built: Path, tmp_path: Path) -> Path:
-    """A copy of the workspace for one test."""
+    """Return a copy of the workspace for one test."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -111,7 +111,7 @@ def test_a_share_of_the_memory_too_small_for_the_index_is_named(folder: Path) ->
 
 @pytest.fixture(scope="module")
 def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A workspace with an evaluation, run as a command."""
+    """Return a workspace with an evaluation, run as a command."""
     folder = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(built, folder, dirs_exist_ok=True)
     names = '["most-popular","co-occurrence","l2d-global-none","l2d-local","l2d-global","l2d-global+prior"'

@@ -97,7 +97,7 @@ def test_a_batch_says_position_and_window_of_each_sample(dataset: Dataset) -> No
 
 def test_a_share_keeps_or_drops_windows_as_a_whole(dataset: Dataset) -> None:
     def windows(fraction: float) -> dict[tuple[int, int], int]:
-        """The number of samples of each window, by user and start."""
+        """Return the number of samples of each window, by user and start."""
         found: dict[tuple[int, int], int] = {}
         for batch in iter_samples(dataset, Split.TRAIN):
             some = batch.in_fraction(WINDOW, fraction)

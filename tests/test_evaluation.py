@@ -108,7 +108,7 @@ def test_targets_are_grouped_by_their_training_samples() -> None:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """An evaluation of several L2D, one recommender that counts and one that writes."""
+    """Return an evaluation of several L2D, one recommender that counts and one that writes."""
     l2d = '"l2d-global","l2d-local-none","l2d-global-whiten-total+prior"'
     settings = {
         "evaluate.recommenders": f'[{l2d},"constrained-beam-7","most-popular","l2d-local"]',

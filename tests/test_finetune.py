@@ -91,8 +91,10 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
 def test_two_workers_train_to_the_same_weights_even_if_one_is_killed(
     folder: Path, tuned: tuple[Path, FinetuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ZeRO stage 2 includes stage 1. Stage 3 is tested below, and a single worker has stage 0. Checkpoints are written
-    by time, and each block of Ray Data holds several steps."""
+    """ZeRO stage 2 includes stage 1. Stage 3 is tested below, and a single worker has stage 0.
+
+    Checkpoints are written by time, and each block of Ray Data holds several steps.
+    """
     monkeypatch.setattr(driver, "MAX_BLOCKS", 8)
     settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
     training = threading.Thread(target=lambda: finetune(config(folder, **settings)))

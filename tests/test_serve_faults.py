@@ -59,7 +59,7 @@ def endpoint(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
-    """An engine with another model, dataset and index, which has other shards."""
+    """Return an engine with another model, dataset and index, which has other shards."""
     folder = tmp_path_factory.mktemp("newer")
     save_tiny(folder / "model", seed=1)
     return LocalEngine(write_endpoint(folder, seed=1, **{"memory.num_shards": 3}))
@@ -67,13 +67,13 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def folders(engine: LocalEngine, newer: LocalEngine) -> dict[str, Path]:
-    """The workspaces by version."""
+    """Return the workspaces by version."""
     return {Release.plan(one.config).version: Path(one.config.workspace) for one in (engine, newer)}
 
 
 @pytest.fixture(scope="module")
 def expected(engine: LocalEngine, newer: LocalEngine) -> Expected:
-    """The answers of one process, one by one."""
+    """Return the answers of one process, one by one."""
     expected = {Release.plan(one.config).version: answers(one) for one in (engine, newer)}
     older, later = expected.values()
     assert all(one.items_I.tolist() != other.items_I.tolist() for one, other in zip(older, later, strict=True))

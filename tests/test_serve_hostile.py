@@ -21,7 +21,7 @@ MB = 1 << 20
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
-    """The URL and the process of an endpoint in a separate process."""
+    """Yield the URL and the process of an endpoint in a separate process."""
     with started(tmp_path_factory.mktemp("hostile")) as server:
         yield server
 

@@ -33,8 +33,10 @@ def shard_of(factory: str, vectors: NDArray[np.float16], items: NDArray, ids: ND
 
 @pytest.mark.parametrize("factory", ["HNSW16", "IVF64,PQ4"])
 def test_the_target_holds_at_any_m_for_other_queries(factory: str) -> None:
-    """Tuned at M = 200 alone, HNSW16 finds 0.91 of the exact top K at 1,000. Tuned at 1,000 alone, the codes find 0.98
-    at 200."""
+    """Tuned at M = 200 alone, HNSW16 finds 0.91 of the exact top K at 1,000.
+
+    Tuned at 1,000 alone, the codes find 0.98 at 200.
+    """
     random = np.random.default_rng(0)
     means, items = random.standard_normal((300, 16)), random.integers(0, 300, 6000)
     vectors = (means[items] + random.standard_normal((6000, 16))).astype(np.float16)

@@ -1,4 +1,4 @@
-"""The actors that hold a model, and tasks of their size: how many fit."""
+"""Sizes of the pools of actors that hold a model."""
 
 import os
 
@@ -12,10 +12,10 @@ from l2d_ray.errors import InputError
 
 
 def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -> None:
-    """Whether so many workers of `workers.cpus` and `workers.gpus` fit at once: Ray would wait for ever, silently.
+    """Check that a number of workers of `workers.cpus` and `workers.gpus` fit at once. Ray would wait silently for ever.
 
-    Raises InputError, which names the `setting` of their number, where they do not fit on the Ray of this machine
-    alone; a cluster may grow, so that one line on stderr says what is waited for.
+    On the Ray of this machine alone, raises InputError, which names the `setting` of their number. A cluster may grow,
+    so there one line on stderr says that the job waits.
     """
     if _room(config) >= workers:
         return
@@ -30,8 +30,10 @@ def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -
 
 
 def workers_that_fit(config: Config) -> int:
-    """How many workers of `workers.cpus` and `workers.gpus` the cluster has room for now; at least `workers.min`, for
-    which there must be room (`check_room`)."""
+    """Return the number of workers that the cluster has room for now, at least `workers.min`.
+
+    Raises InputError if there is no room for `workers.min` (`check_room`).
+    """
     check_room(config, config.workers.min)
     fit = _room(config)
     if len(ray.nodes()) == 1:  # a small machine may promise Ray more CPUs than it has
@@ -40,21 +42,23 @@ def workers_that_fit(config: Config) -> int:
 
 
 def actor_pool(config: Config, pieces: int) -> ActorPoolStrategy:
-    """Actors for so many pieces of work: as many as fit now, and on a cluster that may grow as many as it grows to
-    hold."""
+    """Return a pool of actors for a number of pieces of work.
+
+    It starts with as many actors as fit now, and grows with the cluster if that may grow.
+    """
     workers, fit = config.workers, workers_that_fit(config)
     growing = len(ray.nodes()) > 1 or _room(config) < workers.min
-    most = min(workers.max or (pieces if growing else fit), pieces)
+    limit = min(workers.max or (pieces if growing else fit), pieces)
     return ActorPoolStrategy(
-        min_size=min(workers.min, most),
-        max_size=most,
-        initial_size=min(fit, most),  # the pool would start at its minimum and take a minute to grow
+        min_size=min(workers.min, limit),
+        max_size=limit,
+        initial_size=min(fit, limit),  # the pool would start at its minimum and take a minute to grow
         max_tasks_in_flight_per_actor=2,
     )
 
 
 def _room(config: Config) -> int:
-    """How many workers the nodes have room for, each for itself."""
+    """Return the number of workers that fit, counted node by node."""
     asked = config.workers
     wanted = {"CPU": asked.cpus} | ({"GPU": asked.gpus} if asked.gpus else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

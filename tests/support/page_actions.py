@@ -130,7 +130,7 @@ def scored_titles(answer: dict[str, Any]) -> list[list[Any]]:
 
 
 def beam_search(page: Page) -> Locator:
-    """The article of beam search."""
+    """Return the article of beam search."""
     return page.get_by_role("article", name="Constrained beam search, 4 beams")
 
 

@@ -16,7 +16,7 @@ from support.small_endpoint import LocalEngine
 
 @pytest.fixture(scope="session")
 def page_engine(engine: LocalEngine) -> LocalEngine:
-    """The engine with some odd titles."""
+    """Return the engine with some odd titles."""
     titles = [ODD_TITLES.get(number, title) for number, title in enumerate(engine.catalogue.titles)]
     odd = copy.copy(engine)
     odd.catalogue = ItemCatalogue(pa.table({"item_id": engine.catalogue.ids, "title": titles}))
@@ -25,14 +25,14 @@ def page_engine(engine: LocalEngine) -> LocalEngine:
 
 @pytest.fixture(scope="session")
 def url(page_engine: LocalEngine) -> Iterator[str]:
-    """The URL of an endpoint without beam search."""
+    """Yield the URL of an endpoint without beam search."""
     with listening(application(page_engine)) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def beams_url(page_engine: LocalEngine) -> Iterator[str]:
-    """The URL of an endpoint that offers beam search while `page_engine.beams` is set."""
+    """Yield the URL of an endpoint that offers beam search while `page_engine.beams` is set."""
     with listening(application(page_engine, LIMITS.model_copy(update={"beams": 4}))) as url:
         yield url
 
@@ -55,7 +55,7 @@ def console() -> Console:
 def page(
     browser: Browser, url: str, page_engine: LocalEngine, console: Console, request: pytest.FixtureRequest
 ) -> Iterator[Page]:
-    """The page, freshly opened, in two widths. No test may scroll it sideways or leave an error in the console."""
+    """Yield the page, freshly opened, in two widths. A test must not scroll it sideways or leave an error."""
     page_engine.reset()
     context = browser.new_context(viewport={"width": request.param, "height": 740})
     context.set_default_timeout(MILLISECONDS)

@@ -44,8 +44,7 @@ def identity(num_shards: int, dimension: int = DIMENSION) -> MemoryIdentity:
 
 
 def rows(count: int, items: int, seed: int = 0, dimension: int = DIMENSION) -> tuple[NDArray[np.float16], pa.Table]:
-    """Return states around one place per item, with a large variance along the first axis; some repeat, so that
-    distances tie."""
+    """Return states around one place per item, with a large variance along the first axis. Some rows repeat."""
     random = np.random.default_rng(seed)
     item_of = random.integers(0, items, count).astype(np.int32)
     places = random.standard_normal((items, dimension))
