@@ -175,8 +175,8 @@ DECLARATION = Declaration(
         rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?"
     ),
     form=(
-        f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior],"
-        f" +prior not with {', '.join(_WITHOUT_PRIOR)}"
+        f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with"
+        f" {', '.join(_WITHOUT_PRIOR)}"
     ),
     examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
     options=L2DOptions,

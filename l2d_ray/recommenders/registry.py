@@ -47,12 +47,6 @@ def declaration(module: str) -> Declaration[Any]:
     return found
 
 
-def check_names(config: Config) -> None:
-    """Raise InputError for an unknown name in `evaluate.recommenders`. Reads no file."""
-    for name in config.evaluate.recommenders:
-        find(name, config, "evaluate.recommenders")
-
-
 def find(name: str, config: Config, setting: str) -> NamedRecommender:
     """Return the recommender of a name. Raises InputError, with the nearest known name, if there is none.
 
