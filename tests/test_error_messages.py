@@ -21,7 +21,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
 from l2d_ray.serve.releases import Release
 from l2d_ray.stages import checks
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.workspace import Workspace
 
 VERBS = (

@@ -22,7 +22,7 @@ from l2d_ray.stages.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 
 

@@ -35,7 +35,7 @@ from l2d_ray.recommenders.l2d import L2DRecommender
 from l2d_ray.schema import Split
 from l2d_ray.stages.evaluation import CUTOFFS
 from l2d_ray.stages.finetuning import tuned
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.workspace import Workspace
 
 OBJECT_STORE_BYTES = 500 << 20

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +30,7 @@ from l2d_ray.distributed.screen import show
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
+from l2d_ray.index.engine import engine
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
 from l2d_ray.stages.evaluation import (
@@ -44,7 +44,7 @@ from l2d_ray.stages.evaluation import (
     summarise,
     training_pairs,
 )
-from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.workspace import Workspace
@@ -269,7 +269,7 @@ class EvaluationActor:
         """The contenders by the label of their run; plain, so that a worker can read them whatever it has imported."""
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
-        faiss.omp_set_num_threads(settings.workers.cpus)
+        engine.set_threads(settings.workers.cpus)
         self._contenders = {run: [Contender(**one) for one in own] for run, own in contenders.items()}
         self._stand = Stand(settings, any(one.generates for own in self._contenders.values() for one in own))
         self._warm: set[str] = set()

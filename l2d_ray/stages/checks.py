@@ -45,7 +45,7 @@ def build_memory(config: Config) -> None:
 
 def build_index(config: Config) -> None:
     """Check that there is a memory, and that the FAISS factory string is one."""
-    from l2d_ray.stages.indexing import plan_index
+    from l2d_ray.stages.index_plan import plan_index
 
     plan_index(for_index(config))
 

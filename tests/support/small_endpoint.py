@@ -18,7 +18,7 @@ from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
 from l2d_ray.recommenders.contract import NO_ITEM, Filters
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, Query, UnavailableError
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.workspace import Workspace
 from support.small_memory import build
