@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from l2d_ray.bench.load import Load, load
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
+from l2d_ray.data.samples import choose_samples
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.promotion import encoder_counts
 from l2d_ray.encoding import HistoryEncoder
@@ -26,7 +27,6 @@ from l2d_ray.index.engine import engine
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
 from l2d_ray.serve.releases import Release
-from l2d_ray.stages.evaluation import samples_of
 from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.timing import timed
 
@@ -159,8 +159,8 @@ def bench_serve(config: Config) -> ServeBenchmark:
 
 def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
     release = Release.plan(config)
-    samples = samples_of(dataset_of(plan_index(config)), Split.TEST, config.bench.samples)
-    histories = [sample["history"][-config.serve.max_history :] for sample in samples if sample["history"]]
+    samples = choose_samples(dataset_of(plan_index(config)), Split.TEST, config.bench.samples)
+    histories = [s.history[-config.serve.max_history :].tolist() for s in samples if s.history.size]
     if not any(len(history) > STEPS for history in histories):
         raise InputError(f"{config.workspace}: no test sample has a history of more than {STEPS} items to ask with")
     return release, histories

@@ -82,10 +82,10 @@ class ShardedIndex:
         return run(aggregations.recommend(self.space(states_UD), queries), self.shards)
 
     def recommend_at(
-        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int]
+        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int], aggregation: str = l2d_local.NAME
     ) -> list[list[ScoredItems]]:
-        """Return the lists of L2D-L for each value of M, from one search with the largest.
+        """Return the lists of an aggregation for each value of M, from one search if it can.
 
         `aggregation` and `top_m` of the queries are ignored.
         """
-        return run(l2d_local.recommend_at(self.space(states_UD), queries, top_ms), self.shards)
+        return run(aggregations.recommend_at(aggregation, self.space(states_UD), queries, top_ms), self.shards)
