@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 # Hundreds of processes of the tests import the package: 0.3 s each, were it compiled every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test lint types imports unit demo serve clean
+.PHONY: help install test test-all lint types imports unit slow demo serve clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
@@ -21,7 +21,9 @@ $(INSTALLED): pyproject.toml cluster/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint cluster/constraints.txt --editable '.[cpu,dev]'
 	touch $@
 
-test: lint types imports unit  ## everything that CI checks
+test: lint types imports unit  ## style, types, import rules and tests, in minutes
+
+test-all: test slow  ## everything that CI checks
 
 lint: install  ## ruff: style and format
 	$(BIN)/ruff check
@@ -33,8 +35,11 @@ types: install  ## mypy, strict
 imports: install  ## the architecture: who may import whom
 	$(BIN)/lint-imports --no-cache
 
-unit: install  ## all tests: two files at a time, then those that a busy machine would fail
-	$(BIN)/pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+unit: install  ## the tests that take seconds, and one pass of every job on Ray
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: install  ## kills, full disks, lost nodes, hostile requests; last those that need the machine to themselves
+	$(BIN)/pytest -m "slow and not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m alone
 
 demo: install  ## prepare, build, verify and recommend, on a local Ray

@@ -21,7 +21,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.workspace import Workspace
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SETTINGS = {"memory.units": 2, "memory.num_shards": 3}
 
 

@@ -31,7 +31,7 @@ from l2d_ray.records import MemoryIdentity
 from l2d_ray.stages.extraction import Unit
 from l2d_ray.workspace import Workspace
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 UNITS = 60
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.embedded
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_demo_on_three_users(tmp_path: Path) -> None:
     """The real model and data, and the real `ray job submit`."""
     workspace = tmp_path / "workspace"

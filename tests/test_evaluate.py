@@ -10,7 +10,7 @@ from support.small_workspace import config_of, write_dataset
 from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.recommenders.registry import MODULES
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_new_recommender_is_evaluated_on_ray(

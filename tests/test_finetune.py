@@ -25,7 +25,7 @@ from l2d_ray.schema import Split
 from l2d_ray.stages.finetuning import SampleTable, Schedule
 from l2d_ray.workspace import Workspace
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

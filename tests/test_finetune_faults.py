@@ -18,7 +18,7 @@ from l2d_ray.distributed.training.driver import finetune, identify_run
 from l2d_ray.errors import InputError
 from l2d_ray.workspace import Workspace
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

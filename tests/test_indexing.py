@@ -117,7 +117,7 @@ def test_a_memory_without_rows_is_refused(tmp_path: Path) -> None:
     with store.write_unit("nothing", identity(3)):
         pass
     store.take_snapshot(["nothing"], "d" * 64, 1.0)
-    with pytest.raises(InputError, match=r"memory: snapshot 2 has no rows; memory/quarantine lists the reasons"):
+    with pytest.raises(InputError, match=r"memory: snapshot 2 has no rows; see memory/quarantine for the reasons"):
         plan(workspace)
 
 

@@ -85,6 +85,7 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         ["finetune", workspace],
         ["build_memory", workspace],
         ["build_index", workspace],
+        ["evaluate", workspace, "evaluate.recommenders=[l2d-gobal]"],
         ["evaluate", workspace],
         ["serve", workspace],
         ["promote", workspace],
@@ -98,6 +99,8 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         no_dataset,
         no_dataset,
         no_memory,
+        "evaluate.recommenders='l2d-gobal': unknown recommender; write l2d-<global or local>[-<none, centre, whiten-total,"
+        " whiten-within>][+prior], +prior not with local, for example l2d-global",
         no_dataset,
         no_memory,
         no_memory,

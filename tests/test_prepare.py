@@ -21,7 +21,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 JOB = Path(__file__).parents[1] / "jobs" / "prepare_data.py"
 
 

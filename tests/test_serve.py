@@ -19,7 +19,7 @@ from support.small_workspace import wait_for, workers
 
 from l2d_ray.serve.middleware import REQUEST_ID
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.serve.releases import Release
 
-pytestmark = [pytest.mark.ray, pytest.mark.alone]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 SETTINGS = {
     "serve.gateways": 2,
     "serve.encoders": 2,

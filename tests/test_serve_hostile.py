@@ -13,6 +13,7 @@ import pytest
 from support.hostile_requests import EXAMPLES, KINDS, attack, good
 from support.live_endpoint import LIMITS, started
 
+pytestmark = pytest.mark.slow
 REQUESTS = 15 * EXAMPLES
 """Raw requests in all rounds."""
 ROUNDS = 3

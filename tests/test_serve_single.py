@@ -16,7 +16,7 @@ from support.served_items import SINGLE, check_answer, check_partial, check_prom
 from support.small_endpoint import LocalEngine, write_endpoint
 from support.small_workspace import command, kill_worker, wait_for, workers
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 HOSTILE_REQUESTS = 3 * EXAMPLES
 BODY = {"history": ["i1", "i2", "i3"], "k": 10}
 

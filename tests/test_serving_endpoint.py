@@ -46,6 +46,7 @@ def test_the_cluster_file_builds_the_application(engine: LocalEngine) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_endpoint_that_cannot_be_served_is_refused(engine: LocalEngine, tmp_path: Path, ray_session: None) -> None:
     folder = Path(engine.config.workspace)
     taken = socket.create_server(("127.0.0.1", 0))
@@ -61,6 +62,7 @@ def test_an_endpoint_that_cannot_be_served_is_refused(engine: LocalEngine, tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_models_that_never_fit_are_refused_instead_of_waited_for(engine: LocalEngine) -> None:
     (port,) = free_ports(1)
     settings = {
@@ -77,6 +79,7 @@ def test_models_that_never_fit_are_refused_instead_of_waited_for(engine: LocalEn
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_at_the_start(tmp_path: Path) -> None:
     write_endpoint(tmp_path, seed=2)
     (file, *_) = tmp_path.glob("index/**/centroids.npy")

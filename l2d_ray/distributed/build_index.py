@@ -53,10 +53,10 @@ class IndexResult:
 
 
 def build_index(config: Config) -> IndexResult:
-    """Build, or finish building, an index, and record its settings as those to recommend with.
+    """Build an index, or complete it, and record its settings as those to recommend with.
 
     Settings of `config.index` that are not given are those of the index that was built last. Raises InputError if there
-    is no memory, or if the space or the FAISS factory string does not fit it.
+    is no memory, or if the space or the factory string does not fit it.
     """
     config = for_index(config)
     result = ensure_index(config)
@@ -65,7 +65,7 @@ def build_index(config: Config) -> IndexResult:
 
 
 def ensure_index(config: Config) -> IndexResult:
-    """Build, or finish building, the index that `config.index` describes, if it is not complete.
+    """Build the index that `config.index` describes, or complete it, and record nothing else.
 
     Raises InputError as `build_index` does.
     """

@@ -42,7 +42,6 @@ from l2d_ray.stages.evaluation import (
 from l2d_ray.stages.evaluator import Columns, Evaluator
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
-from l2d_ray.stages.settings import for_evaluation
 from l2d_ray.workspace import Workspace
 
 
@@ -67,7 +66,7 @@ def evaluate(config: Config) -> EvaluateResult:
     Raises InputError as `plan_evaluation` and `ensure_index` do.
     """
     started = time.monotonic()
-    plan = plan_evaluation(for_evaluation(config))
+    plan = plan_evaluation(config)
     indexes = {key: _build(plan.config, key) for key in plan.indexes}
     validation = _validate(plan, indexes)
     runs = final_runs(plan, validation)

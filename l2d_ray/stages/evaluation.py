@@ -27,7 +27,7 @@ from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import dataset_of, plan_index
-from l2d_ray.stages.settings import check_data
+from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import Row, groups_of, summarise
 from l2d_ray.workspace import Workspace
 
@@ -136,11 +136,12 @@ class Report:
 
 
 def plan_evaluation(config: Config) -> Plan:
-    """Plan the evaluation of `evaluate.recommenders`.
+    """Plan the evaluation of `evaluate.recommenders`, with the settings that the workspace records.
 
-    Raises InputError for an unknown recommender, if there is no dataset or no test sample, or if an index is needed and
-    the memory does not belong to the dataset and the model.
+    Raises InputError for an unknown recommender, if there is no dataset or no test sample, if a given setting
+    contradicts the record, or if an index is needed and the memory does not belong to the dataset and the model.
     """
+    config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)
     recommenders = [find(name, config, "evaluate.recommenders") for name in names]
     workspace = Workspace.open(config.workspace)

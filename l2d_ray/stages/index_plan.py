@@ -82,7 +82,7 @@ def plan_index(config: Config) -> IndexPlan:
     snapshot = MemoryStore(workspace).snapshot(config.index.snapshot)
     if snapshot.rows == 0:
         raise InputError(
-            f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; memory/quarantine lists the reasons"
+            f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; see memory/quarantine for the reasons"
         )
     dimension, factory = snapshot.identity.dimension, config.index.factory
     if factory == "auto":

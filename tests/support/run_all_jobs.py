@@ -64,7 +64,9 @@ def main(folder: Path) -> dict[str, Any]:
     run("build_memory", fields(build_memory), "memory.units=2", "memory.num_shards=2", one)
     run("build_index", fields(build_index), "index.prior=1.5", one)
     run("evaluate", fields(evaluate), *(f"evaluate.{setting}" for setting in EVALUATION), one)
-    with endpoint(load_config([f"workspace={workspace}", f"serve.port={free_ports(1).pop()}"])) as url:
+    served = load_config([f"workspace={workspace}", f"serve.port={free_ports(1).pop()}"])
+    recorded()
+    with endpoint(served) as url:
         answer = ask(url, "/v1/recommend", {"history": HISTORY, "k": 5})
         found["serve"] = {"reads": sorted(recorded()), "result": answer}
         run("promote", fields(promote))
