@@ -50,7 +50,7 @@ def with_votes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AGGREGATIONS, VOTES.NAME, VOTES)
 
 
-def states(count: int = 6) -> NDArray[np.float16]:
+def random_states(count: int = 6) -> NDArray[np.float16]:
     random = np.random.default_rng(4)
     return rows(600, 40)[0][:count] + random.standard_normal((count, DIMENSION)).astype(np.float16)
 
@@ -68,9 +68,9 @@ def votes_by_definition(query_D: FloatArray, exclude: IntArray, top_m: int) -> l
 def test_an_added_aggregation_is_searched_by_its_name_and_equals_its_definition(
     tmp_path: Path, with_votes: None
 ) -> None:
-    index, asked = indexed(tmp_path, num_shards=3, space="none"), states()
+    index, states = indexed(tmp_path, num_shards=3, space="none"), random_states()
     queries = [Query([0], 7, np.array([2, 3]), aggregation="votes", top_m=top_m) for top_m in (1, 5, 40, 40, 600, 9999)]
-    for state, query, found in zip(asked, queries, index.recommend(asked, queries), strict=True):
+    for state, query, found in zip(states, queries, index.recommend(states, queries), strict=True):
         expected = votes_by_definition(state, query.exclude, query.top_m)[:7]
         assert list(zip(found.items_I.tolist(), found.scores_I.tolist(), strict=True)) == expected
 
@@ -86,7 +86,7 @@ def test_the_http_interface_accepts_and_documents_an_added_aggregation(with_vote
 
 def test_queries_of_one_batch_are_answered_as_each_alone(tmp_path: Path, with_votes: None) -> None:
     """They differ in aggregation, K, M, excluded and allowed items; the index is approximate."""
-    index, asked = indexed(tmp_path, factory="IVF16,PQ4x4", target_recall=0.5), states(8)
+    index, states = indexed(tmp_path, factory="IVF16,PQ4x4", target_recall=0.5), random_states(8)
     queries = [
         Query([0], 5),
         Query([0], 30, aggregation="local", top_m=3),
@@ -97,8 +97,8 @@ def test_queries_of_one_batch_are_answered_as_each_alone(tmp_path: Path, with_vo
         Query([0], 2, aggregation="local", top_m=3),
         Query([0], 1, aggregation="local", top_m=600),
     ]
-    for number, found in enumerate(index.recommend(asked, queries)):
-        (alone,) = index.recommend(asked[number : number + 1], [queries[number]])
+    for number, found in enumerate(index.recommend(states, queries)):
+        (alone,) = index.recommend(states[number : number + 1], [queries[number]])
         assert 0 < len(found) <= queries[number].k
         np.testing.assert_array_equal(found.items_I, alone.items_I)
         np.testing.assert_allclose(found.scores_I, alone.scores_I, rtol=1e-9)  # the map of one row rounds differently
@@ -106,7 +106,7 @@ def test_queries_of_one_batch_are_answered_as_each_alone(tmp_path: Path, with_vo
 
 def test_an_unknown_aggregation_is_refused_before_the_search(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"aggregation='both': unknown; use global or local"):
-        indexed(tmp_path).recommend(states(2), [Query([0]), Query([0], aggregation="both")])
+        indexed(tmp_path).recommend(random_states(2), [Query([0]), Query([0], aggregation="both")])
 
 
 def test_a_history_that_is_not_finite_finds_nothing(tmp_path: Path) -> None:
@@ -118,15 +118,15 @@ def test_a_history_that_is_not_finite_finds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(AGGREGATIONS))
 def test_requests_can_be_split_over_processes(tmp_path: Path, name: str) -> None:
-    index, asked = indexed(tmp_path, num_shards=3), states()
-    queries = [Query([0], 30, aggregation=name, top_m=20)] * len(asked)
+    index, states = indexed(tmp_path, num_shards=3), random_states()
+    queries = [Query([0], 30, aggregation=name, top_m=20)] * len(states)
     groups = index.shards[:1], [], index.shards[1:]
 
     def send(request: Request) -> list:
         shares = [pickle.loads(pickle.dumps(share)) for share in request.split(map(len, groups))]
         return [answer for share, group in zip(shares, groups, strict=True) for answer in share.answer(group)]
 
-    found = drive(aggregations.recommend(index.space(asked), queries), send)
-    for one, other in zip(found, index.recommend(asked, queries), strict=True):
+    found = drive(aggregations.recommend(index.space(states), queries), send)
+    for one, other in zip(found, index.recommend(states, queries), strict=True):
         np.testing.assert_array_equal(one.items_I, other.items_I)
         np.testing.assert_array_equal(one.scores_I, other.scores_I)
