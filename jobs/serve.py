@@ -14,4 +14,5 @@ if __name__ == "__main__":
         __doc__,
         reads="workspace history prompt model finetune.name memory.num_shards index recommend workers serve",
         check="l2d_ray.serve.releases:Release.plan",
+        serves=True,
     )

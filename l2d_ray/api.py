@@ -52,8 +52,8 @@ def load(workspace: str | os.PathLike[str], settings: Mapping[str, Any] | None =
     """Load the model and the index of a workspace, a folder or URI, to recommend in this process.
 
     All settings come from the workspace: those of its memory, and of the index that jobs/build_index.py built last.
-    `settings`, by dotted key, choose among what is there (`{"index.snapshot": 1}`), or say what the workspace cannot
-    know (`{"workers.gpus": 1}` for a GPU, `{"model.name": "/new/place"}` for a model that was moved).
+    `settings`, by dotted key, choose among what the workspace holds: `{"index.snapshot": 1}`. They also say what it
+    cannot know: `{"workers.gpus": 1}` for a GPU, `{"model.name": "/new/place"}` for a model that was moved.
 
     Raises InputError if something is missing or damaged, or if a setting contradicts the workspace.
     """
@@ -133,7 +133,7 @@ class WorkspaceRecommender:
     ) -> pd.DataFrame:
         """Return the k best items after each of many histories, which run packed, in batches.
 
-        `histories` maps a user to a history: a mapping, a pandas Series of lists, or a plain sequence, whose users are
+        `histories` maps users to histories: a mapping, or a pandas Series of lists. The users of a plain sequence are
         0, 1, … Columns: user, rank (from 1), item_id, title, score; one row per recommendation. Options and errors are
         those of `recommend`.
         """

@@ -157,7 +157,7 @@ def _remedy(message: str) -> str:
     if "valid dictionary" in message:
         return "this is a section: give its keys"
     if "match pattern" in message:  # the only one, of names
-        return "give a name of letters, digits, _, - and ."
+        return "give a name of letters, digits, dots, hyphens and underscores"
     message = message.partition(", unable to")[0].partition(" after validation")[0]
     for start, remedy in (
         ("Input should be a valid ", "give a valid "),

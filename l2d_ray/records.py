@@ -39,7 +39,7 @@ class Record(BaseModel):
 
 
 class MemoryIdentity(Record):
-    """What decides the numbers in a memory. States that differ in any of it cannot be compared."""
+    """Everything that decides the numbers in a memory. States that differ in any of it cannot be compared."""
 
     format_version: int = FORMAT_VERSION
     base_model: str

@@ -90,9 +90,9 @@ class Workspace:
         """Open a stream whose content appears at `relative` when the block ends.
 
         On a disk it is a temporary file next to the target, synced and renamed, so that the target appears whole or not
-        at all. An object store shows an object when its upload ends, but a block that raises may leave a part of it: a
-        record must not name a file before it is complete. `exclusive` raises FileExistsError if the target exists, on a
-        disk even in a race. Raises OSError (no space left, read-only, …) with the path in it.
+        at all. An object store shows an object when its upload ends, but a block that raises may leave a part of it.
+        Therefore a record must not name a file before it is complete. `exclusive` raises FileExistsError if the target
+        exists, on a disk even in a race. Raises OSError (no space left, read-only, …) with the path in it.
         """
         path = self.path(relative)
         local = isinstance(self.filesystem, pafs.LocalFileSystem)

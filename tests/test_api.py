@@ -30,7 +30,7 @@ def recommender(workspace: str) -> l2d_ray.WorkspaceRecommender:
 
 
 def expected(engine: LocalEngine, history: list[int | str], **options: Any) -> tuple[list[str], list[float]]:
-    """What the endpoint answers."""
+    """Return the endpoint's answer."""
     answer = engine.answer(Query.after(history, **options))
     return [f"i{item}" for item in answer.items_I], answer.scores_I.tolist()
 

@@ -175,13 +175,13 @@ import ray
 from ray.cluster_utils import Cluster
 from l2d_ray.command_line import load_config
 from l2d_ray.distributed.build_memory import build_memory
-from l2d_ray.distributed.job import quiet
+from l2d_ray.distributed.job import quiet_ray_data
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 node = cluster.add_node(num_cpus=2)
 cluster.wait_for_nodes()
 ray.init(address=cluster.address, log_to_driver=False)
-quiet()
+quiet_ray_data()
 config = load_config(sys.argv[1:])
 results = []
 build = threading.Thread(target=lambda: results.append(build_memory(config)))

@@ -24,7 +24,7 @@ from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import for_queries
 from l2d_ray.workspace import Workspace
 

@@ -10,6 +10,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.sources import check_source
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
+from l2d_ray.recommenders.registry import find
 from l2d_ray.stages.settings import check_data, for_evaluation, for_index, for_memory
 from l2d_ray.workspace import Workspace
 
@@ -36,15 +37,20 @@ def build_memory(config: Config) -> None:
 
 def build_index(config: Config) -> None:
     """Check that there is a memory, and that the FAISS factory string is one."""
-    from l2d_ray.stages.indexing import plan_index
+    from l2d_ray.stages.index_plan import plan_index
 
     plan_index(for_index(config))
 
 
 def evaluate(config: Config) -> None:
-    """Check that there is a dataset, and a model if it is on this machine, as the workspace's record has them."""
+    """Check the recommenders' names, and that there is a dataset, a memory if one is needed, and a local model."""
+    from l2d_ray.stages.index_plan import plan_index
+
     config = for_evaluation(config)
+    recommenders = [find(name, config, "evaluate.recommenders") for name in config.evaluate.recommenders]
     check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    if any(recommender.options.indexes for recommender in recommenders):
+        plan_index(config)
     _check_model(config.model)
 
 
