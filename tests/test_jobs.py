@@ -95,7 +95,7 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         " data.columns.item and data.columns.timestamp",
         f"{tmp_path}/items.csv: no column 'iid' among 'item_id', 'title'; name the columns of the items with"
         " data.columns.id_in_items and data.columns.title",
-        f"data.interactions='{tmp_path}/none': not found; give a file, a folder or a URI that is there",
+        f"data.interactions='{tmp_path}/none': not found; give a file, a folder or a URI that exists",
         no_dataset,
         no_dataset,
         no_memory,
