@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from l2d_ray.core.decoding import IntArray
+from l2d_ray.core.arrays import IntArray
 
 
 @dataclass(frozen=True)

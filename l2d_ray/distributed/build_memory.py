@@ -25,6 +25,7 @@ from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
+from l2d_ray.stages.settings import check_data, for_memory, record_memory
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,13 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
+    config = for_memory(config)
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
+    record_memory(config, identity.dtype)
     units = plan_units(config, dataset)
     missing = [unit for unit in units if unit.name not in known]
     built = list(_progress(_build(config, identity, missing), len(missing)))

@@ -11,9 +11,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import ray
-from ray.exceptions import RayError
-
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
 from l2d_ray.distributed.busy import warn_if_busy
@@ -28,32 +25,46 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in a submitted job."""
 
 
-def run(stage: str, on_ray: bool = True, serves: bool = False) -> NoReturn:
+def run(
+    stage: str,
+    about: str | None = None,
+    reads: str = "",
+    check: str | None = None,
+    on_ray: bool = True,
+    serves: bool = False,
+) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
 
     `stage` is `module:function`, from a Config to a dataclass. Its module is imported after the command line has been
-    checked, because the libraries behind it take seconds to load. A stage that `serves` needs a Ray that is prepared
-    for HTTP.
+    checked, because the libraries behind it take seconds to load. `check`, from a Config, raises InputError for what
+    can be known before Ray starts. `about`, and the sections and keys that the stage `reads`, are for `--help`. A stage
+    that `serves` needs a Ray that is prepared for HTTP.
 
     Exit status: 0 done; 2 bad input or configuration, with one line on stderr; 1 for a full disk, a missing permission
     and the like, also with one line; 1 with a traceback for any other error.
     """
     try:
-        config = load_config(sys.argv[1:])
+        config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
         with quiet_libraries(Path(sys.argv[0]).stem), warn_if_busy():
+            if check:
+                pkgutil.resolve_name(check)(config)
             connected = on_ray and connect(config, serves)
             try:
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)
             finally:
                 if connected:
+                    import ray
+
                     ray.shutdown()
     except InputError as error:
         _fail(2, str(input_error_in(str(error)) or error))  # the message of a replica's error is its whole traceback
     except OSError as error:
         _fail(1, f"{error}; correct that and run the same command again")
-    except RayError as error:
-        cause = root_error(error)
-        if isinstance(cause, RayError):
+    except Exception as error:
+        from ray.exceptions import RayError
+
+        cause = root_error(error) if isinstance(error, RayError) else error
+        if cause is error:
             raise
         if isinstance(cause, InputError):
             _fail(2, str(cause))
@@ -70,18 +81,10 @@ def joins_a_cluster() -> bool:
 def connect(config: Config, serves: bool = False) -> bool:
     """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
 
-    Returns False if this process has a connection already. Raises InputError for a relative workspace in a submitted
-    job, whose working folder is a temporary copy.
+    Returns False if this process has a connection already.
     """
-    if (
-        _SUBMITTED in os.environ
-        and "://" not in config.workspace
-        and not Path(config.workspace).expanduser().is_absolute()
-    ):
-        raise InputError(
-            f"workspace={config.workspace!r}: a submitted job runs in a temporary copy of this folder, where the result"
-            " would be lost; give an absolute path or a URI"
-        )
+    import ray  # not above: it takes a second, and wrong settings are refused without it
+
     quiet_ray_data()
     if ray.is_initialized():
         return False
@@ -106,6 +109,8 @@ def connect(config: Config, serves: bool = False) -> bool:
 
 def quiet_ray_data() -> None:
     """Turn off the plans, progress bars and error logs of Ray Data; the job reports progress and errors itself."""
+    import ray
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -114,8 +119,8 @@ def quiet_ray_data() -> None:
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
-def root_error(error: RayError) -> Exception:
-    """Return the InputError or OSError that a worker raised, or `error` itself if its text holds neither.
+def root_error(error: Exception) -> Exception:
+    """Return the InputError or OSError of a worker in the text of Ray's `error`, or `error` itself if there is none.
 
     Ray Data raises a UserCodeException that holds the original exception as text only.
     """

@@ -1,157 +1,166 @@
-"""How much an index loses against looking at every row, and a setting that keeps it small without much effort."""
+"""The search setting of an index: the cheapest that reaches a target recall, and the recall that it reaches."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.decoding import Cut, Float64, FloatArray, IntArray, Neighbours, ScoredItems, best_items, global_cut
-from l2d_ray.index import faiss_index
-from l2d_ray.index.faiss_index import VectorSearch
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.decoding import Neighbours, best_items, last_row
+from l2d_ray.index.aggregations.l2d_local import average_rows
+from l2d_ray.index.exchange import Exchange, Request, run
 from l2d_ray.index.manifest import IndexQuality
-from l2d_ray.index.shard import IndexShard, SearchedOnce
-from l2d_ray.index.sharding import Hop, run
+from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.vector_search import VectorSearch
 
 QUALITY_QUERIES, QUALITY_K = 200, 20
-QUALITY_TOP_M = 1000, 200, 20
-"""M, from the largest that jobs/evaluate.py tries to the smallest: many rows lie in more of the index, and of few each
-counts for more."""
-
-
-class TrialShard:
-    """A shard that can also be searched exactly, and whose search setting can be changed. Answers `tuning_hops`."""
-
-    def __init__(self, shard: IndexShard) -> None:
-        """The setting of the shard's own index is changed."""
-        self._shard = shard
-        exact = replace(shard, rows=VectorSearch.scan(shard.rows.vectors_ND, shard.rows.offset_D))
-        self._exact = SearchedOnce(**vars(exact))
-
-    def sample(self, step: int) -> tuple[NDArray[np.float16], IntArray]:
-        """Every so many rows, and their ids."""
-        rows = slice(0, None, step)
-        return np.array(self._shard.rows.vectors_ND[rows]), self._shard.sample_ids_M[rows]
-
-    def narrowest_search(self) -> str:
-        """As in `faiss_index`."""
-        return faiss_index.narrowest_search(self._shard.rows.index)
-
-    def wider_searches(self, setting: str) -> list[str]:
-        """As in `faiss_index`."""
-        return faiss_index.wider_searches(self._shard.rows.index, setting)
-
-    def set_search(self, setting: str) -> None:
-        """As in `VectorSearch`."""
-        self._shard.rows.set_search(setting)
-
-    def nearest_rows(self, queries_UD: FloatArray, own_ids_U: IntArray, top_m: int, exact: bool) -> list[Neighbours]:
-        """Each query's top M rows of this shard, without its own; of the exact ones one more, to see ties."""
-        near = (self._exact if exact else self._shard).nearest_rows(queries_UD, top_m + 1 + exact)
-        return [part.keep(part.sample_ids_M != own_id) for part, own_id in zip(near, own_ids_U, strict=True)]
-
-    def aggregate_rows(
-        self, queries_UD: FloatArray, neighbours: Sequence[Neighbours], cuts: Sequence[Cut]
-    ) -> list[ScoredItems]:
-        """As in `IndexShard`."""
-        return self._shard.aggregate_rows(queries_UD, neighbours, cuts)
+QUALITY_TOP_MS = 1000, 200, 20
+"""Values of M, from the largest that jobs/evaluate.py tries to the smallest. Many rows are spread over more of the
+index; of few rows each counts for more."""
 
 
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
-    """`tuning_hops` over shards of this process, whose setting it changes to what it returns."""
-    return run(tuning_hops([shard.sample_ids_M.size for shard in shards], target), [TrialShard(s) for s in shards])
+    """Tune shards in this process, as `find_setting` does. The setting that it returns stays in force."""
+    return run(find_setting([shard.sample_ids_M.size for shard in shards], target), shards)
 
 
-def tuning_hops(rows: Sequence[int], target: float) -> Generator[Hop, list[Any], tuple[str, IndexQuality]]:
-    """A search setting whose top K agrees with the exact one to `target` at any M of `QUALITY_TOP_M`, and what it gives
-    where it gives least; `rows` is of each shard.
+def find_setting(rows: Sequence[int], target: float) -> Exchange[tuple[str, IndexQuality]]:
+    """Find a setting whose top K agrees with that of an exact search to `target` at every M of QUALITY_TOP_MS.
 
-    From the narrowest on, the step that gains most is taken until the target is reached; if it is out of reach, the
-    best of all that was tried is taken. It stays in force. Queries are rows of the memory, each left out of its own
-    neighbours. Asks `TrialShard`s.
+    `rows` are the numbers of rows of the shards. Queries are rows of the memory, each left out of its own neighbours.
+    The search starts with the narrowest setting and takes the step that gains most until the target is reached. If it
+    is out of reach, the best setting tried is taken. Returns the setting, which stays in force, and the quality at the
+    M where it is lowest.
     """
+    sampled = yield Request(sample_rows, (max(1, sum(rows) // QUALITY_QUERIES),))
+    queries_UD, sample_ids_U = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
+    trial = _Trial(queries_UD, sample_ids_U)
+    exact = yield from trial.search_exactly()
     largest = int(np.argmax(rows))
-    sampled = yield _all(rows, "sample", max(1, sum(rows) // QUALITY_QUERIES))
-    queries, own_ids = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
-    exact = {}
-    for top_m in QUALITY_TOP_M:
-        exact[top_m] = yield from _lists(rows, queries, own_ids, top_m, exact=True)
 
-    def search(setting: str) -> Generator[Hop, list[Any], IndexQuality]:
-        yield _all(rows, "set_search", setting)
-        of_each_m = []
+    def measure(setting: str) -> Exchange[IndexQuality]:
+        yield Request(set_search, (setting,))
+        qualities = []
         for top_m, best in exact.items():
-            found = yield from _lists(rows, queries, own_ids, top_m, exact=False)
-            of_each_m.append(_quality(top_m, found, best))
-        return min(of_each_m, key=_gain)
+            qualities.append(_quality(top_m, (yield from trial.search(top_m)), best))
+        return min(qualities, key=_gain)
 
-    setting = (yield _all(rows, "narrowest_search"))[largest]
-    tried = {setting: (yield from search(setting))}
-
+    setting = (yield Request(narrowest_search))[largest]
+    tried = {setting: (yield from measure(setting))}
     while tried[setting].recall_top_k < target:
-        options = (yield _all(rows, "wider_searches", setting))[largest]
+        options = (yield Request(wider_searches, (setting,)))[largest]
         if not options:
             break
         for option in options:
-            tried[option] = yield from search(option)
+            tried[option] = yield from measure(option)
         setting = max(options, key=lambda option: _gain(tried[option]))
-    best = setting if tried[setting].recall_top_k >= target else max(tried, key=lambda one: _gain(tried[one]))
-    yield _all(rows, "set_search", best)
+    best = setting if tried[setting].recall_top_k >= target else max(tried, key=lambda option: _gain(tried[option]))
+    yield Request(set_search, (best,))
     return best, tried[best]
-
-
-def _all(shards: Sequence[Any], method: str, *arguments: Any) -> Hop:
-    """The same question to every shard."""
-    return Hop(method, [arguments] * len(shards))
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What one query found, its own row left out."""
+    """The result of one query, its own row left out."""
 
-    near_M: Float64
+    distances_M: Float64
     """Squared distances of its top M rows."""
     tied: bool
-    """Whether another row is as near as the last of them: which of the two counts is for their ids to say."""
+    """Whether another row is as near as the M-th, so that only their sample ids decide which of them counts."""
     items_K: IntArray
     """Its top K items by L2D-L."""
 
 
-def _lists(
-    shards: Sequence[Any], queries_UD: NDArray[np.float16], own_ids_U: IntArray, top_m: int, exact: bool
-) -> Generator[Hop, list[Any], list[_Found]]:
-    near = yield _all(shards, "nearest_rows", queries_UD, own_ids_U, top_m, exact)
-    of_query = list(zip(*near, strict=True))
-    cuts = [global_cut(parts, top_m) for parts in of_query]
-    items = yield Hop("aggregate_rows", [(queries_UD, own, cuts) for own in near])
-    return [
-        _Found(
-            near_M=np.concatenate([part.up_to(cut).distances_M for part in parts]),
-            tied=sum(int((part.distances_M <= cut[0]).sum()) for part in parts) > top_m,
-            items_K=best_items(found, QUALITY_K).items_I,
-        )
-        for cut, parts, found in zip(cuts, of_query, zip(*items, strict=True), strict=True)
-    ]
+@dataclass(frozen=True)
+class _Trial:
+    """Queries with which settings are compared: rows of the memory, and their sample ids."""
+
+    queries_UD: NDArray[np.float16]
+    sample_ids_U: IntArray
+
+    def search_exactly(self) -> Exchange[dict[int, list[_Found]]]:
+        """Return by M what a scan of all rows finds: one scan with the largest M, cut to the others."""
+        near = yield self._request(scan_other_rows, max(QUALITY_TOP_MS) + 1)  # one more, to see ties
+        results = {}
+        for top_m in QUALITY_TOP_MS:
+            first = [[neighbours.first(top_m + 1) for neighbours in of_shard] for of_shard in near]
+            results[top_m] = yield from self._found(first, top_m)
+        return results
+
+    def search(self, top_m: int) -> Exchange[list[_Found]]:
+        """Return what the index finds with its present setting."""
+        near = yield self._request(other_rows, top_m)
+        return (yield from self._found(near, top_m))
+
+    def _request(self, function: Callable[..., Any], count: int) -> Request:
+        return Request(function, (self.queries_UD, self.sample_ids_U, count))
+
+    def _found(self, near: Sequence[Sequence[Neighbours]], top_m: int) -> Exchange[list[_Found]]:
+        by_query = list(zip(*near, strict=True))
+        last_rows = [last_row(neighbours, top_m) for neighbours in by_query]
+        items = yield Request(average_rows, (self.queries_UD, last_rows), per_shard=near)
+        return [
+            _Found(
+                distances_M=np.concatenate([part.up_to(last).distances_M for part in parts]),
+                tied=sum(int((part.distances_M <= last.distance).sum()) for part in parts) > top_m,
+                items_K=best_items(lists, QUALITY_K).items_I,
+            )
+            for last, parts, lists in zip(last_rows, by_query, zip(*items, strict=True), strict=True)
+        ]
+
+
+def sample_rows(shard: IndexShard, step: int) -> tuple[NDArray[np.float16], IntArray]:
+    """Return every `step`-th row of a shard, and their sample ids."""
+    rows = slice(0, None, step)
+    return np.array(shard.rows.vectors_ND[rows]), shard.sample_ids_M[rows]
+
+
+def narrowest_search(shard: IndexShard) -> str:
+    """Return the setting of least effort."""
+    return shard.rows.candidates.narrowest_search()
+
+
+def wider_searches(shard: IndexShard, setting: str) -> list[str]:
+    """Return the settings one step wider."""
+    return shard.rows.wider_searches(setting)
+
+
+def set_search(shard: IndexShard, setting: str) -> None:
+    """Search the shard with this setting from now on."""
+    shard.rows.set_search(setting)
+
+
+def other_rows(shard: IndexShard, queries_UD: FloatArray, sample_ids_U: IntArray, count: int) -> list[Neighbours]:
+    """Return the nearest rows of a shard for queries that are rows themselves, each without its own row."""
+    near = shard.nearest_rows(queries_UD, count + 1)
+    return [part.keep(part.sample_ids_M != itself) for part, itself in zip(near, sample_ids_U, strict=True)]
+
+
+def scan_other_rows(shard: IndexShard, queries_UD: FloatArray, sample_ids_U: IntArray, count: int) -> list[Neighbours]:
+    """Return the same from a scan of all rows."""
+    exact = replace(shard, rows=VectorSearch.scan(shard.rows.vectors_ND, shard.rows.offset_D))
+    return other_rows(exact, queries_UD, sample_ids_U, count)
 
 
 def _quality(top_m: int, found: Sequence[_Found], exact: Sequence[_Found]) -> IndexQuality:
     pairs = list(zip(found, exact, strict=True))
     recall_top_m = _share(
-        sum((own.near_M <= best.near_M.max(initial=0)).sum() for own, best in pairs),
-        sum(best.near_M.size for _, best in pairs),
+        sum((one.distances_M <= best.distances_M.max(initial=0)).sum() for one, best in pairs),
+        sum(best.distances_M.size for _, best in pairs),
     )
-    clear = [(own, best) for own, best in pairs if not best.tied]
+    untied = [(one, best) for one, best in pairs if not best.tied]
     recall_top_k = _share(
-        sum(np.isin(own.items_K, best.items_K).sum() for own, best in clear),
-        sum(best.items_K.size for _, best in clear),
+        sum(np.isin(one.items_K, best.items_K).sum() for one, best in untied),
+        sum(best.items_K.size for _, best in untied),
     )
     return IndexQuality(
         queries=len(pairs),
         top_m=top_m,
         recall_top_m=recall_top_m,
         k=QUALITY_K,
-        recall_top_k=recall_top_k if clear else recall_top_m,  # where all are tied, only the rows can tell
+        recall_top_k=recall_top_k if untied else recall_top_m,  # if all are tied, items cannot be compared
     )
 
 

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.core.decoding import IntArray
+from l2d_ray.core.arrays import IntArray
 from l2d_ray.serve import engine as engines
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, Engine, OverloadedError, Served, UnavailableError

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from l2d_ray.core.decoding import Aggregation, IntArray, ScoredItems
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.serve.catalogue import Catalogue
 
 
@@ -14,7 +15,7 @@ class Query:
     history: list[int | str]
     """In time order: item indices, or titles of items that the catalogue does not know. At least one."""
     k: int
-    aggregation: Aggregation
+    aggregation: str
     top_m: int
     exclude: IntArray
     """Items that must not come back, ascending."""

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypeAliasType
 
-from l2d_ray.core.decoding import Aggregation
+from l2d_ray.index.aggregations import AGGREGATIONS
 
 REQUESTS: list[dict[str, Any]] = [
     {"history": ["50", "172", "181"], "k": 10},
@@ -29,6 +30,19 @@ def _with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(use_attribute_docstrings=True, json_schema_extra={"examples": list(examples)})
 
 
+def _known_aggregation(name: str) -> str:
+    if name not in AGGREGATIONS:
+        names = " or ".join(repr(known) for known in AGGREGATIONS)
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": names})
+    return name
+
+
+def _describe_aggregations(schema: dict[str, Any]) -> None:
+    """Document the registered aggregations, whatever they are, as an enumeration."""
+    described = "; ".join(f"`{name}`: {module.DESCRIPTION}" for name, module in AGGREGATIONS.items())
+    schema.update(enum=list(AGGREGATIONS), description=f"How items are scored. {described}.")
+
+
 class Body(BaseModel):
     """JSON that a client sends: closed to unknown fields, and a string is not a number."""
 
@@ -50,9 +64,9 @@ class RecommendRequest(Body):
     """What the user chose, in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=10_000)
     """Items to recommend: at most 100, where the operator does not say otherwise."""
-    aggregation: Aggregation = "global"
-    """`global`: L2D-G, from all training sequences of an item, which finds more (jobs/RESULTS.md); `local`: L2D-L, from
-    those most like this history."""
+    aggregation: Annotated[str, AfterValidator(_known_aggregation)] = Field(
+        "global", json_schema_extra=_describe_aggregations
+    )
     top_m: int | None = Field(None, ge=1, le=10_000)
     """L2D-L: how many sequences. None: the server's setting."""
     exclude_seen: bool | None = None

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,13 @@ from ray.serve.context import _set_request_context
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.core.decoding import Float64, ScoredItems
+from l2d_ray.core.arrays import Float64
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.samples import last_window
 from l2d_ray.distributed.serving.hedging import ATTEMPTS, AWAY, ask_besides, ask_one, in_words
 from l2d_ray.errors import InputError
-from l2d_ray.index.sharding import Hop, Hops, dealt, global_hops, local_hops
+from l2d_ray.index import aggregations
+from l2d_ray.index.exchange import partition
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, OverloadedError, Query, UnavailableError
 from l2d_ray.serve.releases import Release
@@ -132,7 +133,7 @@ class Replicas:
         self, version: str, shards: int, query: Query, queries_UD: Float64
     ) -> tuple[ScoredItems, list[int]]:
         """The items of one query, a matrix of one row, and those of so many shards that were missing."""
-        parts, away = dealt(shards, len(self.shards)), set[int]()
+        parts, away = partition(shards, len(self.shards)), set[int]()
         while True:
             missing = [shard for number in sorted(away) for shard in parts[number]]
             if missing and (not self.settings.partial or len(missing) == shards):
@@ -157,13 +158,12 @@ class Replicas:
             except AWAY:
                 raise _PartsAwayError({number}) from None
             return found
-        hops = hops_of(query, sum(present.values()), queries_UD)
-        hop = next(hops)
+        exchange = aggregations.recommend(queries_UD, [query])  # type: ignore[list-item]
+        request = next(exchange)
         while True:
-            arguments = iter(hop.arguments)
+            requests = request.split(present.values())
             asked = [
-                self._ask_part(number, "ask", version, Hop(hop.method, list(islice(arguments, count))))
-                for number, count in present.items()
+                self._ask_part(number, "ask", version, share) for number, share in zip(present, requests, strict=True)
             ]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             away = {number for number, answer in zip(present, answers, strict=True) if isinstance(answer, AWAY)}
@@ -173,7 +173,7 @@ class Replicas:
                 if isinstance(answer, BaseException):
                     raise answer
             try:
-                hop = hops.send([one for answer in answers for one in answer])  # type: ignore[union-attr]
+                request = exchange.send([one for answer in answers for one in answer])  # type: ignore[union-attr]
             except StopIteration as done:
                 found = done.value
                 return found
@@ -268,13 +268,6 @@ class ServedRelease:
             "top_m": self.top_m,
             "beams": self._replicas.settings.beams,
         }
-
-
-def hops_of(query: Query, shards: int, queries_UD: Float64) -> Hops:
-    """What so many shards are asked for one query, a matrix of one row."""
-    if query.aggregation == "global":
-        return global_hops(shards, queries_UD, query.k, [query.exclude], query.allow)
-    return local_hops(shards, queries_UD, query.k, [query.exclude], query.top_m, query.allow)
 
 
 @dataclass

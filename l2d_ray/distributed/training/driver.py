@@ -40,8 +40,10 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.schema import Split
+from l2d_ray.stages.checks import check_training
 from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.stages.reports import plot_training, png
+from l2d_ray.stages.settings import check_data
 from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
 
@@ -79,8 +81,8 @@ def finetune(config: Config) -> FinetuneResult:
     workers do not fit this machine, or if the folder holds the result of another training.
     """
     workspace = Workspace.open(config.workspace)
-    config = config.absolute()
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     check(config)
     run = identify_run(config, dataset)
     done = _done(workspace, config, run)
@@ -114,25 +116,9 @@ def identify_run(config: Config, dataset: Dataset) -> str:
 
 def check(config: Config) -> None:
     """Raise InputError for settings that cannot work together, before any worker starts."""
-    finetuning, gpu = config.finetune, config.device == "cuda"
-    if config.model.adapter:
-        raise InputError("model.adapter: a base model is fine-tuned; leave it out")
-    if finetuning.offload and (not gpu or finetuning.zero_stage == 0):
-        raise InputError(
-            f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
-            f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
-        )
-    if config.workers.gpus not in (0, 1):
-        raise InputError(
-            f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to how many"
-        )
-    if config.model.dtype in ("float16", "int8") and not gpu:
-        raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
-    if config.model.dtype == "float16" and finetuning.zero_stage == 0:
-        # It divides gradients by a scale that the loss never had: https://github.com/deepspeedai/DeepSpeed/pull/8393
-        raise InputError("model.dtype='float16' with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it")
-    if finetuning.method == "lora":
-        check_target_modules(config.model, finetuning)
+    check_training(config)
+    if config.finetune.method == "lora":
+        check_target_modules(config.model, config.finetune)
 
 
 def _train(

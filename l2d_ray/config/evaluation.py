@@ -1,0 +1,65 @@
+"""Settings of the evaluation and of the benchmarks."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from l2d_ray.config.section import Name, Section
+
+
+class EvaluateConfig(Section):
+    """The evaluation on test data."""
+
+    recommenders: list[str] = Field(
+        [
+            "most-popular",
+            "co-occurrence",
+            "l2d-global-none",
+            "l2d-local-none",
+            "l2d-global",
+            "l2d-local",
+            "constrained-beam-20",
+            "grounded-beam",
+        ],
+        min_length=1,
+    )
+    """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
+    best of evaluate.priors; the number of constrained-beam is that of its beams."""
+    samples: int = Field(10_000, ge=1)
+    """Maximum number of test samples, and of validation samples; chosen by sample id."""
+    generation_samples: int = Field(200, ge=1)
+    """Test samples for recommenders that generate text, which takes seconds each. The others run on these, too, for
+    comparison."""
+    generation_batch_size: int = Field(8, ge=1)
+    """Prompts that beam search continues at once."""
+    top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)
+    """Values of recommend.top_m to try on validation data."""
+    priors: list[Annotated[float, Field(ge=0)]] = Field([0.0, 1.0, 2.0, 3.0, 4.0], min_length=1)
+    """Values of index.prior to try on validation data, for `+prior`."""
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field([0.1, 0.3, 1.0])
+    """Shares of the memory for the plot of Recall against memory size."""
+    batch_size: int = Field(64, ge=1)
+    """Samples that are encoded and recommended together."""
+    name: Name = "evaluation"
+    """Name of the report's files in reports/."""
+
+
+class BenchConfig(Section):
+    """The benchmarks, jobs/bench_*.py."""
+
+    samples: int = Field(400, ge=1)
+    """Samples to run."""
+    repeats: int = Field(3, ge=1)
+    """Runs of each variant, alternating."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads. null: workers.cpus."""
+    seconds: int = Field(20, ge=1)
+    """Duration of each load on the endpoint, in seconds (jobs/bench_serve.py)."""
+    rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
+    """Rows of the synthetic memories (jobs/bench_search.py)."""
+    shards: list[Annotated[int, Field(ge=1)]] = Field([1, 4], min_length=1)
+    """Numbers of shards to index each memory in (jobs/bench_search.py)."""
+    dimension: int = Field(576, ge=8)
+    """Dimension of the rows (jobs/bench_search.py)."""
+    factories: list[str] = Field(["Flat", "HNSW32", "IVF,SQfp16", "IVF_HNSW32,PQ"], min_length=1)
+    """FAISS factory strings (jobs/bench_search.py). IVF and PQ without numbers are sized by rows and dimension."""

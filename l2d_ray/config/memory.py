@@ -1,0 +1,58 @@
+"""Settings of the memory, of its index, and of recommending from it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from l2d_ray.config.section import Section
+
+
+class MemoryConfig(Section):
+    """The memory: the store of hidden states."""
+
+    num_shards: int = Field(4, ge=1)
+    """Number of shards. All rows of an item are in shard hash(item) mod num_shards."""
+    units: int | None = Field(None, ge=1)
+    """Number of units: slices of the histories that are committed one by one. null: one per 100,000 samples but at
+    least 64, so that a crash loses little and a cluster has enough work to share."""
+    sample_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training samples to keep. The samples of 0.3 are a subset of those of 0.5. Samples that share a
+    window's beginning are kept together, so that tokens are saved in proportion."""
+
+
+class IndexConfig(Section):
+    """The index of a memory. Several indexes of one memory can exist; these settings also choose one of them."""
+
+    snapshot: int | None = Field(None, ge=1)
+    """Number of the memory snapshot. null: the newest to build, the last one that was built to serve."""
+    space: Literal["none", "centre", "whiten-total", "whiten-within"] = "whiten-within"
+    """Linear map before distances are taken. `none` is plain L2, as in the paper. `whiten-within` divides by the
+    within-item covariance; L2D-G finds most with it (jobs/RESULTS.md). All are described in l2d_ray/core/space.py."""
+    shrinkage: float = Field(0.01, ge=0, le=1)
+    """Shrinkage of the covariance towards a multiple of the identity."""
+    prior: float | None = Field(None, ge=0)
+    """Weight of an item's log-frequency in L2D-G: score by -1/2 distance^2 + prior * log(rows of the item). null: 2 in
+    the space whiten-within, else 0. Linear discriminant analysis has 1; validation data prefer 2 (jobs/RESULTS.md)."""
+    factory: str = "auto"
+    """FAISS factory string for the rows of a shard. Flat, SQfp16, HNSW32 and "IVF4096,PQ64" are examples. auto: exact
+    up to 100,000 rows in a shard, inverted lists above, compressed above 5,000,000."""
+    target_recall: float = Field(0.995, gt=0, le=1)
+    """Share of the exact top K that an approximate index must find, for M up to 1,000. The search is widened until it
+    does."""
+    sample_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the memory's rows to index, chosen by sample id. The rows of 0.3 are a subset of those of 0.5."""
+
+    def prior_in(self, space: str) -> float:
+        """Return the prior's weight in this space."""
+        if self.prior is None:
+            return 2.0 if space == "whiten-within" else 0.0
+        return self.prior
+
+
+class RecommendConfig(Section):
+    """Defaults of a request to L2D."""
+
+    top_m: int = Field(200, ge=1)
+    """M of L2D-L: number of nearest memory rows to aggregate. jobs/evaluate.py finds the best on validation data."""
+    exclude_seen: bool = True
+    """Do not recommend items of the history."""

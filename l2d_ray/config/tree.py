@@ -1,0 +1,82 @@
+"""The whole configuration."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
+from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
+from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
+from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
+from l2d_ray.config.section import Folder
+from l2d_ray.config.serving import ServeConfig
+
+
+class Config(BaseSettings):
+    """Every setting of every stage. Paths are absolute, because other processes have another working folder."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    workspace: Folder = Field("workspace", validate_default=True)
+    """Folder or URI for everything the stages leave behind (s3://…, gs://…: whatever pyarrow.fs opens)."""
+    data: DataConfig = DataConfig()
+    history: HistoryConfig = HistoryConfig()
+    prompt: PromptConfig = PromptConfig()
+    model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    memory: MemoryConfig = MemoryConfig()
+    index: IndexConfig = IndexConfig()
+    recommend: RecommendConfig = RecommendConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    workers: WorkersConfig = WorkersConfig()
+    serve: ServeConfig = ServeConfig()
+    bench: BenchConfig = BenchConfig()
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Device of the model: a GPU if each worker has one, or a part of one."""
+        return "cuda" if self.workers.gpus > 0 else "cpu"
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that were given, as JSON values by dotted key. All others have their defaults."""
+        return flatten(self.model_dump(mode="json", exclude_unset=True))
+
+    def replace(self, changes: dict[str, Any]) -> Self:
+        """Return the same configuration with other values of some dotted keys: `replace({"index.snapshot": 3})`.
+
+        The changed settings count as given. Raises pydantic's ValidationError for an unknown key or an impossible
+        value, as for a new configuration.
+        """
+        tree = self.model_dump(exclude_unset=True)
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            section = tree
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[name] = value
+        return type(self)(**tree)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read only what is passed in: no environment variables, no dotenv files."""
+        return (init_settings,)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,150 @@
+"""The samples of a split, in typed batches: the one way from a prepared dataset to anything that learns or is measured.
+
+Shapes: N samples, and H interactions of the users that these samples are of.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from l2d_ray.config import HistoryConfig
+from l2d_ray.core.samples import IntArray, in_fraction, sample_ids, window_starts, windows_in_fraction
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.histories import Lists
+from l2d_ray.errors import InputError
+from l2d_ray.schema import Split
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: a user's items before a moment, and the item that came next."""
+
+    sample_id: int
+    user_hash: int
+    history: NDArray[np.int32]
+    """[position] all items before the target, oldest first."""
+    target: int
+    """Item index."""
+    timestamp: int
+    """Time of the target."""
+
+
+class TrainingPairs(NamedTuple):
+    """Two consecutive items of every training sample."""
+
+    lasts: NDArray[np.int32]
+    """[N] the last item of the history."""
+    targets: NDArray[np.int32]
+    """[N] the item that came next."""
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """N samples, and the whole histories of their users, one after the other in flat arrays."""
+
+    items: NDArray[np.int32]
+    """[H] item indices, a user's in time order. They may be unknown to the catalogue."""
+    timestamps: IntArray
+    """[H] times of the interactions."""
+    begins: IntArray
+    """[N] where the history of each sample begins in `items`."""
+    stops: IntArray
+    """[N] where it stops: the place of the target in `items`."""
+    user_hashes: IntArray
+    """[N] hashes of the users."""
+    sample_ids: IntArray
+    """[N] stable ids (`core.samples.sample_ids`)."""
+
+    def __len__(self) -> int:
+        return self.stops.size
+
+    @property
+    def positions(self) -> IntArray:
+        """[N] the number of items before each target in its user's history."""
+        return self.stops - self.begins
+
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """[N] item indices of the targets."""
+        return self.items[self.stops]
+
+    @property
+    def target_timestamps(self) -> IntArray:
+        """[N] times of the targets."""
+        return self.timestamps[self.stops]
+
+    def window_starts(self, history: HistoryConfig) -> IntArray:
+        """[N] where the window of each sample starts in `items`; it stops at `stops`."""
+        return self.begins + window_starts(self.positions, history.max_items, history.stride)
+
+    def select(self, which: slice | NDArray[np.bool_]) -> "SampleBatch":
+        """Return the samples of a slice or of a mask [N]; the histories stay as they are."""
+        per_sample = (self.begins, self.stops, self.user_hashes, self.sample_ids)
+        return SampleBatch(self.items, self.timestamps, *(column[which] for column in per_sample))
+
+    def in_fraction(self, history: HistoryConfig, fraction: float) -> "SampleBatch":
+        """Return a share of the samples; those whose windows start at the same item are kept or dropped together."""
+        starts = self.window_starts(history) - self.begins
+        return self.select(windows_in_fraction(self.user_hashes, starts, fraction))
+
+    def by_user(self) -> Iterator["SampleBatch"]:
+        """Yield the samples of one user after the other."""
+        bounds = [0, *(np.flatnonzero(np.diff(self.begins)) + 1).tolist(), len(self)]
+        return (self.select(slice(start, stop)) for start, stop in pairwise(bounds) if stop > start)
+
+    def records(self) -> Iterator[Sample]:
+        """Yield the samples one by one; their histories are copies."""
+        columns = (self.sample_ids, self.user_hashes, self.begins, self.stops, self.targets, self.target_timestamps)
+        for sample_id, user_hash, begin, stop, target, time in zip(*(c.tolist() for c in columns), strict=True):
+            yield Sample(sample_id, user_hash, self.items[begin:stop].copy(), target, time)
+
+
+def iter_samples(dataset: Dataset, split: Split, start: int = 0, stop: int | None = None) -> Iterator[SampleBatch]:
+    """Yield the samples of users start to stop - 1 of the dataset's order, in the order of (user, position).
+
+    A batch holds the samples of at most 1,000 users and is never empty. Raises InputError for a damaged dataset.
+    """
+    for users in dataset.iter_users(start, stop):
+        samples = _samples_of(users, split, dataset)
+        if len(samples):
+            yield samples
+
+
+def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
+    """Return at most `limit` samples of a split, those with the smallest ids, so that fewer are a part of more."""
+    share = min(1.0, 1.2 * (limit + 20) / max(dataset.num_samples(split), 1))
+    found = [
+        sample
+        for samples in iter_samples(dataset, split)
+        for sample in samples.select(in_fraction(samples.sample_ids, share)).records()
+    ]
+    return sorted(found, key=lambda sample: sample.sample_id % 2**64)[:limit]
+
+
+def training_pairs(dataset: Dataset) -> TrainingPairs:
+    """Return the last item of the history and the target of every training sample that has a history."""
+    lasts, targets = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
+    for samples in iter_samples(dataset, Split.TRAIN):
+        stops = samples.stops[samples.positions > 0]
+        lasts.append(samples.items[stops - 1])
+        targets.append(samples.items[stops])
+    return TrainingPairs(np.concatenate(lasts), np.concatenate(targets))
+
+
+def _samples_of(users: pa.Table, split: Split, dataset: Dataset) -> SampleBatch:
+    items, timestamps, splits = (Lists.of(users[name]) for name in ("item_indices", "timestamps", "splits"))
+    differs = (items.lengths != timestamps.lengths) | (items.lengths != splits.lengths)
+    if differs.any():
+        user = f"{dataset.workspace.path('dataset')}: user {users['user_id'][int(np.argmax(differs))].as_py()!r}"
+        raise InputError(f"{user}: lists of different lengths; run jobs/prepare_data.py again")
+    stops = np.flatnonzero(splits.values == split)
+    user_N = np.searchsorted(items.offsets, stops, side="right") - 1
+    begins = items.offsets[user_N]
+    user_hashes = users["user_hash"].to_numpy()[user_N]
+    ids = sample_ids(user_hashes, stops - begins)
+    return SampleBatch(items.values, timestamps.values, begins, stops, user_hashes, ids)
