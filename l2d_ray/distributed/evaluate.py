@@ -122,7 +122,7 @@ def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> 
         fn_constructor_args=(config, {run.label: run.recommenders for run in runs}, indexes),
     )
     blocks = []
-    with Progress(sum(len(run.samples) * len(run.recommenders) for run in runs), runs[0].label, "rank") as progress:
+    with Progress(sum(len(run.samples) * len(run.recommenders) for run in runs), runs[0].label, "ranks") as progress:
         for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
             blocks.append(block)
             progress.advance(len(block))
