@@ -1,166 +1,192 @@
-"""The whole way in minutes on a laptop: prepare, fine-tune, submit the main job, verify, index, evaluate, recommend.
+"""The demo: every stage on this machine, recommendations within minutes, and a table of recommenders at the end.
 
-A local Ray with a job server is started by this process; the memory is built by `ray job submit`, as on a cluster.
+This process starts a local Ray with a job server. The memory is built by a submitted job, as on a cluster.
 """
 
 import json
 import logging
 import os
-import subprocess
+import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import ray
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobStatus, JobSubmissionClient
 
+from l2d_ray.api import load
 from l2d_ray.config import Config
-from l2d_ray.core.query import Query
-from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.files import join
+from l2d_ray.data.dataset import MANIFEST, Dataset
+from l2d_ray.data.samples import choose_samples
+from l2d_ray.data.sources import source_of
 from l2d_ray.distributed.build_index import build_index
-from l2d_ray.distributed.build_memory import build_memory
-from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
+from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.prepare import prepare
-from l2d_ray.distributed.training.driver import check, finetune
-from l2d_ray.encoding import HistoryEncoder
-from l2d_ray.errors import InputError
-from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.screen import log_file, say
+from l2d_ray.distributed.training.driver import finetune
+from l2d_ray.errors import InputError, one_line
+from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.verify import verify
-from l2d_ray.recommenders.l2d import L2DRecommender
+from l2d_ray.models.checkpoint import find_model
 from l2d_ray.schema import Split
-from l2d_ray.stages.finetuning import tuned
-from l2d_ray.stages.index_plan import plan_index
-from l2d_ray.stages.summary import CUTOFFS
+from l2d_ray.stages.extraction import plan_units
 from l2d_ray.workspace import Workspace
 
+STAGES = 7
 OBJECT_STORE_BYTES = 500 << 20
-COMPARED = ["l2d-global", "l2d-local"]
+SERVER_SECONDS = 90.0
+"""Time that Ray's job server has to start."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """One user's recommendations, and the workspace in which everything can be looked at."""
+    """Recommendations to one user, and where the results of the stages are."""
 
-    user: str
     history: list[str]
-    """Titles, the last ones."""
+    """The user's last titles."""
     recommended: list[str]
-    """Titles, the best first, without those of the history."""
+    """Titles, best first; those of the history are left out."""
     next: str
     """The title that came next."""
+    recall_at_20: dict[str, float]
+    """By recommender."""
     report: str
     """Location of the evaluation."""
     workspace: str
+    seconds: float
 
 
 def demo(config: Config) -> DemoResult:
-    """Run every stage there is. The command line that made `config` is passed on to the submitted job."""
+    """Run every stage; what an earlier run left in the workspace is used again.
+
+    The submitted job gets this process's command line. Raises InputError as the stages do.
+    """
+    started = time.monotonic()
+
+    def stage(number: int, title: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        say(f"\n[{number}/{STAGES}] {title} ({minutes}:{seconds:02})")
+
+    say(f"Libraries write to {log_file()}")
     workspace = Workspace.open(config.workspace)
-    check(config)
-    # Not ray.init, whose job agent listens on a fixed port, which another Ray on this machine may have.
-    ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}
-    head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, **ports}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
-    ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    quiet_ray_data()
-    _say("1. prepare_data", json.dumps(asdict(prepare(config))))
-    _say("2. the model as it comes", "a memory and an evaluation, to compare with")
-    untuned = _evaluate_untuned(config, workspace)
-    _say("3. finetune")
-    tuning = finetune(config)
-    _say("", json.dumps(asdict(tuning)))
-    config = tuned(config, tuning.adapter)
-    _say("4. ray job submit -- python jobs/build_memory.py")
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    submit = [ray_command, "job", "submit", "--address", f"http://{cluster.webui_url}", "--working-dir", "."]
-    model = [f"model.name={config.model.name}"]
-    model += [f"model.adapter={config.model.adapter}"] if config.model.adapter else []
-    # Named, for Ray gives a job the address of any Ray that it finds on the machine.
-    job = ["env", f"RAY_ADDRESS={cluster.address}", "python", "jobs/build_memory.py"]
-    job += [*sys.argv[1:], f"workspace={workspace.uri}", *model]
-    _wait_for_agent(submit)
-    if subprocess.run([*submit, "--", *job], check=False).returncode:
-        raise InputError("the submitted job failed; its own message is above")
-    _say("5. verify", json.dumps(asdict(verify(workspace))))
-    _say("6. build_index", json.dumps(asdict(build_index(config))))
-    _say("7. evaluate", "what the recommenders find, and what a user costs")
-    evaluation = evaluate(config)
-    ray.shutdown()
-    cluster.shutdown()
-    print(f"\nbefore and after {tuning.seconds:.0f} s of fine-tuning\n{_before_and_after(untuned, evaluation)}")
-    result = recommend(config, workspace, evaluation.report)
-    _say("8. recommend", f"user {result.user}, who last chose:", *result.history, "", "L2D-G recommends:")
-    _say("", *result.recommended, "", f"what came next: {result.next}")
-    return result
-
-
-def _evaluate_untuned(config: Config, workspace: Workspace) -> EvaluateResult:
-    """L2D with the model as it comes, in a workspace of its own with the same dataset."""
-    own = Workspace.open(join(workspace.uri, "untuned"))
-    workspace.copy("dataset", own, "dataset")
-    config = config.replace({"workspace": own.uri, "evaluate.recommenders": COMPARED, "evaluate.fractions": []})
-    build_memory(config)
-    return evaluate(config)
-
-
-def _before_and_after(before: EvaluateResult, after: EvaluateResult) -> str:
-    """The rows of both that can be compared."""
-    rows = {"before": before.results, "after": after.results}
-    return "\n".join(
-        f"{when:8}{row['recommender']:14}" + "".join(f"  recall@{k} {100 * row[f'recall@{k}']:6.2f}" for k in CUTOFFS)
-        for name in COMPARED
-        for when, results in rows.items()
-        for row in results
-        if row["recommender"] == name
-    )
-
-
-def _wait_for_agent(submit: list[str], seconds: float = 90) -> None:
-    """Until a job that does nothing is accepted: a young Ray answers before its job agent does."""
-    deadline = time.monotonic() + seconds
-    nothing = [*submit[: submit.index("--working-dir")], "--no-wait", "--", "true"]
-    while subprocess.run(nothing, capture_output=True, check=False).returncode:
-        if time.monotonic() > deadline:
-            raise InputError(f"Ray accepted no job within {seconds:.0f} s; run the same command again")
-        time.sleep(2)
-
-
-def recommend(config: Config, workspace: Workspace, report: str, k: int = 10) -> DemoResult:
-    """Recommend by L2D-G to the first user who has a test sample."""
-    dataset = Dataset.open(workspace)
-    titles = dataset.items()["title"].to_pylist()
-    user, position = _first_test_sample(dataset)
-    history = np.array(user["item_indices"][:position], np.int32)
-    encoder = HistoryEncoder(config, titles)
-    prior = config.index.prior_in(config.index.space)
-    index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
-    recommender = L2DRecommender(encoder.encode, index)
-    (best,) = recommender.recommend([Query.after(history, k, config.recommend.exclude_seen)])
+    stage(1, "Download the model and the data")
+    with Progress(None, "download"):
+        find_model(config.model)
+        source_of(config).interaction_files(config)
+    with _ray_with_job_server() as cluster:
+        stage(2, "prepare_data: histories of users, and their split")
+        dataset = _prepared_dataset(config, workspace)
+        stage(3, "build_memory, with `ray job submit`: the hidden state of every training sample")
+        _build_memory(config, dataset, cluster)
+        stage(4, "build_index: FAISS shards, item means and the whitened space")
+        index = build_index(config)
+        say(f"{index.rows:,} rows of {index.items:,} items in {index.shards} shards")
+        stage(5, "Recommend to one user, with L2D-G")
+        history, recommended, target = _recommend(workspace, dataset)
+        stage(6, "finetune, briefly: this demo recommends with the model as it comes")
+        tuned = finetune(config)
+        say(
+            f"{tuned.samples:,} samples: loss {tuned.train_loss:.2f} per token, {tuned.valid_loss:.2f} on validation data"
+        )
+        stage(7, "evaluate: the share of users whose next item is among the first 20, 50 and 100")
+        evaluation = evaluate(config)
     return DemoResult(
-        user=user["user_id"],
-        history=[titles[item] for item in history[-config.history.max_items :]],
-        recommended=[titles[item] for item in best.items_I],
-        next=titles[user["item_indices"][position]],
-        report=report,
+        history=history,
+        recommended=recommended,
+        next=target,
+        recall_at_20={row["recommender"]: row["recall@20"] for row in evaluation.results},
+        report=evaluation.report,
         workspace=workspace.uri,
+        seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _first_test_sample(dataset: Dataset) -> tuple[dict[str, Any], int]:
-    for users in dataset.iter_users():
-        for user in users.to_pylist():
-            if Split.TEST in user["splits"]:
-                return user, user["splits"].index(Split.TEST)
-    raise AssertionError("prepare leaves no dataset without test samples")
+@contextmanager
+def _ray_with_job_server() -> Iterator[Cluster]:
+    """Start a Ray on this machine that accepts jobs, connect to it, and stop it when the block ends.
+
+    It is not `ray.init`, whose job agent listens on a fixed port that another Ray may have.
+    """
+    head = {
+        "num_cpus": max(4, os.cpu_count() or 1),
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": True,
+        "dashboard_port": None,
+        "dashboard_agent_listen_port": 0,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        quiet_ray_data()
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
-def _say(title: str, *lines: str) -> None:
-    if title:
-        print(f"\n== {title}", file=sys.stderr)
-    for line in lines:
-        print(f"   {line}", file=sys.stderr)
+def _prepared_dataset(config: Config, workspace: Workspace) -> Dataset:
+    """Return the dataset of `config.data`, prepared unless the workspace has it."""
+    if not workspace.exists(MANIFEST) or Dataset.open(workspace).manifest["data"] != config.data.model_dump(
+        mode="json"
+    ):
+        prepare(config)
+    dataset = Dataset.open(workspace)
+    samples = {split: dataset.num_samples(split) for split in (Split.TRAIN, Split.TEST)}
+    say(f"{dataset.num_users:,} users, {samples[Split.TRAIN]:,} training samples, {samples[Split.TEST]:,} test samples")
+    return dataset
+
+
+def _build_memory(config: Config, dataset: Dataset, cluster: Cluster) -> None:
+    """Submit jobs/build_memory.py, show how many units are committed, and check the files it leaves.
+
+    Raises InputError, with the job's own message, if it fails.
+    """
+    workspace, store = dataset.workspace, MemoryStore(dataset.workspace)
+    command = [sys.executable, "jobs/build_memory.py", *sys.argv[1:], f"workspace={workspace.uri}"]
+    # Ray would give the job the address of any Ray that it finds on the machine.
+    client, job = _submit(f"http://{cluster.webui_url}", ["env", f"RAY_ADDRESS={cluster.address}", *command])
+    units = {unit.name for unit in plan_units(config, dataset)}
+    with Progress(len(units), "build the memory", "units") as progress:
+        while not (status := client.get_job_status(job)).is_terminal():
+            time.sleep(0.5)
+            progress.advance(len(units & store.units().keys()) - progress.done)
+    *_, last = client.get_job_logs(job).strip().splitlines()
+    if status != JobStatus.SUCCEEDED:
+        raise InputError(f"the submitted job failed: {last.removeprefix('error: ')}")
+    built = json.loads(last)
+    say(f"{built['tokens']:,} tokens went through the model; one sample at a time: {built['tokens_one_by_one']:,}")
+    if problems := verify(workspace).problems:
+        raise InputError(problems[0])
+
+
+def _submit(address: str, command: list[str]) -> tuple[JobSubmissionClient, str]:
+    """Submit a job that runs in a copy of this folder, as soon as Ray's job server accepts it."""
+    deadline = time.monotonic() + SERVER_SECONDS
+    while True:
+        try:
+            client = JobSubmissionClient(address)
+            return client, client.submit_job(entrypoint=shlex.join(command), runtime_env={"working_dir": "."})
+        except (ConnectionError, RuntimeError) as error:  # it answers before it has an agent to run jobs
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"Ray accepted no job within {SERVER_SECONDS:.0f} s ({one_line(error)}); run the same command again"
+                ) from None
+            time.sleep(1)
+
+
+def _recommend(workspace: Workspace, dataset: Dataset, k: int = 10) -> tuple[list[str], list[str], str]:
+    """Recommend for one test sample; return the last titles of its history, the recommended ones and the next one."""
+    (sample,) = choose_samples(dataset, Split.TEST, 1)
+    ids, titles = (dataset.items()[name].to_pylist() for name in ("item_id", "title"))
+    found = load(workspace.uri).recommend([ids[item] for item in sample.history], k)
+    history, target = [titles[item] for item in sample.history[-k:]], titles[sample.target]
+    say(f"After {'; '.join(history)}:")
+    for rank, one in enumerate(found, start=1):
+        say(f"{rank:3}. {one.title}")
+    say(f"The user's next choice was {target}")
+    return history, [one.title for one in found], target

@@ -45,9 +45,9 @@ def run(
     """
     try:
         config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
-        if check:
-            pkgutil.resolve_name(check)(config)
         with quiet_libraries(Path(sys.argv[0]).stem), warn_if_busy():
+            if check:
+                pkgutil.resolve_name(check)(config)
             connected = on_ray and connect(config, serves)
             try:
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)

@@ -35,22 +35,28 @@ def show(text: str) -> None:
     print(text, file=_user.get(1, sys.stdout), flush=True)
 
 
-@contextmanager
-def quiet_libraries(name: str) -> Iterator[Path]:
-    """Send all other output of this process and its children to a new log file, and yield its path.
+def log_file() -> str:
+    """Return the name of the file that libraries write to; it is "<stderr>" outside `quiet_libraries`."""
+    return sys.stderr.name
 
-    An exception gets a note with that path. The file is left in the folder for temporary files unless it is empty.
+
+@contextmanager
+def quiet_libraries(job: str) -> Iterator[None]:
+    """Send all other output of this process and its children to a new log file, in the folder for temporary files.
+
+    An exception gets a note with its path. The file is removed if it is empty at the end.
     """
-    descriptor, path = tempfile.mkstemp(prefix=f"l2d_ray-{name}-", suffix=".log")
+    descriptor, name = tempfile.mkstemp(prefix=f"l2d_ray-{job}-", suffix=".log")
+    os.close(descriptor)
+    path = Path(name)
     with ExitStack() as stack:
-        stack.callback(_remove_if_empty, Path(path))
-        log = stack.enter_context(os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="replace"))
-        _redirect(stack, log)
+        stack.callback(_remove_if_empty, path)
+        _redirect(stack, stack.enter_context(path.open("w", buffering=1, encoding="utf-8", errors="replace")))
         stack.enter_context(_l2d_ray_logs())
         try:
-            yield Path(path)
+            yield
         except Exception as error:
-            if Path(path).stat().st_size:
+            if path.stat().st_size:
                 error.add_note(f"The output of libraries is in {path}")
             raise
 
