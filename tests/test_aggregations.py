@@ -1,6 +1,7 @@
 """Aggregations by name: batches of mixed queries, unknown names, and an aggregation that is added here."""
 
 import pickle
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,6 @@ from l2d_ray.index import aggregations
 from l2d_ray.index.aggregations import AGGREGATIONS, l2d_local
 from l2d_ray.index.exchange import Exchange, Request, drive
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.serve.schemas import RecommendRequest
 
 
 def vote(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:
@@ -76,12 +76,14 @@ def test_an_added_aggregation_is_searched_by_its_name_and_equals_its_definition(
 
 
 def test_the_http_interface_accepts_and_documents_an_added_aggregation(with_votes: None) -> None:
-    assert RecommendRequest(history=["a"], aggregation="votes").aggregation == "votes"
-    field = RecommendRequest.model_json_schema()["properties"]["aggregation"]
+    """The schemas are made when their module is imported, so a fresh copy of it is run here."""
+    request = runpy.run_module("l2d_ray.serve.schemas")["RecommendRequest"]
+    assert request(history=["a"], aggregation="votes").aggregation == "votes"
+    field = request.model_json_schema()["properties"]["aggregation"]
     assert field["enum"] == ["global", "local", "votes"]
     assert "`votes`: votes of the nearest rows" in field["description"]
     with pytest.raises(ValidationError, match="Input should be 'global' or 'local' or 'votes'"):
-        RecommendRequest(history=["a"], aggregation="both")
+        request(history=["a"], aggregation="both")
 
 
 def test_queries_of_one_batch_are_answered_as_each_alone(tmp_path: Path, with_votes: None) -> None:

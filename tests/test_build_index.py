@@ -154,7 +154,7 @@ def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Pa
     assert all(name in result["stdout"] for name in names)
     ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()
     for row in report["results"]:
-        run = "test" if row["users"] == 60 else "test, beside those that write"
+        run = "test" if row["users"] == 60 else "test, same samples"
         own = ranks[(ranks["recommender"] == row["recommender"]) & (ranks["run"] == run)]
         assert own["sample_id"].nunique() == row["users"]
         assert recall(own["rank"].to_numpy(), 20).mean() == pytest.approx(row["recall@20"], abs=1e-4)
@@ -163,7 +163,7 @@ def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Pa
 
 
 def test_a_target_is_never_in_the_training_data_of_its_user(evaluated: tuple[Path, dict]) -> None:
-    """What the baselines count and the memory holds are training samples only."""
+    """Baselines count training samples only, and the memory holds no others."""
     folder, _ = evaluated
     ranks = pq.read_table(folder / "reports/evaluation.parquet").to_pandas()
     rows = pq.read_table(folder / "memory/data", columns=["sample_id"])["sample_id"].to_numpy()

@@ -82,8 +82,10 @@ def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def help_text(capsys: pytest.CaptureFixture[str], *argv: str, **arguments: Any) -> str:
-    with pytest.raises(SystemExit) as ended:
-        load_config(argv, **arguments)
+    with pytest.MonkeyPatch.context() as terminal:
+        terminal.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as ended:
+            load_config(argv, **arguments)
     assert ended.value.code == 0
     return capsys.readouterr().out
 

@@ -29,7 +29,7 @@ def write(folder: Path, users: list[dict[str, Any]]) -> Dataset:
 
 
 def random_users(count: int = 2_500) -> list[dict[str, Any]]:
-    """Histories of 0 to 12 items, with every mixture of splits, and users without any sample."""
+    """Return histories of 0 to 12 items, with every mixture of splits, and users without any sample."""
     random = np.random.default_rng(3)
     users = []
     for number in range(count):

@@ -25,11 +25,11 @@ from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.workspace import Workspace
 
 VERBS = (
-    "add|build|check|choose|complete|convert|correct|delete|did you mean|download|fill|get|give|install|keep|leave|look|lower|make"
-    "|name|pip install|prepare|put|raise|remove|rename|run|save|see|set|start|take|this is a section|use|write|--help"
+    "add|build|check|choose|complete|convert|correct|delete|did you mean|download|fill|get|give|install|keep|leave|look"
+    "|lower|make|name|pip install|prepare|put|raise|remove|rename|run|save|see|set|start|take|this is a section|use|write|--help"
 )
 REMEDY = re.compile(rf"; ([^;]*\b)?({VERBS})\b|; {{|{{\w*REMEDY}}|{{problem}}", re.IGNORECASE)
-"""What to do stands behind a semicolon, or is a text that several messages share."""
+"""The remedy stands behind a semicolon, or is a text that several messages share."""
 QUOTED = {"no file there"}
 """Messages that stand in another one."""
 PLACE = re.compile(r"[={/.]|^--")

@@ -12,7 +12,7 @@ def scaled(shard: int, factor: int, term: int = 0) -> int:
 
 
 def total(terms: list[int]) -> Exchange[int]:
-    """Two rounds: the second sends each shard a number."""
+    """Run two rounds: the second sends each shard a number."""
     first = yield Request(scaled, (10,))
     second = yield Request(scaled, (1,), per_shard=terms)
     return sum(first) + sum(second)

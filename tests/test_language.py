@@ -23,6 +23,7 @@ TEXTS = [
 ]
 TOP_LEVEL = {"README.md", "pyproject.toml", "LICENSE", "Makefile", "l2d_ray", "cluster", "jobs", "tests"}
 LINES_PER_FILE = 300
+LINES_PER_TEST_FILE = 350
 WORDS_PER_SENTENCE = 30
 
 FORBIDDEN = re.compile(
@@ -140,17 +141,23 @@ def test_the_docstring_of_a_function_opens_with_a_verb() -> None:
 
 
 def test_sentences_in_docstrings_are_short() -> None:
+    """A sentence that lists the reasons for an error may be longer."""
     expect_none(
         place._replace(text=sentence)
         for place, _ in docstrings()
         for sentence in sentences(place.text)
-        if len(sentence.split()) > WORDS_PER_SENTENCE
+        if len(sentence.split()) > WORDS_PER_SENTENCE and not sentence.startswith("Raises ")
     )
 
 
 def test_source_files_are_short() -> None:
     lengths = (Place(path, len(path.read_text().splitlines()), "last line") for path in SOURCES)
-    expect_none(place for place in lengths if place.line > LINES_PER_FILE)
+    tests = ROOT / "tests"
+    expect_none(
+        place
+        for place in lengths
+        if place.line > (LINES_PER_TEST_FILE if place.path.is_relative_to(tests) else LINES_PER_FILE)
+    )
 
 
 def test_the_top_level_of_the_repository_is_as_designed() -> None:

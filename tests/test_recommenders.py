@@ -102,7 +102,7 @@ class TestANewRecommender(InTheWorld):
 
 @pytest.fixture
 def new_aggregation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """L2D reads the list of aggregations when it is imported, so that a list with one more needs a new import."""
+    """Add an aggregation. L2D reads their list when it is imported, so it is imported anew."""
     monkeypatch.setitem(AGGREGATIONS, toy_aggregation.NAME, toy_aggregation)
     monkeypatch.delitem(sys.modules, MODULES["l2d"])
 

@@ -16,7 +16,7 @@ from l2d_ray.serve.security import Keys
 HISTORY = ["i3", "i7", "i11"]
 ITEMS = 30
 SETTINGS = ServeConfig(max_history=20, max_k=40, beams=ITEMS)
-"""As many beams as items, so that all items are found."""
+"""Number of beams. There are as many items, so all of them are found."""
 
 
 @pytest.fixture(autouse=True)

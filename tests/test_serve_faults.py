@@ -236,7 +236,7 @@ def test_a_promotion_survives_the_death_of_an_encoder_that_loads(
 def test_a_release_that_kills_encoders_is_given_up(
     endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected
 ) -> None:
-    """As if two releases did not fit in memory. The successors of the encoders must not load it."""
+    """Encoders die as if two releases did not fit in memory. The successors of the encoders must not load it."""
     before = endpoint.version()
     wait_for(lambda: len(workers("ServeReplica:l2d_ray:Encoder")) == 2)
     first, second = workers("ServeReplica:l2d_ray:Encoder")

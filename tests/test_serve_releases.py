@@ -1,4 +1,4 @@
-"""What a release reads of its workspace."""
+"""The files of its workspace that a release reads."""
 
 import shutil
 from pathlib import Path

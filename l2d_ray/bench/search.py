@@ -40,10 +40,11 @@ class SearchBenchmark:
     """Measurements of every index, and estimates from them."""
 
     results: list[dict[str, Any]]
-    """One row per index: `rows`, `factory`, `index` (the complete factory string), `shards`, `search` (the setting that
-    reaches index.target_recall), `recall_top_m`, `recall_top_k`, `build_seconds`, `bytes_per_row` (including float16
-    rows and ids), `local_ms` and `global_ms` (median of one query by L2D-L and L2D-G), `faiss_ms` (median of FAISS
-    alone finding the top M) and `local_over_faiss` (median ratio of the pairs)."""
+    """One row per index. `index` is the complete factory string, `search` the setting that reaches index.target_recall.
+
+    `bytes_per_row` includes float16 rows and ids. `local_ms` and `global_ms` are medians of one query by L2D-L and
+    L2D-G. `faiss_ms` is the median of FAISS alone finding the top M. `local_over_faiss` is the median ratio of the
+    pairs."""
     extrapolated: list[dict[str, Any]]
     """Estimates for 1e9 rows on one shard, from the largest measured size of each factory on one shard. Bytes grow with
     the rows, milliseconds with the rows that are scanned: all of Flat, and about their square root of IVF."""

@@ -80,8 +80,8 @@ class ServeBenchmark:
     bare_tail: float
     """p99 over p50 in the bare loop: how much the lengths of histories differ."""
     queue_tail: float
-    """p99 over p50 of a simulated queue in front of the bare loop, with random arrivals at the same rate, first come,
-    first served: the tail that chance causes at any single server."""
+    """p99 over p50 of a simulated queue in front of the bare loop: the tail that chance causes at any single server.
+    Arrivals are random at the same rate, first come, first served."""
     returning: Load
     """Load of returning users: each request adds one item to a history seen before, and is sent once."""
     cache_hits: float

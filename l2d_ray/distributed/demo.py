@@ -90,9 +90,8 @@ def demo(config: Config) -> DemoResult:
         history, recommended, target = _recommend(workspace, dataset)
         stage(6, "finetune, briefly: this demo recommends with the model as it comes")
         tuned = finetune(config)
-        say(
-            f"{tuned.samples:,} samples: loss {tuned.train_loss:.2f} per token, {tuned.valid_loss:.2f} on validation data"
-        )
+        losses = f"{tuned.train_loss:.2f} per token, {tuned.valid_loss:.2f} on validation data"
+        say(f"{tuned.samples:,} samples: loss {losses}")
         stage(7, "evaluate: the share of users whose next item is among the first 20, 50 and 100")
         evaluation = evaluate(config)
     return DemoResult(

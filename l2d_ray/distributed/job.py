@@ -40,8 +40,8 @@ def run(
     can be known before Ray starts. `about`, and the sections and keys that the stage `reads`, are for `--help`. A stage
     that `serves` needs a Ray that is prepared for HTTP.
 
-    Exit status: 0 done; 2 bad input or configuration, with one line on stderr; 1 for a full disk, a missing permission
-    and the like, also with one line; 1 with a traceback for any other error.
+    Exit status 0: done. 2: bad input or configuration, with one line on stderr. 1: a full disk, a missing permission
+    and the like, with one line; any other error, with a traceback.
     """
     try:
         config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)

@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, total: int | None, label: str, unit: str = "") -> None:
-        """`total` is None for a pass of which only the duration is known. `unit` is a plural noun."""
+        """Describe a pass. `total` is None if only its duration can be shown. `unit` is a plural noun."""
         self.done = 0
         self._total, self._label, self._unit, self._note = total, label, unit, ""
         self._started = self._resumed = time.monotonic()

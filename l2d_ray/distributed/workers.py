@@ -12,7 +12,7 @@ from l2d_ray.errors import InputError
 
 
 def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -> None:
-    """Check that a number of workers of `workers.cpus` and `workers.gpus` fit at once. Ray would wait silently for ever.
+    """Check that a number of workers fit at once. Ray would wait silently for ever.
 
     On the Ray of this machine alone, raises InputError, which names the `setting` of their number. A cluster may grow,
     so there one line on stderr says that the job waits.

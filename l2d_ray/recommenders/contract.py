@@ -82,7 +82,7 @@ class IndexKey(NamedTuple):
 
 
 Choices = Mapping[str, Mapping[str, float]]
-"""What validation chose: a value for each study, by its group and its label."""
+"""Choices of the validation: a value for each study, by its group and its label."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Study:
     """
 
     group: str
-    """Where the report states the choice."""
+    """Section of the report that states the choice."""
     label: str
-    """What the report calls the choice, once in a group."""
+    """Name of the choice in the report, unique in its group."""
     recommender: str
     """Name of the recommender in the report's rows."""
     option: str

@@ -1,4 +1,4 @@
-"""What one replica keeps in memory of the releases of an endpoint, in step with the endpoint's release file."""
+"""The content of releases that one replica keeps in memory, in step with the endpoint's release file."""
 
 import asyncio
 import logging

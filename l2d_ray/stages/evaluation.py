@@ -31,7 +31,7 @@ from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import Row, groups_of, summarise
 from l2d_ray.workspace import Workspace
 
-SAME_SAMPLES = "test, beside those that write"
+SAME_SAMPLES = "test, same samples"
 """Label of the run of all recommenders on the samples of those that write text, in `reports/*.parquet`."""
 
 
@@ -95,7 +95,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Validation:
-    """What validation chose."""
+    """The choices of the validation."""
 
     choices: dict[str, dict[str, float]]
     """A value for each study, by its group and its label."""

@@ -1,1 +1,1 @@
-"""What several test files share: small worlds, tiny models, running endpoints."""
+"""Code that several test files share: small worlds, tiny models, running endpoints."""

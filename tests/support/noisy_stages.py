@@ -48,7 +48,7 @@ def good(_config: Config) -> NoisyResult:
 
 
 def with_actor(config: Config) -> NoisyResult:
-    """Ray's core writes a line about the actor's argument straight to the descriptor of stderr."""
+    """Provoke a line about the actor's argument, which Ray's core writes straight to the descriptor of stderr."""
     assert ray.get(Actor.remote(ray.put(np.zeros(1 << 20))).get.remote()) == 1 << 20
     return good(config)
 

@@ -1,4 +1,4 @@
-"""What the page tests do with the page, and what they expect of it. Every expectation waits until it is met."""
+"""Actions of the page tests and their expectations. Every expectation waits until it is met."""
 
 import contextlib
 import time

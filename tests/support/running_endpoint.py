@@ -25,7 +25,7 @@ from support.small_workspace import command, environment, wait_for
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client received."""
+    """A reply as a client received it."""
 
     status: int
     """HTTP status; 0: no response."""

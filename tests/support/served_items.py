@@ -1,4 +1,4 @@
-"""What an endpoint must answer, computed by one process, and the comparison with its responses."""
+"""The right answers of an endpoint, computed by one process, and their comparison with its responses."""
 
 from collections.abc import Sequence
 from typing import Any

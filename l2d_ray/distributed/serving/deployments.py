@@ -1,9 +1,10 @@
 """The application on Ray Serve: gateways that speak HTTP, encoders that hold the model, and shards of the index.
 
-A request runs through a gateway (checks, item ids to indices), one encoder (hidden state of the history), every shard
-group, in one or more rounds (`index/exchange.py`), and the gateway again (merge, titles). The shard groups are called
-in parallel; models and searches run in threads. Every call carries the version of its release (`serve/releases.py`),
-so that no answer mixes two.
+A gateway checks a request and turns item ids into indices. One encoder computes the hidden state of the history. Every
+shard group answers, in one or more rounds (`index/exchange.py`). The gateway merges the answers and adds titles.
+
+Shard groups are called in parallel; models and searches run in threads. Every call carries the version of its release
+(`serve/releases.py`), so that no answer mixes two.
 """
 
 import math

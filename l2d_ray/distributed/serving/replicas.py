@@ -1,4 +1,4 @@
-"""What a gateway calls: the encoders, the shard groups and, where they are offered, the beam searchers."""
+"""The replicas that a gateway calls: the encoders, the shard groups and, where they are offered, the beam searchers."""
 
 import asyncio
 import math
