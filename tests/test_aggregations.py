@@ -82,7 +82,7 @@ def test_the_http_interface_accepts_and_documents_an_added_aggregation(with_vote
     field = request.model_json_schema()["properties"]["aggregation"]
     assert field["enum"] == ["global", "local", "votes"]
     assert "`votes`: votes of the nearest rows" in field["description"]
-    with pytest.raises(ValidationError, match="Input should be 'global' or 'local' or 'votes'"):
+    with pytest.raises(ValidationError, match="Input should be 'global', 'local' or 'votes'"):
         request(history=["a"], aggregation="both")
 
 

@@ -3,8 +3,8 @@
 Tasks stream the files and keep interactions with known items that have a title. One sort by the hash of the user (Ray
 Data, which spills to disk) brings all interactions of a user into one block.
 
-Every later step is one task per block with a small result. The steps are passes of the k-core, passes that find the cuts
-of the time split, and the writing of a part. The driver holds the items and a few numbers for each, never the
+Every later step is one task per block with a small result. The steps are passes of the k-core, passes that find the
+cuts of the time split, and the writing of a part. The driver holds the items and a few numbers for each, never the
 interactions. The result does not depend on the number of blocks, the number of workers or their timing.
 """
 
