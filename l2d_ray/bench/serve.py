@@ -168,7 +168,8 @@ def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
     histories = [sample.history[-config.serve.max_history :].tolist() for sample in samples if len(sample.history)]
     if not any(len(history) > STEPS for history in histories):
         raise InputError(
-            f"{config.workspace}: no test sample has a history of more than {STEPS} items; give a workspace with longer ones"
+            f"{config.workspace}: no test sample has a history of more than {STEPS} items; give a workspace with longer"
+            " ones"
         )
     return release, histories
 

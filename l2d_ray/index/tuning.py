@@ -31,8 +31,9 @@ def find_setting(rows: Sequence[int], target: float) -> Exchange[tuple[str, Inde
 
     `rows` are the numbers of rows of the shards. Queries are rows of the memory, and no row is its own neighbour. The
     search starts with the narrowest setting and takes the step that gains most until the target is reached. If it is
-    out of reach, the best setting tried is taken. Returns the setting, which stays in force, and the quality at the M where
-    it is lowest.
+    out of reach, the best setting tried is taken.
+
+    Returns the setting, which stays in force, and the quality at the M where it is lowest.
     """
     sampled = yield Request(sample_rows, (max(1, sum(rows) // QUALITY_QUERIES),))
     queries_UD, sample_ids_U = (np.concatenate(parts) for parts in zip(*sampled, strict=True))
