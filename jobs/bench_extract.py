@@ -1,10 +1,16 @@
-"""Measure packed against one-by-one extraction: `python jobs/bench_extract.py [--config FILE] [key=value …]`.
+"""Measure packed against one-by-one extraction, in one process, without Ray.
 
-Needs a prepared dataset (jobs/prepare_data.py). One process, no Ray. The last line on stdout is one JSON object
-(`ExtractBenchmark`).
+    python jobs/bench_extract.py workspace=… [key=value …]
+
+Needs a dataset (jobs/prepare_data.py). The last line on stdout is one JSON object (`ExtractBenchmark`).
 """
 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.bench.extract:bench_extract", on_ray=False)
+    run(
+        "l2d_ray.bench.extract:bench_extract",
+        __doc__,
+        reads="workspace history prompt model memory workers bench",
+        on_ray=False,
+    )

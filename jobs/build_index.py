@@ -1,10 +1,18 @@
-"""Build the index of a memory: `python jobs/build_index.py --config FILE [key=value …]`.
+"""Build the index of a memory, and make it the one to recommend from.
 
-The space, the FAISS index and the snapshot are `index.*`. Killed at any moment, the same command again builds what is
-missing. The last line on stdout is one JSON object (`IndexResult`).
+    python jobs/build_index.py workspace=… [key=value …]
+
+Needs a memory (jobs/build_memory.py). index.* and recommend.* are recorded: jobs/evaluate.py, jobs/serve.py and
+l2d_ray.load take them from the workspace. Killed at any moment, the same command builds what is missing. The last line
+on stdout is one JSON object (`IndexResult`).
 """
 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.build_index:build_index")
+    run(
+        "l2d_ray.distributed.build_index:build_index",
+        __doc__,
+        reads="workspace index recommend workers",
+        check="l2d_ray.stages.checks:build_index",
+    )

@@ -1,10 +1,19 @@
-"""Build the memory of hidden states: `python jobs/build_memory.py --config FILE [key=value …]`.
+"""Build the memory: the hidden state of every training sample.
 
-The same under `ray job submit --working-dir . -- python jobs/build_memory.py …`. Killed at any moment, the same
-command again builds what is missing. The last line on stdout is one JSON object (`BuildResult`).
+    python jobs/build_memory.py workspace=… [key=value …]
+    ray job submit --working-dir . -- python jobs/build_memory.py workspace=s3://bucket/beauty
+
+Needs a dataset (jobs/prepare_data.py). The model, the prompt and the window are those of jobs/finetune.py, if that has
+run. Killed at any moment, the same command builds what is missing. The last line on stdout is one JSON object
+(`BuildResult`).
 """
 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.build_memory:build_memory")
+    run(
+        "l2d_ray.distributed.build_memory:build_memory",
+        __doc__,
+        reads="workspace history prompt model finetune.name memory workers",
+        check="l2d_ray.stages.checks:build_memory",
+    )

@@ -1,10 +1,17 @@
-"""Evaluate recommenders on the test samples: `python jobs/evaluate.py --config FILE [key=value …]`.
+"""Evaluate recommenders on the test samples, and print a table.
 
-`evaluate.recommenders` names them; indexes that are missing are built. Leaves reports/<evaluate.name>.json, .png and
-.parquet in the workspace and prints the table. The last line on stdout is one JSON object (`EvaluateResult`).
+    python jobs/evaluate.py workspace=… [key=value …]
+
+Needs a dataset, and for L2D a memory; indexes that are missing are built. Leaves reports/<evaluate.name>.json, .png and
+.parquet in the workspace. The last line on stdout is one JSON object (`EvaluateResult`).
 """
 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.evaluate:evaluate")
+    run(
+        "l2d_ray.distributed.evaluate:evaluate",
+        __doc__,
+        reads="workspace history prompt model finetune.name memory.num_shards index recommend evaluate workers",
+        check="l2d_ray.stages.checks:evaluate",
+    )

@@ -5,10 +5,16 @@
     python jobs/prepare_data.py data.source=amazon data.interactions=Beauty_5.json.gz data.items=meta_Beauty.json.gz
     python jobs/prepare_data.py data.source=table data.interactions=s3://bucket/log/ data.items=items.parquet
 
-The last line on stdout: users, items, interactions, samples, train, valid, test, dropped (by reason), seconds, dataset.
+The last line on stdout is one JSON object: users, items, interactions, samples, train, valid, test, dropped (by
+reason), seconds, dataset.
 """
 
 from l2d_ray.distributed.job import run
 
 if __name__ == "__main__":
-    run("l2d_ray.distributed.prepare:prepare")
+    run(
+        "l2d_ray.distributed.prepare:prepare",
+        __doc__,
+        reads="workspace data",
+        check="l2d_ray.stages.checks:prepare",
+    )

@@ -69,7 +69,12 @@ def make_config(tree: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config(**tree)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(dict(e), origin) for e in error.errors())) from None
+        raise explained(error, origin) from None
+
+
+def explained(error: ValidationError, origin: str) -> InputError:
+    """Return the errors of a configuration in one line that names `origin`, keys and values."""
+    return InputError("; ".join(_explain(dict(e), origin) for e in error.errors()))
 
 
 def _refuse_relative(workspace: Any) -> None:
@@ -152,7 +157,7 @@ def _remedy(message: str) -> str:
     if "valid dictionary" in message:
         return "this is a section: give its keys"
     if "match pattern" in message:  # the only one, of names
-        return "give a name of letters, digits, _, - and ."
+        return "give a name of letters, digits, dots, hyphens and underscores"
     message = message.partition(", unable to")[0].partition(" after validation")[0]
     for start, remedy in (
         ("Input should be a valid ", "give a valid "),
@@ -195,7 +200,8 @@ def _print_help(about: str, keys: Sequence[str], full: bool) -> NoReturn:
             section = key.partition(".")[0]
             print(f"\n{_heading(section)}" if "." in key else "")
         print(_entry(key, field, full, width))
-    print("" if full else "\n--help-all describes every setting of every job in full.")
+    print("\nValues are defaults; settings that the workspace records replace them.")
+    print("" if full else "--help-all describes every setting of every job in full.")
     sys.exit(0)
 
 

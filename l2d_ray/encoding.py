@@ -23,7 +23,7 @@ from l2d_ray.models.prefix_cache import PrefixCache
 from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.records import MemoryIdentity
 
-History = Sequence[int | str] | NDArray[np.int32]
+History = Sequence[int | str] | NDArray[np.integer]
 """Items in time order: their indices, or titles where the catalogue does not know them."""
 
 

@@ -1,4 +1,4 @@
-"""JSON records that the stages leave in the workspace, and what decides whether their numbers can be compared."""
+"""JSON records that the stages leave in the workspace, and the identity by which hidden states can be compared."""
 
 import hashlib
 from typing import Self
@@ -6,39 +6,40 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from l2d_ray.errors import InputError
-from l2d_ray.workspace import Workspace
+from l2d_ray.workspace import Workspace, writer_of
 
 FORMAT_VERSION = 1
 
 
 class Record(BaseModel):
-    """A JSON file of the workspace; closed to unknown keys, immutable."""
+    """A JSON file of the workspace: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def read(cls, workspace: Workspace, path: str) -> Self:
-        """The record at `path`. Raises InputError if it is missing or damaged."""
+        """Return the record at `path`. Raises InputError if it is missing or damaged."""
         try:
             return cls.model_validate(workspace.read_json(path))
         except ValidationError as error:
-            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            where, problem = ".".join(str(part) for part in error.errors()[0]["loc"]), error.errors()[0]["msg"]
+            remove = "the index's folder" if path.startswith("index/") and path.count("/") > 1 else "it"
             raise InputError(
-                f"{workspace.path(path)}: {where}: {error.errors()[0]['msg']}; the file is damaged or of another"
-                " version of l2d_ray: delete it (of an index, its folder) and run the job that writes it again"
+                f"{workspace.path(path)}: {where}: {problem}; the file is damaged or of another version of l2d_ray:"
+                f" delete {remove} and run {writer_of(path)} again"
             ) from None
 
     def digest(self) -> str:
-        """SHA-256 of the record."""
+        """Return the SHA-256 of the record."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     def write(self, workspace: Workspace, path: str) -> None:
-        """Write the record, atomically. Raises FileExistsError if it is there: records never change."""
+        """Write the record, atomically. Raises FileExistsError if the file exists: records do not change."""
         workspace.write_json(path, self.model_dump(), exclusive=True)
 
 
 class MemoryIdentity(Record):
-    """What decides the numbers in a memory. States that differ in any of it cannot be compared."""
+    """Everything that decides the numbers in a memory. States that differ in any of it cannot be compared."""
 
     format_version: int = FORMAT_VERSION
     base_model: str
@@ -51,14 +52,14 @@ class MemoryIdentity(Record):
     template: str
     """Digest of the prompt template."""
     dtype: str
-    """What the model computed in; states are stored as float16 always."""
+    """Number format that the model computed in; states are always stored as float16."""
     max_items: int
     stride: int
     dimension: int
     num_shards: int
 
     def differences(self, other: "MemoryIdentity") -> list[str]:
-        """`name (theirs, ours)` for everything in which two memories differ."""
+        """Return `name (theirs, now ours)` for each field in which two memories differ."""
         ours, theirs = self.model_dump(), other.model_dump()
         return [
             f"{name} ({_short(theirs[name])}, now {_short(ours[name])})" for name in ours if ours[name] != theirs[name]
@@ -67,12 +68,12 @@ class MemoryIdentity(Record):
 
 def check_query(indexed: MemoryIdentity, ours: MemoryIdentity) -> None:
     """Raise InputError, naming what differs, if queries would not be encoded as the rows of a memory were."""
-    shards = {"num_shards": indexed.num_shards}  # says where rows are, not what they are
+    shards = {"num_shards": indexed.num_shards}  # says where rows are, and nothing about their numbers
     differences = ours.model_copy(update=shards).differences(indexed)
     if differences:
         raise InputError(
-            f"the memory was made with another {', '.join(differences)}; use its model, adapter, template and window,"
-            " or build it again"
+            f"the memory was made with another {', '.join(differences)}; give model.*, prompt.* and history.* as they"
+            " were for jobs/build_memory.py, or build the memory again"
         )
 
 

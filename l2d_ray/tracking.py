@@ -2,13 +2,14 @@
 for and installed. Their own settings (server, project, key) are those of their environment variables."""
 
 import importlib
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from l2d_ray.errors import InputError
 
+logger = logging.getLogger(__name__)
 MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
@@ -43,7 +44,7 @@ def log_to(trackers: list[Tracker], step: int, metrics: Mapping[str, float]) -> 
         try:
             tracker.log(step, metrics)
         except Exception as error:  # what a server that is away makes of it is the tracker's own
-            print(f"{type(tracker).__name__.strip('_')} takes no more numbers: {error}", file=sys.stderr)
+            logger.warning("%s takes no more numbers: %s", type(tracker).__name__.strip("_"), error)
             trackers.remove(tracker)
 
 

@@ -1,4 +1,4 @@
-"""The workspace: one folder, on a disk or an object store, that holds everything the stages leave behind."""
+"""The workspace: one folder, on a disk or an object store, for everything the stages leave behind."""
 
 import hashlib
 import io
@@ -17,6 +17,14 @@ from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError
 
+WRITERS = {
+    "dataset": "jobs/prepare_data.py",
+    "memory": "jobs/build_memory.py",
+    "index": "jobs/build_index.py",
+    "reports": "jobs/evaluate.py",
+}
+"""Jobs by the folder that they write. The folder of jobs/finetune.py has any other name."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -31,7 +39,7 @@ class Workspace:
 
     @classmethod
     def open(cls, uri: str) -> "Workspace":
-        """The workspace at `uri`; nothing is created. Raises InputError for a URI no filesystem answers to."""
+        """Return the workspace at `uri`, without creating anything. Raises InputError for a URI of no filesystem."""
         if "://" not in uri:
             path = Path(uri).expanduser().resolve()
             return cls(str(path), pafs.LocalFileSystem(), str(path))
@@ -42,30 +50,35 @@ class Workspace:
         return cls(uri, filesystem, root.rstrip("/"))
 
     def path(self, relative: str) -> str:
-        """The filesystem's own path of `relative`."""
+        """Return the filesystem's path of `relative`."""
         return f"{self.root}/{relative}" if relative else self.root
 
     def exists(self, relative: str) -> bool:
-        """Whether a file or folder is there."""
+        """Return whether a file or folder exists."""
         return bool(self.filesystem.get_file_info(self.path(relative)).type != pafs.FileType.NotFound)
 
     def files(self, folder: str, suffix: str = "") -> list[str]:
-        """Relative paths of all files below `folder`, sorted; none if there is no such folder."""
+        """Return the relative paths of all files below `folder`, sorted; none if the folder does not exist."""
         found = self.filesystem.get_file_info(
             pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
         )
         paths = [info.path for info in found if info.type == pafs.FileType.File and info.path.endswith(suffix)]
         return sorted(path[len(self.root) + 1 :] for path in paths)
 
+    def folders(self) -> list[str]:
+        """Return the names of the folders of the workspace, sorted."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.root, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def copy(self, folder: str, to: "Workspace", target: str) -> None:
-        """Copy what is below `folder` to below `target` of a workspace, every file as by `create`."""
+        """Copy all files below `folder` to below `target` of another workspace, each as by `create`."""
         for path in self.files(folder):
             name = path.removeprefix(f"{folder}/")
             with self.filesystem.open_input_stream(self.path(path)) as source, to.create(f"{target}/{name}") as stream:
                 shutil.copyfileobj(source, stream)
 
     def delete(self, relative: str) -> None:
-        """Remove one file or folder; it may be gone already."""
+        """Remove one file or folder, if it exists."""
         info = self.filesystem.get_file_info(self.path(relative))
         if info.type == pafs.FileType.Directory:
             self.filesystem.delete_dir(info.path)
@@ -74,12 +87,12 @@ class Workspace:
 
     @contextmanager
     def create(self, relative: str, exclusive: bool = False) -> Iterator[pa.NativeFile]:
-        """A stream whose content appears at `relative` when the block ends.
+        """Open a stream whose content appears at `relative` when the block ends.
 
-        On a disk: a temporary file beside it, synced and renamed, so that it appears whole or not at all. An object
-        store shows an object when its upload ends, but a block that raises may leave a part of it: so nothing may name
-        a file before it is complete. `exclusive` raises FileExistsError, on a disk even in a race, and replaces no
-        file. Raises OSError (no space left, read-only, …) with the path in it.
+        On a disk it is a temporary file next to the target, synced and renamed, so that the target appears whole or not
+        at all. An object store shows an object when its upload ends, but a block that raises may leave a part of it.
+        Therefore a record must not name a file before it is complete. `exclusive` raises FileExistsError if the target
+        exists, on a disk even in a race. Raises OSError (no space left, read-only, …) with the path in it.
         """
         path = self.path(relative)
         local = isinstance(self.filesystem, pafs.LocalFileSystem)
@@ -105,32 +118,36 @@ class Workspace:
             stream.write((json.dumps(value, indent=1) + "\n").encode())
 
     def read_json(self, relative: str) -> dict[str, Any]:
-        """Read one JSON object. Raises InputError if it is not there or not JSON."""
+        """Read one JSON object. Raises InputError if it is missing or damaged."""
         try:
             with self.filesystem.open_input_stream(self.path(relative)) as stream:
                 value = json.loads(stream.read())
         except FileNotFoundError:
-            raise InputError(f"{self.path(relative)}: not found; run the stage that writes it first") from None
+            raise InputError(f"{self.path(relative)}: not found; run {writer_of(relative)} first") from None
         except ValueError as error:
-            raise InputError(f"{self.path(relative)}: not JSON ({error}); the file is damaged") from None
+            raise self._damaged(relative, f"not JSON ({error})") from None
         if not isinstance(value, dict):
-            raise InputError(f"{self.path(relative)}: expected a JSON object; the file is damaged")
+            raise self._damaged(relative, "no JSON object")
         return value
+
+    def _damaged(self, relative: str, problem: str) -> InputError:
+        remedy = f"delete it and run {writer_of(relative)} again"
+        return InputError(f"{self.path(relative)}: {problem}, the file is damaged; {remedy}")
 
 
 class DigestingSink(io.RawIOBase):
-    """A file that hashes and counts what passes through it."""
+    """A binary file that hashes and counts what is written to it."""
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self._stream, self._digest, self.count = stream, hashlib.sha256(), 0
 
     @property
     def sha256(self) -> str:
-        """The checksum of what was written so far."""
+        """Checksum of the content written so far."""
         return self._digest.hexdigest()
 
     def write(self, data: Any) -> int:
-        """As of any binary file; takes whatever has a buffer."""
+        """Write anything that has a buffer, and return its size in bytes."""
         self._stream.write(data)
         self._digest.update(data)
         size = memoryview(data).nbytes
@@ -138,12 +155,17 @@ class DigestingSink(io.RawIOBase):
         return size
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
 
+def writer_of(relative: str) -> str:
+    """Return the job that writes a file of the workspace."""
+    return WRITERS.get(relative.partition("/")[0], "jobs/finetune.py")
+
+
 def _publish(temporary: Path, path: Path, exclusive: bool) -> None:
-    """Rename, so that the file and its name survive a power cut; a link refuses a name that is taken."""
+    """Rename a file such that it and its name survive a power cut. A link refuses a name that is taken."""
     _sync(temporary)
     if exclusive:
         os.link(temporary, path)

@@ -34,12 +34,12 @@ def ray_session() -> Iterator[None]:
     """A Ray of this session's own, with more logical CPUs than a small machine has."""
     import ray
 
-    from l2d_ray.distributed.job import quiet
+    from l2d_ray.distributed.job import quiet_ray_data
 
     # Ray ends surplus workers that idle for a second; to start them again costs more than most tests do.
     keep = {"idle_worker_killing_time_threshold_ms": 600_000}
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
-    quiet()
+    quiet_ray_data()
     yield
     ray.shutdown()
 

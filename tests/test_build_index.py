@@ -1,4 +1,4 @@
-"""The index job and the evaluation job as a user runs them: on Ray, killed, repeated, and given what does not fit."""
+"""jobs/build_index.py and jobs/evaluate.py on Ray: complete, killed, repeated, and with unsuitable input."""
 
 import json
 import re
@@ -36,12 +36,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
 
 @pytest.fixture
 def folder(built: Path, tmp_path: Path) -> Path:
-    """A workspace of one's own."""
+    """A copy of the workspace for one test."""
     shutil.copytree(built, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def test_the_index_counts_what_the_memory_holds_and_is_built_once(folder: Path) -> None:
+def test_the_index_holds_every_row_of_the_memory_and_is_built_once(folder: Path) -> None:
     config = config_of(folder, **SETTINGS)
     first = build_index(config)
     assert (first.rows, first.items, first.shards, first.shards_reused) == (60 * 9, ITEM_COUNT, 3, 0)
@@ -54,13 +54,13 @@ def test_the_index_counts_what_the_memory_holds_and_is_built_once(folder: Path) 
     assert sum(len(shard.sample_ids_M) for shard in index.shards) == first.rows
 
 
-def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
+def test_the_same_command_completes_a_killed_job(folder: Path) -> None:
     job = command("build_index", folder, **SETTINGS)
     process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(folder.glob("index/*/*/shard=*.json")):
         assert time.monotonic() < deadline
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the job ended before it was killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -75,7 +75,7 @@ def test_a_killed_job_is_finished_by_the_same_command(folder: Path) -> None:
     assert {path for path in files if not path.endswith(".json")} <= kept
 
 
-def test_without_a_memory_the_remedy_is_one_line(
+def test_a_missing_memory_is_refused_in_one_line(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_dataset(tmp_path, users=3)
@@ -84,17 +84,17 @@ def test_without_a_memory_the_remedy_is_one_line(
     ]
 
 
-def test_a_factory_that_does_not_fit_is_one_line(
+def test_a_factory_that_does_not_fit_is_refused_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match="FAISS makes no index"):
+    with pytest.raises(InputError, match="FAISS cannot make an index"):
         build_index(config_of(folder, **SETTINGS, **{"index.factory": "Nonsense"}))
-    said = refusal("build_index", folder, monkeypatch, capsys, **SETTINGS, **{"index.factory": "IVF4096,Flat"})
-    (line,) = [line for line in said if "error" in line]
+    lines = refusal("build_index", folder, monkeypatch, capsys, **SETTINGS, **{"index.factory": "IVF4096,Flat"})
+    (line,) = [line for line in lines if "error" in line]
     assert line.startswith("error: index.factory='IVF4096,Flat': cannot be trained on 540 rows")
 
 
-def test_workers_that_never_fit_are_one_line(
+def test_workers_that_never_fit_are_refused_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *_, line = refusal("build_index", folder, monkeypatch, capsys, **SETTINGS, **{"workers.gpus": 1})
@@ -103,7 +103,7 @@ def test_workers_that_never_fit_are_one_line(
     )
 
 
-def test_a_share_of_the_memory_that_is_too_small_to_index_is_named(folder: Path) -> None:
+def test_a_share_of_the_memory_too_small_for_the_index_is_named(folder: Path) -> None:
     settings = {"index.factory": "IVF200,Flat", "evaluate.fractions": "[0.1]", "evaluate.recommenders": "[l2d-local]"}
     with pytest.raises(InputError, match=r"cannot be trained on .* or leave 0\.1 out of evaluate.fractions"):
         evaluate(config_of(folder, **SETTINGS, **settings))
@@ -174,13 +174,13 @@ def test_a_target_is_never_in_the_training_data_of_its_user(evaluated: tuple[Pat
     "name", ["l2d-gobal", "constrained-beam-1", "l2d-local+prior", "l2d-global-whiten", "whiten-within"]
 )
 def test_an_unknown_recommender_is_refused_before_anything_is_built(folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=rf"evaluate.recommenders='{name.replace('+', '.')}': unknown; known are"):
+    with pytest.raises(InputError, match=rf"evaluate.recommenders='{name.replace('+', '.')}': unknown recommender; "):
         evaluate(config_of(folder, **SETTINGS, **{"evaluate.recommenders": f'["{name}"]'}))
     assert not (folder / "index").exists()
 
 
 def test_an_evaluation_with_another_model_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"the memory was made with another num_layers \(2, now 1\)"):
+    with pytest.raises(InputError, match=r"^model.num_layers=1: .*/memory/settings.json records None; "):
         evaluate(config_of(folder, **SETTINGS, **{"model.num_layers": 1, "evaluate.recommenders": '["l2d-local"]'}))
 
 
@@ -196,7 +196,9 @@ def test_a_damaged_index_is_refused_by_name(
 
 
 def test_a_memory_of_another_dataset_is_refused(folder: Path) -> None:
-    """Its items have other indices, and its rows may be what is now a test target."""
+    """Its items have other indices, and its rows may be test targets of the new dataset."""
     write_dataset(folder, users=61)
-    with pytest.raises(InputError, match=r"snapshot 1 of the memory is of another dataset than .*; run jobs/build_mem"):
+    with pytest.raises(
+        InputError, match=r"/dataset: snapshot 1 of the memory was built from another dataset; run jobs/build_mem"
+    ):
         evaluate(config_of(folder, **SETTINGS, **{"evaluate.recommenders": '["l2d-local"]'}))

@@ -63,7 +63,7 @@ def test_every_file_of_ours_is_a_configuration(file: Path) -> None:
 def test_a_result_does_not_go_into_the_folder_of_another_stage(name: str) -> None:
     text = message(f"finetune.name={name}")
     assert text.startswith(f"the command line: finetune.name={name!r}")
-    assert text.endswith(("; give another name", "; give a name of letters, digits, _, - and ."))
+    assert text.endswith(("; give another name", "; give a name of letters, digits, dots, hyphens and underscores"))
 
 
 def test_null_unsets(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_help_lists_what_the_job_reads_with_defaults(capsys: pytest.CaptureFixtu
     assert text.startswith("usage: ")
     assert "\nPrepare things.\n\ndata: Raw interactions and items, and how they become samples.\n" in text
     assert "\n  data.min_interactions=5         k of the k-core: drop users" in text
-    assert "\n  data.split=time                 How samples are split. One of time, leave-one-out.\n" in text
+    assert "\n  data.split=time                 Rule that splits the samples. One of time, leave-one-out.\n" in text
     assert "finetune.name=adapter" in text
     for other in ("finetune.rank", "workspace=", "8:1:1"):
         assert other not in text

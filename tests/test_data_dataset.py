@@ -121,7 +121,7 @@ def test_writing_the_same_again_changes_no_byte(workspace: Workspace) -> None:
 
 
 def test_without_a_dataset_the_stage_to_run_is_named(workspace: Workspace) -> None:
-    with pytest.raises(InputError, match=r"dataset/dataset\.json: not found; run the stage that writes it first$"):
+    with pytest.raises(InputError, match=r"dataset/dataset\.json: not found; run jobs/prepare_data\.py first$"):
         Dataset.open(workspace)
 
 

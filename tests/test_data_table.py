@@ -87,7 +87,8 @@ def test_a_missing_column_is_named(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InputError) as caught:
         read(config_of(path))
     assert str(caught.value) == (
-        f"{path}: no column 'when' among 'who', 'what', 'time'; name the column in data.columns"
+        f"{path}: no column 'when' among 'who', 'what', 'time'; name the columns with"
+        " data.columns.user, data.columns.item and data.columns.timestamp"
     )
 
 
@@ -169,3 +170,19 @@ def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.schema([("who", pa.string()), ("what", pa.string()), ("when", pa.int64())]).empty_table(), path)
     with pytest.raises(InputError, match=r"log\.parquet: no rows; give the complete file"):
         read(config_of(path))
+
+
+def test_the_items_may_name_their_id_otherwise_than_the_interactions(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("uid,iid,ts\n1,10,30\n")
+    (tmp_path / "items.csv").write_text("item_id,title\n10,Alien (1979)\n")
+    names = ColumnsConfig(user="uid", item="iid", timestamp="ts", id_in_items="item_id")
+    config = config_of(tmp_path / "log.csv", tmp_path / "items.csv", names)
+    assert read(config)["item_id"].to_pylist() == ["10"]
+    assert table.read_items(config).to_pylist() == [{"item_id": "10", "title": "Alien (1979)"}]
+    wrong = config_of(tmp_path / "log.csv", tmp_path / "items.csv", ColumnsConfig(user="uid", item="iid"))
+    with pytest.raises(InputError) as caught:
+        table.read_items(wrong)
+    assert str(caught.value) == (
+        f"{tmp_path}/items.csv: no column 'iid' among 'item_id', 'title'; name the columns of the items with"
+        " data.columns.id_in_items and data.columns.title"
+    )

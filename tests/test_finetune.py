@@ -82,9 +82,10 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     settings = {"memory.units": 2, "evaluate.recommenders": '["l2d-global"]', "evaluate.fractions": "[]"}
     build_memory(config_of(folder, **settings, **{"model.adapter": result.adapter}))
     with pytest.raises(InputError, match=r"made with another adapter"):
-        evaluate(config_of(folder, **settings))
+        evaluate(config_of(folder, **settings, **{"model.adapter": "null"}))
     report = evaluate(config_of(folder, **settings, **{"model.adapter": result.adapter}))
     assert report.results[0]["users"] == 12
+    assert evaluate(config_of(folder, **settings)).results == pytest.approx(report.results)  # the recorded adapter
 
 
 def test_two_workers_learn_what_one_does_also_where_one_is_killed(
@@ -193,10 +194,10 @@ def test_weights_that_cannot_be_a_result_are_refused(lora_a: float, lora_b: floa
     [
         ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; it has down_proj, gate_proj"),
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
-        ({"model.dtype": "float16"}, "model.dtype='float16': a CPU does not train in it"),
-        ({"model.dtype": "int8"}, "model.dtype='int8': a CPU does not train in it"),
-        ({"model.dtype": "float16", "workers.gpus": 1}, "with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it"),
-        ({"model.adapter": "somewhere"}, "a base model is fine-tuned; leave it out"),
+        ({"model.dtype": "float16"}, "model.dtype='float16': a CPU cannot train in it"),
+        ({"model.dtype": "int8"}, "model.dtype='int8': a CPU cannot train in it"),
+        ({"model.dtype": "float16", "workers.gpus": 1}, "with finetune.zero_stage=0: DeepSpeed needs stage 1 to 3"),
+        ({"model.adapter": "somewhere"}, "fine-tuning starts from a base model; leave the adapter out"),
         ({"workers.gpus": 0.5}, "workers.gpus=0.5: a training worker has one GPU"),
         ({"workers.max": 9}, "9 workers of workers.cpus=1 and workers.gpus=0 at once do not fit into 4 CPUs"),
         ({"finetune.trackers": '["wandb"]'}, "finetune.trackers='wandb': not installed; pip install wandb"),
@@ -213,7 +214,7 @@ def test_without_a_dataset_or_samples_in_it_the_remedy_is_named(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refusal("finetune", tmp_path, monkeypatch, capsys) == [
-        f"error: {tmp_path}/dataset/dataset.json: not found; run the stage that writes it first"
+        f"error: {tmp_path}/dataset/dataset.json: not found; run jobs/prepare_data.py first"
     ]
     write_dataset(tmp_path, users=2, length=3)
     with pytest.raises(InputError, match="has 0 train samples; prepare more data"):

@@ -19,7 +19,7 @@ def test_without_a_terminal_lines_come_also_while_nothing_advances(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.2)
-    with Progress(10, "fine-tuning", "step") as bar:
+    with Progress(10, "fine-tuning", "steps") as bar:
         time.sleep(0.3)
         bar.advance(4, "loss 1.25")
         time.sleep(0.5)
@@ -33,13 +33,13 @@ def test_without_a_terminal_lines_come_also_while_nothing_advances(
 def test_a_pass_leaves_one_line_unless_it_was_short_or_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(2, "moments", "task") as bar:
+    with Progress(2, "moments", "tasks") as bar:
         bar.advance(2)
     monkeypatch.setattr(progress, "SHORT", 0.0)
-    with pytest.raises(OSError, match="no space"), Progress(2, "space", "task"):
+    with pytest.raises(OSError, match="no space"), Progress(2, "space", "tasks"):
         raise OSError("no space")
     assert capsys.readouterr().err == ""
-    with Progress(2, "shards", "task") as bar:
+    with Progress(2, "shards", "tasks") as bar:
         bar.advance(2)
     with Progress(None, "read"):
         pass
@@ -49,7 +49,7 @@ def test_a_pass_leaves_one_line_unless_it_was_short_or_failed(
 
 
 def test_the_rate_of_a_resumed_pass_is_that_of_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(1000, "fine-tuning", "step") as bar:
+    with Progress(1000, "fine-tuning", "steps") as bar:
         bar.resume_at(900)
         time.sleep(1.1)
         bar.advance(50)
@@ -63,7 +63,7 @@ def test_on_a_terminal_the_bar_makes_way_for_its_last_line(monkeypatch: pytest.M
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress, "SHORT", 0.0)
-    with Progress(3, "validation", "rank") as bar:
+    with Progress(3, "validation", "ranks") as bar:
         time.sleep(0.2)
         bar.advance(3)
     *bars, last, end = re.split("[\r\n]", terminal.getvalue())

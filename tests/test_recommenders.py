@@ -1,5 +1,6 @@
-"""One contract for every recommender, in a small world with a tiny model; then what each promises of its own."""
+"""Every recommender passes the contract, in a small world with a tiny model. Then the tests that concern one each."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,61 +8,60 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support import recommender_contract, toy_aggregation
+from support.recommender_contract import HISTORIES, RecommenderContract
 from support.small_memory import build
-from support.small_workspace import ITEM_COUNT, config_of, write_dataset
+from support.small_workspace import ITEM_COUNT, build_units, config_of, write_dataset
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
+from l2d_ray.core.query import Query
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.models.backbone import LanguageModel, load_language_model
 from l2d_ray.recommenders.co_occurrence import CoOccurrence
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, TitleTrie
-from l2d_ray.recommenders.contract import NO_ITEM, Filters, Recommender
+from l2d_ray.recommenders.contract import IndexKey, Need, Recommender
 from l2d_ray.recommenders.grounded_beam import GroundedBeam
 from l2d_ray.recommenders.l2d import L2DRecommender
 from l2d_ray.recommenders.most_popular import MostPopular
+from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
+from l2d_ray.recommenders.resources import Resources
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
-from l2d_ray.stages.evaluation import training_pairs
-from l2d_ray.stages.extraction import UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 
-NAMES = ["most-popular", "co-occurrence", "l2d-global", "l2d-local", "constrained-beam", "grounded-beam"]
+NAMES = [name for module in MODULES.values() for name in declaration(module).examples]
+EXHAUSTIVE = f"constrained-beam-{ITEM_COUNT}"
 
 
 class World:
-    """A dataset of 40 users, a memory and an index of it, and everything that recommends from them."""
+    """A dataset of 40 users, a memory and an index of it, and the recommenders of all names."""
 
     def __init__(self, folder: Path) -> None:
         self.dataset = write_dataset(folder, users=40)
-        self.config: Config = config_of(folder, **{"memory.units": 2})
-        self.workspace = Workspace.open(str(folder))
-        extractor = UnitExtractor(self.config, identify_memory(self.config))
-        units = plan_units(self.config, self.dataset)
-        for unit in units:
-            extractor.build(unit)
-        MemoryStore(self.workspace).take_snapshot([unit.name for unit in units], self.dataset.digest, 1.0)
-        self.language_model: LanguageModel = load_language_model(self.config.model)
-        titles = self.dataset.items()["title"].to_pylist()
-        self.encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
-        made, self.manifest = build(self.workspace)
-        self.index = ShardedIndex.open(self.workspace, made.manifest)
-        lasts, targets = training_pairs(self.dataset)
-        everything = self.language_model, self.encoder, ITEM_COUNT
-        self.recommenders: dict[str, Recommender] = {
-            "most-popular": MostPopular.fit(targets),
-            "co-occurrence": CoOccurrence.fit(lasts, targets),
-            "l2d-global": L2DRecommender(self.encode, self.index, "global"),
-            "l2d-local": L2DRecommender(self.encode, self.index, "local", top_m=30),
-            "constrained-beam": ConstrainedBeam.over(*everything, beams=ITEM_COUNT, batch_size=2),
-            "grounded-beam": GroundedBeam.over(*everything, batch_size=2),
-        }
+        settings = {"memory.units": 2, "recommend.top_m": 30, "evaluate.generation_batch_size": 2}
+        self.config: Config = config_of(folder, **settings)
+        workspace = Workspace.open(str(folder))
+        names = [record.unit for record in build_units(self.config)]
+        MemoryStore(workspace).take_snapshot(names, self.dataset.digest, 1.0)
+        plan, self.manifest = build(workspace)
+        self.indexes = {IndexKey(plan.config.space): plan.manifest}
+        self.resources = Resources(self.config, set(Need), self.indexes)
+        self.language_model, self.encoder = self.resources.language_model, self.resources.encoder
+        self.index = self.resources.index(*self.indexes)
+        self._made: dict[str, Recommender] = {}
 
-    def encode(self, histories: list[NDArray[np.int32]]) -> NDArray[np.float32]:
-        return self.encoder.encode(histories).states_UD
+    def named(self, name: str) -> NamedRecommender:
+        return find(name, self.config, "name")
+
+    def recommender(self, name: str) -> Recommender:
+        """Make it from what its module says that it needs, and nothing else."""
+        if name not in self._made:
+            named = self.named(name)
+            self._made[name] = named.make(Resources(self.config, named.declaration.needs, self.indexes))
+        return self._made[name]
 
     def training_samples(self, count: int) -> list[tuple[NDArray[np.int32], int]]:
         samples = []
@@ -76,81 +76,122 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-HISTORIES = [np.array(history, np.int32) for history in ([3], [4, 4, 4], [*range(12), 5], [3], [29, 0])]
+class InTheWorld(RecommenderContract):
+    @pytest.fixture
+    def named(self, world: World, name: str) -> NamedRecommender:
+        return world.named(name)
+
+    @pytest.fixture
+    def recommender(self, world: World, name: str) -> Recommender:
+        return world.recommender(name)
 
 
-@pytest.mark.parametrize("name", NAMES)
-class TestContract:
-    def test_lists_are_k_long_sorted_and_without_repetition(self, world: World, name: str) -> None:
-        for k in (1, 7, ITEM_COUNT + 5):
-            items, scores = world.recommenders[name].recommend(HISTORIES, k)
-            assert items.shape == scores.shape == (len(HISTORIES), k)
-            assert np.issubdtype(items.dtype, np.integer)
-            assert not np.isnan(scores).any()
-            for own_items, own_scores in zip(items, scores, strict=True):
-                found = own_items[own_items != NO_ITEM]
-                assert np.unique(found).size == found.size > 0
-                assert ((found >= 0) & (found < ITEM_COUNT)).all()
-                assert (own_items[found.size :] == NO_ITEM).all()
-                assert (own_scores[found.size :] == -np.inf).all()
-                assert (own_scores[:-1] >= own_scores[1:]).all()
+@pytest.mark.parametrize("name", [*NAMES, EXHAUSTIVE])
+class TestEveryRecommender(InTheWorld):
+    pass
 
-    def test_what_was_seen_does_not_come_back_unless_asked_for(self, world: World, name: str) -> None:
-        items, _ = world.recommenders[name].recommend(HISTORIES, ITEM_COUNT)
-        for own, history in zip(items, HISTORIES, strict=True):
-            assert not set(own.tolist()) & set(history.tolist())
-        items, _ = world.recommenders[name].recommend(HISTORIES, ITEM_COUNT, Filters(exclude_seen=False))
-        if name != "grounded-beam":
-            assert any(set(own.tolist()) & set(history.tolist()) for own, history in zip(items, HISTORIES, strict=True))
 
-    def test_deny_and_allow_take_items_out_of_the_list_and_nothing_else(self, world: World, name: str) -> None:
-        recommender = world.recommenders[name]
-        whole = recommender.recommend(HISTORIES, ITEM_COUNT)
-        deny, allow = whole[0][:, 0], np.unique(whole[0][:, 1:4])
-        for filters, passes in (
-            (Filters(deny=deny), lambda item: item not in deny),
-            (Filters(allow=allow), lambda item: item in allow),
-        ):
-            items, scores = recommender.recommend(HISTORIES, ITEM_COUNT, filters)
-            for row in range(len(HISTORIES)):
-                kept = [n for n, item in enumerate(whole[0][row].tolist()) if item != NO_ITEM and passes(item)]
-                assert items[row][: len(kept)].tolist() == whole[0][row][kept].tolist()
-                np.testing.assert_allclose(scores[row][: len(kept)], whole[1][row][kept], rtol=1e-4)
+@pytest.mark.parametrize("name", ["toy", "toy-1"])
+class TestANewRecommender(InTheWorld):
+    """One module and one line in the list are all that it takes."""
 
-    def test_a_list_does_not_depend_on_its_neighbours_in_the_batch(self, world: World, name: str) -> None:
-        items, scores = world.recommenders[name].recommend(HISTORIES, 5)
-        for row, history in enumerate(HISTORIES):
-            alone_items, alone_scores = world.recommenders[name].recommend([history], 5)
-            assert alone_items[0].tolist() == items[row].tolist()
-            np.testing.assert_allclose(alone_scores[0], scores[row], rtol=2e-3)
+    @pytest.fixture(autouse=True)
+    def listed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(MODULES, "toy", "support.toy_recommender")
 
-    def test_no_histories_give_no_lists(self, world: World, name: str) -> None:
-        items, scores = world.recommenders[name].recommend([], 5)
-        assert items.shape == scores.shape == (0, 5)
+
+@pytest.fixture
+def new_aggregation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L2D reads the list of aggregations when it is imported, so that a list with one more needs a new import."""
+    monkeypatch.setitem(AGGREGATIONS, toy_aggregation.NAME, toy_aggregation)
+    monkeypatch.delitem(sys.modules, MODULES["l2d"])
+
+
+@pytest.mark.parametrize("name", ["l2d-twice"])
+@pytest.mark.usefixtures("new_aggregation")
+class TestANewAggregation(InTheWorld):
+    """One module and one line in the list of aggregations are all that it takes."""
+
+    def test_it_is_l2d_l_with_twice_the_m_at_every_m(self, recommender: Recommender) -> None:
+        several = [replace(recommender, top_m=top_m) for top_m in (5, 20)]
+        outcomes = type(recommender).run_all(several, recommender_contract.queries(9))
+        for outcome, top_m in zip(outcomes, (10, 40), strict=True):
+            local = replace(recommender, aggregation="local", top_m=top_m)
+            for found, expected in zip(outcome.lists, local.recommend(recommender_contract.queries(9)), strict=True):
+                recommender_contract.assert_alike(found, expected)
+
+    def test_its_m_is_chosen_on_validation_samples(self, named: NamedRecommender) -> None:
+        config = Config()
+        studies = {study.label: study for study in named.options.studies(config)}
+        assert studies.keys() == {"top_m", "top_m of twice", "prior"}
+        assert [trial.top_m for trial in studies["top_m of twice"].trials] == sorted(config.evaluate.top_m)[::-1]
+        choices = {"whiten-within": {"top_m": 1, "top_m of twice": 2, "prior": 3}}
+        assert named.options.chosen(choices).top_m == 2
+
+    def test_it_takes_a_space_but_no_prior(self, named: NamedRecommender, world: World) -> None:
+        assert world.named("l2d-twice-none").options.indexes == [IndexKey("none")]
+        with pytest.raises(InputError, match=r"write l2d-<global or local or twice>"):
+            world.named("l2d-twice+prior")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("most-populr", "unknown recommender; did you mean most-popular?"),
+        ("whiten-within", f"unknown recommender; known are {', '.join(MODULES)}"),
+        ("most-popular-20", "unknown recommender; write most-popular, for example most-popular"),
+        ("constrained-beam-1", "write constrained-beam-<beams, at least 2>, for example constrained-beam-20"),
+        ("l2d-gobal", "[+prior], +prior not with local, for example l2d-global"),
+        ("l2d-local+prior", "[+prior], +prior not with local, for example l2d-local"),
+        ("l2d-global-whiten", "for example l2d-global"),
+        ("", "known are"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        find(name, Config(), "evaluate.recommenders")
+    assert str(refused.value).startswith(f"evaluate.recommenders={name!r}: unknown recommender; ")
+    assert str(refused.value).endswith(message) or not name
+
+
+def test_a_resource_that_is_not_declared_is_refused(world: World) -> None:
+    with pytest.raises(LookupError, match=r"Need.TRAINING_PAIRS is used by a recommender whose declaration"):
+        world.named("most-popular").make(Resources(world.config, {Need.INDEX}, world.indexes))
 
 
 def test_a_training_history_finds_its_own_next_item(world: World) -> None:
-    """A known answer that needs no trained model: the nearest row of a remembered history is its own."""
+    """The nearest row to the history of a training sample is the row of this sample."""
     samples = world.training_samples(20)
-    nearest = L2DRecommender(world.encode, world.index, "local", top_m=1)
-    histories = [history for history, _ in samples]
-    items, _ = nearest.recommend(histories, 1, Filters(exclude_seen=False))
-    assert items[:, 0].tolist() == [target for _, target in samples]
+    nearest = L2DRecommender(world.encoder.encode, world.index, "local", top_m=1)
+    lists = nearest.recommend([Query.after(history, 1, exclude_seen=False) for history, _ in samples])
+    assert [int(found.items_I[0]) for found in lists] == [target for _, target in samples]
+
+
+def test_one_search_with_the_largest_m_serves_every_m(world: World) -> None:
+    """Also where the same recommender takes part twice."""
+    several = [L2DRecommender(world.encoder.encode, world.index, "local", top_m) for top_m in (5, 60, 20, 5)]
+    several.insert(1, L2DRecommender(world.encoder.encode, world.index, "global"))
+    queries = recommender_contract.queries(12)
+    outcomes = L2DRecommender.run_all(several, queries)
+    for recommender, outcome in zip(several, outcomes, strict=True):
+        for found, alone in zip(outcome.lists, recommender.recommend(queries), strict=True):
+            recommender_contract.assert_alike(found, alone)
+    assert len({outcome.tokens for outcome in outcomes}) == 1
+    assert outcomes[0].seconds == outcomes[4].seconds
 
 
 def test_popularity_and_succession_are_counted() -> None:
     lasts, targets = np.array([1, 1, 1, 2, 2]), np.array([5, 5, 6, 7, 5])
-    histories = [np.array([2], np.int32), np.array([9], np.int32)]
-    items, scores = MostPopular.fit(targets).recommend(histories, 4)
-    assert items.tolist() == [[5, 6, 7, NO_ITEM]] * 2
-    assert scores[0].tolist() == [3, 1, 1, -np.inf]
-    items, scores = CoOccurrence.fit(lasts, targets).recommend(histories, 4)
-    assert items.tolist() == [[5, 7, 6, NO_ITEM], [5, 6, 7, NO_ITEM]]
-    np.testing.assert_allclose(scores, [[0.5, 0.5, 0.2, -np.inf], [0.6, 0.2, 0.2, -np.inf]])
+    queries = [Query.after([2], 4), Query.after([9], 4)]
+    for found in MostPopular.fit(targets).recommend(queries):
+        assert (found.items_I.tolist(), found.scores_I.tolist()) == ([5, 6, 7], [3, 1, 1])
+    known, unknown = CoOccurrence.fit(lasts, targets).recommend(queries)
+    assert (known.items_I.tolist(), unknown.items_I.tolist()) == ([5, 7, 6], [5, 6, 7])
+    np.testing.assert_allclose([known.scores_I, unknown.scores_I], [[0.5, 0.5, 0.2], [0.6, 0.2, 0.2]])
 
 
 def log_probability(world: World, prompt: NDArray[np.int32], title: NDArray[np.int32]) -> float:
-    """Of a title after a prompt, by one plain forward pass."""
+    """Return the log-probability of a title after a prompt, by one plain forward pass."""
     model = world.language_model.model
     model.set_attn_implementation("sdpa")
     tokens = torch.from_numpy(np.concatenate([prompt, title]).astype(np.int64))[None]
@@ -159,54 +200,53 @@ def log_probability(world: World, prompt: NDArray[np.int32], title: NDArray[np.i
     return float(steps[torch.arange(title.size), torch.from_numpy(title.astype(np.int64))].sum())
 
 
-def test_beams_as_many_as_items_rank_the_catalogue_by_the_probability_of_titles(world: World) -> None:
-    recommender = world.recommenders["constrained-beam"]
-    items, scores = recommender.recommend(HISTORIES, ITEM_COUNT, Filters(exclude_seen=False))
-    for row, history in enumerate(HISTORIES):
+def test_as_many_beams_as_items_rank_the_catalogue_by_the_probability_of_titles(world: World) -> None:
+    lists = world.recommender(EXHAUSTIVE).recommend(recommender_contract.queries(ITEM_COUNT, exclude_seen=False))
+    for history, found in zip(HISTORIES, lists, strict=True):
         prompt = world.encoder.phrase(history)
         expected = [log_probability(world, prompt, world.encoder.prompts.item_tokens(i)) for i in range(ITEM_COUNT)]
-        assert sorted(items[row].tolist()) == list(range(ITEM_COUNT))
-        np.testing.assert_allclose(scores[row], np.array(expected)[items[row]], rtol=1e-4)
-        assert items[row].tolist() == np.argsort(-np.array(expected), kind="stable").tolist()
+        assert sorted(found.items_I.tolist()) == list(range(ITEM_COUNT))
+        np.testing.assert_allclose(found.scores_I, np.array(expected)[found.items_I], rtol=1e-4)
+        assert found.items_I.tolist() == np.argsort(-np.array(expected), kind="stable").tolist()
 
 
-def test_few_beams_find_the_most_probable_title_or_nearly(world: World) -> None:
-    few = ConstrainedBeam.over(world.language_model, world.encoder, ITEM_COUNT, beams=3, batch_size=8)
-    items, scores = few.recommend(HISTORIES, 5)
-    assert (items[:, :3] != NO_ITEM).all()
-    assert (items[:, 3:] == NO_ITEM).all()
-    all_items, all_scores = world.recommenders["constrained-beam"].recommend(HISTORIES, ITEM_COUNT)
-    for row in range(len(HISTORIES)):
-        known = dict(zip(all_items[row].tolist(), all_scores[row].tolist(), strict=True))
-        np.testing.assert_allclose(scores[row, :3], [known[item] for item in items[row, :3].tolist()], rtol=1e-4)
+def test_a_filter_takes_no_other_item_out_of_an_exhaustive_search(world: World) -> None:
+    queries, deny = recommender_contract.queries(ITEM_COUNT), [8, 9]
+    whole = world.recommender(EXHAUSTIVE).recommend(queries)
+    filtered = world.recommender(EXHAUSTIVE).recommend(recommender_contract.queries(ITEM_COUNT, deny=deny))
+    for found, before in zip(filtered, whole, strict=True):
+        recommender_contract.assert_alike(found, before.permitted(np.array(deny)))
 
 
-def test_a_history_without_a_finite_state_gets_an_empty_list_and_spoils_no_other(world: World) -> None:
-    good = world.encode(HISTORIES[:1])[0]
+def test_few_beams_find_as_many_titles_with_their_probabilities(world: World) -> None:
+    few = world.recommender("constrained-beam-3").recommend(recommender_contract.queries(5))
+    every = world.recommender(EXHAUSTIVE).recommend(recommender_contract.queries(ITEM_COUNT))
+    for found, all_found in zip(few, every, strict=True):
+        assert len(found) == 3
+        known = dict(zip(all_found.items_I.tolist(), all_found.scores_I.tolist(), strict=True))
+        np.testing.assert_allclose(found.scores_I, [known[item] for item in found.items_I.tolist()], rtol=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", ["global", "local"])
+def test_a_history_without_a_finite_state_gets_an_empty_list_and_changes_no_other(
+    world: World, aggregation: str
+) -> None:
+    good = world.encoder.encode(HISTORIES[:1]).states_UD[0]
     states = np.stack([good, np.full_like(good, np.nan), good * np.inf])
-    for name in ("l2d-global", "l2d-local"):
-        recommender = world.recommenders[name]
-        assert isinstance(recommender, L2DRecommender)
-        for filters in (Filters(), Filters(allow=np.arange(9))):
-            items, scores = recommender.decode(states, HISTORIES[:3], 5, filters)
-            assert (items[1:] == NO_ITEM).all()
-            assert items[0].tolist() == recommender.decode(states[:1], HISTORIES[:1], 5, filters)[0][0].tolist()
-            assert not np.isnan(scores).any()
+    for allow in (None, np.arange(9)):
+        queries = [Query.after(history, 5, allow=allow, aggregation=aggregation) for history in HISTORIES[:3]]
+        lists = world.index.recommend(states, queries)
+        assert [len(found) for found in lists[1:]] == [0, 0]
+        recommender_contract.assert_alike(lists[0], world.index.recommend(states[:1], queries[:1])[0])
 
 
-def test_filters_may_name_items_that_do_not_exist(world: World) -> None:
-    for recommender in world.recommenders.values():
-        items, _ = recommender.recommend(HISTORIES, 5, Filters(deny=np.array([-1, 10**6])))
-        assert items.tolist() == recommender.recommend(HISTORIES, 5)[0].tolist()
-
-
-def test_a_models_own_generation_settings_do_not_change_a_score(world: World) -> None:
-    model = world.language_model.model
-    expected = world.recommenders["constrained-beam"].recommend(HISTORIES, 5)
-    model.generation_config.repetition_penalty = 1.5
-    items, scores = world.recommenders["constrained-beam"].recommend(HISTORIES, 5)
-    assert items.tolist() == expected[0].tolist()
-    np.testing.assert_allclose(scores, expected[1])
+def test_the_generation_settings_of_a_model_do_not_change_a_score(world: World) -> None:
+    recommender, queries = world.recommender(EXHAUSTIVE), recommender_contract.queries(5)
+    assert isinstance(recommender, ConstrainedBeam)
+    expected = recommender.recommend(queries)
+    recommender.search.language_model.model.generation_config.repetition_penalty = 1.5
+    for found, before in zip(recommender.recommend(queries), expected, strict=True):
+        recommender_contract.assert_alike(found, before, rtol=1e-7)
 
 
 def test_titles_that_are_the_same_share_a_beam() -> None:
@@ -218,10 +258,10 @@ def test_titles_that_are_the_same_share_a_beam() -> None:
     assert trie.node([1, 9]) is None
 
 
-def test_grounding_ranks_by_the_distance_to_what_was_written(world: World) -> None:
-    grounded = world.recommenders["grounded-beam"]
+def test_grounding_ranks_by_the_distance_to_the_written_title(world: World) -> None:
+    grounded = world.recommender("grounded-beam")
     assert isinstance(grounded, GroundedBeam)
-    model, history = world.language_model.model, HISTORIES[2]
+    model, history = grounded.search.language_model.model, HISTORIES[2]
     prompt = torch.from_numpy(world.encoder.phrase(history).astype(np.int64))[None]
     model.set_attn_implementation("sdpa")
     search = grounded.search
@@ -236,12 +276,12 @@ def test_grounding_ranks_by_the_distance_to_what_was_written(world: World) -> No
         do_sample=False,
     )[0, prompt.shape[1] :].numpy()
     ends = np.flatnonzero(np.isin(written, search.end_tokens))
-    ((tokens, _), *_) = search.continuations([world.encoder.phrase(history)])[0]
+    ((tokens, _), *_) = search.continuations([world.encoder.phrase(history)]).beams[0]
     assert tokens.tolist() == written[: ends[0] if ends.size else None].tolist()
-    items, _ = grounded.recommend([history], 5, Filters(exclude_seen=False))
+    (found,) = grounded.recommend([Query.after(history, 5, exclude_seen=False)])
     state = world.encoder.extract(Prompts.join([np.append(tokens, world.encoder.prompts.item_end)])).states[0].numpy()
     distances = np.linalg.norm(grounded.title_states_ID - state, axis=1)
-    assert items[0].tolist() == np.argsort(distances, kind="stable")[:5].tolist()
+    assert found.items_I.tolist() == np.argsort(distances, kind="stable")[:5].tolist()
 
 
 @pytest.mark.parametrize(
@@ -251,12 +291,11 @@ def test_grounding_ranks_by_the_distance_to_what_was_written(world: World) -> No
 def test_an_index_of_another_model_is_refused(world: World, change: dict[str, object], named: str) -> None:
     ours = identify_memory(world.config)
     check_query(world.manifest.identity, ours.model_copy(update={"num_shards": 7}))
-    with pytest.raises(InputError, match=f"the memory was made with another {named}; use its model"):
+    with pytest.raises(InputError, match=rf"the memory was made with another {named}; give model\.\*"):
         check_query(world.manifest.identity, ours.model_copy(update=change))
 
 
 def test_a_prompt_too_long_for_the_model_loses_its_oldest_items(world: World) -> None:
-
     short = HistoryEncoder(
         world.config, ["word " * 60] * 30, replace(world.language_model.backbone, context_length=150)
     )

@@ -338,7 +338,7 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     for folder in (tmp_path, Path(engine.config.workspace)):
         of_another_model = endpoint.promote(folder, **{"prompt.suffix": "Then:"})
         assert of_another_model.returncode == 2
-        assert of_another_model.stderr.startswith("error: the memory was made with another template")
+        assert of_another_model.stderr.startswith("error: prompt.suffix='Then:': ")
         assert of_another_model.stderr.count("\n") == 1
     (file, *_) = tmp_path.glob("index/**/rows.faiss")
     file.write_bytes(file.read_bytes()[:-1])

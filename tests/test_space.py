@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2d_ray.core.aggregation import Moments, item_sums
+from l2d_ray.core.moments import Moments, item_sums
 from l2d_ray.core.space import SpaceKind, fit_map, fit_means
 
 
 def memory(rows: int = 4000) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Ten items whose means lie along a direction that a much louder one drowns."""
+    """Ten items whose means lie along a direction of much smaller variance than another."""
     random = np.random.default_rng(0)
     items = random.integers(0, 10, rows)
     noise = random.standard_normal((rows, 3)) * [100.0, 1.0, 1.0] @ np.linalg.qr(random.standard_normal((3, 3)))[0]
@@ -24,7 +24,7 @@ def within(states: NDArray[np.float64], items: NDArray[np.int64]) -> NDArray[np.
     return covariance
 
 
-def test_none_changes_nothing_and_centre_no_distance() -> None:
+def test_none_changes_no_vector_and_centre_no_distance() -> None:
     states, items = memory()
     assert fit_map(moments(states, items), "none", 0.5)(states).tolist() == states.tolist()
     centred = fit_map(moments(states, items), "centre", 0.5)(states)
@@ -32,7 +32,7 @@ def test_none_changes_nothing_and_centre_no_distance() -> None:
     np.testing.assert_allclose(centred[0] - centred[1], states[0] - states[1])
 
 
-def test_whitening_makes_the_covariance_it_is_named_for_the_identity() -> None:
+def test_each_whitening_makes_its_covariance_the_identity() -> None:
     states, items = memory()
     total = fit_map(moments(states, items), "whiten-total", 0.0)(states)
     np.testing.assert_allclose(np.cov(total.T), np.eye(3), atol=1e-6)
@@ -41,7 +41,7 @@ def test_whitening_makes_the_covariance_it_is_named_for_the_identity() -> None:
 
 
 def test_within_item_whitening_is_linear_discriminant_analysis() -> None:
-    """The nearest mean after the map is the class with the largest discriminant function, equal priors."""
+    """After the map, the nearest mean is that of the class with the largest discriminant function for equal priors."""
     states, items = memory()
     space = fit_map(moments(states, items), "whiten-within", 0.0)
     means = np.stack([states[items == item].mean(axis=0) for item in range(10)])
@@ -54,7 +54,7 @@ def test_within_item_whitening_is_linear_discriminant_analysis() -> None:
 
 
 def test_item_means_are_posterior_means() -> None:
-    """Items that differ along one direction of twenty, three rows each, in noise of another shape."""
+    """Items differ along one direction of twenty, with three rows each, in anisotropic noise."""
     random = np.random.default_rng(0)
     items = np.repeat(np.arange(2000), 3)
     root = random.standard_normal((20, 20)) + 3 * np.eye(20)
@@ -68,31 +68,31 @@ def test_item_means_are_posterior_means() -> None:
     assert fitted.signal_D is not None
     assert fitted.signal_D[-1] == pytest.approx(4, rel=0.1)
     assert fitted.signal_D[-2] < 0.1
-    raw, aimed = space(sums / counts[:, None]), space(true @ root + 7)
+    raw, target = space(sums / counts[:, None]), space(true @ root + 7)
     posterior = fitted(raw, counts)
-    error, before = np.square(posterior - aimed).sum(axis=1).mean(), np.square(raw - aimed).sum(axis=1).mean()
+    error, before = np.square(posterior - target).sum(axis=1).mean(), np.square(raw - target).sum(axis=1).mean()
     assert before == pytest.approx(20 / 3, rel=0.05)
-    assert error == pytest.approx(4 / (4 * 3 + 1), rel=0.25)  # what is left of the variance 4 after three rows
+    assert error == pytest.approx(4 / (4 * 3 + 1), rel=0.25)  # the posterior variance after three rows
     assert fitted.axes_DD is not None
-    along, surely = fitted.axes_DD[:, -1], fitted(raw, counts * 10**9)
-    np.testing.assert_allclose(surely @ along, raw @ along, atol=1e-6)
+    axis, with_many_rows = fitted.axes_DD[:, -1], fitted(raw, counts * 10**9)
+    np.testing.assert_allclose(with_many_rows @ axis, raw @ axis, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["none", "centre", "whiten-total"])
-def test_elsewhere_means_are_the_means_of_rows(kind: SpaceKind) -> None:
+def test_other_spaces_use_the_means_of_the_rows(kind: SpaceKind) -> None:
     states, items = memory()
     space = fit_map(moments(states, items), kind, 0.1)
     assert fit_means(moments(states, items), kind, space)(states, np.ones(len(states))).tolist() == states.tolist()
 
 
-def test_full_shrinkage_is_one_scale_for_all_directions() -> None:
+def test_full_shrinkage_scales_all_directions_alike() -> None:
     states, items = memory()
     space = fit_map(moments(states, items), "whiten-total", 1.0)
     assert space.matrix_DD is not None
     np.testing.assert_allclose(space.matrix_DD, np.eye(3) * space.matrix_DD[0, 0], atol=1e-12)
 
 
-def test_a_direction_without_variance_stays_finite() -> None:
+def test_a_direction_without_variance_gives_finite_vectors() -> None:
     states, items = memory()
     states[:, 2] = 7
     assert np.isfinite(fit_map(moments(states, items), "whiten-within", 0.0)(states)).all()
@@ -106,7 +106,7 @@ def test_a_direction_without_variance_stays_finite() -> None:
         ([[3.0], [3.0], [3.0]], [0, 0, 0], "whiten-within", "all rows are the same"),
     ],
 )
-def test_what_has_no_covariance_is_refused(
+def test_rows_without_a_covariance_are_refused(
     states: list[list[float]], items: list[int], kind: SpaceKind, problem: str
 ) -> None:
     with pytest.raises(ValueError, match=problem):

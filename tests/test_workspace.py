@@ -19,12 +19,12 @@ def test_opening_creates_nothing(tmp_path: Path) -> None:
     assert workspace.files("dataset") == []
 
 
-def test_a_folder_and_its_uri_are_the_same_place(tmp_path: Path) -> None:
+def test_a_folder_and_its_uri_are_the_same_workspace(tmp_path: Path) -> None:
     Workspace.open(str(tmp_path)).write_json("a/b.json", {"x": 1})
     assert Workspace.open(tmp_path.as_uri()).read_json("a/b.json") == {"x": 1}
 
 
-def test_a_relative_folder_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_is_resolved_when_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     workspace = Workspace.open("ws")
     monkeypatch.chdir("/")
@@ -45,7 +45,14 @@ def test_files_are_listed_below_a_folder_by_suffix(workspace: Workspace) -> None
     assert workspace.files("", ".txt") == ["data/b.txt"]
 
 
-def test_files_and_folders_are_deleted_and_may_be_gone(workspace: Workspace) -> None:
+def test_folders_of_the_workspace_are_listed(workspace: Workspace) -> None:
+    assert workspace.folders() == []
+    for name in ("b/x/y.json", "a/z.json", "c.json"):
+        workspace.write_json(name, {})
+    assert workspace.folders() == ["a", "b"]
+
+
+def test_files_and_folders_are_deleted_if_they_exist(workspace: Workspace) -> None:
     workspace.write_json("data/a.json", {})
     workspace.write_json("data/b.json", {})
     workspace.delete("data/a.json")
@@ -55,7 +62,7 @@ def test_files_and_folders_are_deleted_and_may_be_gone(workspace: Workspace) -> 
     assert not workspace.exists("data")
 
 
-def test_a_file_appears_whole(workspace: Workspace) -> None:
+def test_a_file_appears_when_it_is_complete(workspace: Workspace) -> None:
     with workspace.create("a/b") as stream:
         stream.write(b"half")
         assert not workspace.exists("a/b")
@@ -73,36 +80,43 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(workspace: Work
     assert workspace.files("") == ["a.json"]
 
 
-def test_an_error_of_the_disk_names_the_path(workspace: Workspace) -> None:
+def test_a_write_error_names_the_path(workspace: Workspace) -> None:
     workspace.write_json("a", {})
     with pytest.raises(OSError, match=r"/ws/a/b"), workspace.create("a/b"):
         pass
 
 
-def test_json_that_is_not_there_names_the_remedy(workspace: Workspace) -> None:
-    with pytest.raises(InputError) as caught:
-        workspace.read_json("a.json")
-    assert str(caught.value) == f"{workspace.root}/a.json: not found; run the stage that writes it first"
-
-
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [("{", r"not JSON \(.*\); the file is damaged"), ("[1]", "expected a JSON object; the file is damaged")],
+    ("file", "job"),
+    [
+        ("dataset/dataset.json", "prepare_data"),
+        ("memory/snapshots/3.json", "build_memory"),
+        ("index/1-0a/index.json", "build_index"),
+        ("adapter/training.json", "finetune"),
+    ],
 )
+def test_missing_json_names_the_job_that_writes_it(workspace: Workspace, file: str, job: str) -> None:
+    with pytest.raises(InputError) as caught:
+        workspace.read_json(file)
+    assert str(caught.value) == f"{workspace.root}/{file}: not found; run jobs/{job}.py first"
+
+
+@pytest.mark.parametrize(("content", "problem"), [("{", r"not JSON \(.*\)"), ("[1]", "no JSON object")])
 def test_damaged_json_is_refused(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(InputError, match=rf"a\.json: {problem}$"):
+    remedy = r"the file is damaged; delete it and run jobs/finetune\.py again"
+    with pytest.raises(InputError, match=rf"a\.json: {problem}, {remedy}$"):
         Workspace.open(str(tmp_path)).read_json("a.json")
 
 
-def test_json_is_written_for_people_too(workspace: Workspace) -> None:
+def test_json_is_indented_and_ends_with_a_newline(workspace: Workspace) -> None:
     workspace.write_json("a.json", {"x": [1]})
     text = Path(workspace.path("a.json")).read_text()
     assert json.loads(text) == {"x": [1]}
     assert text.endswith("}\n")
 
 
-def test_a_folder_is_copied_with_what_is_below_it_and_not_beside_it(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_folder_is_copied_with_its_subfolders_only(workspace: Workspace, tmp_path: Path) -> None:
     workspace.write_json("a/x.json", {"x": 1})
     workspace.write_json("a/b/y.json", {"y": 2})
     workspace.write_json("ab/z.json", {})

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,15 +18,16 @@ from numpy.typing import NDArray
 from l2d_ray.bench.load import Load, load
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
+from l2d_ray.data.samples import choose_samples
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.promotion import encoder_counts
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
+from l2d_ray.index.engine import engine
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.schema import Split
 from l2d_ray.serve.releases import Release
-from l2d_ray.stages.evaluation import samples_of
-from l2d_ray.stages.indexing import dataset_of, plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.timing import timed
 
 RATES = (0.25, 0.5, 0.75, 0.9, 1.1)
@@ -87,7 +87,7 @@ class ServeBenchmark:
 def bench_serve(config: Config) -> ServeBenchmark:
     """Serve the release of `config` on its port and load it. Raises InputError if it is not there."""
     torch.set_num_threads(config.workers.cpus)
-    faiss.omp_set_num_threads(1)
+    engine.set_threads(1)
     release, histories = _prepare(config)
     ids = release.items()["item_id"].to_pylist()
 
@@ -159,8 +159,8 @@ def bench_serve(config: Config) -> ServeBenchmark:
 
 def _prepare(config: Config) -> tuple[Release, list[list[int]]]:
     release = Release.plan(config)
-    samples = samples_of(dataset_of(plan_index(config)), Split.TEST, config.bench.samples)
-    histories = [sample["history"][-config.serve.max_history :] for sample in samples if sample["history"]]
+    samples = choose_samples(dataset_of(plan_index(config)), Split.TEST, config.bench.samples)
+    histories = [s.history[-config.serve.max_history :].tolist() for s in samples if s.history.size]
     if not any(len(history) > STEPS for history in histories):
         raise InputError(f"{config.workspace}: no test sample has a history of more than {STEPS} items to ask with")
     return release, histories

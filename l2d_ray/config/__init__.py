@@ -10,7 +10,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Section
 from l2d_ray.config.serving import ServeConfig
-from l2d_ray.config.tree import Config
+from l2d_ray.config.tree import Config, flatten
 
 __all__ = [
     "BenchConfig",
@@ -28,4 +28,5 @@ __all__ = [
     "Section",
     "ServeConfig",
     "WorkersConfig",
+    "flatten",
 ]

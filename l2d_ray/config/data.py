@@ -44,8 +44,8 @@ class DataConfig(Section):
     until: date | None = None
     """Drop interactions on this day (UTC) or later."""
     split: Literal["time", "leave-one-out"] = "time"
-    """How samples are split. `time`: by the time of the target, 8:1:1 (D3). `leave-one-out`: each user's last two
-    samples are for validation and test."""
+    """Rule that splits the samples. `time`: by the time of the target, 8:1:1 (D3). `leave-one-out`: each user's last
+    two samples are for validation and test."""
     num_blocks: int | None = Field(None, ge=1)
     """Number of parts the users are divided into while preparing. Each is held in one worker's memory. null: one per 64
     MB of raw data."""

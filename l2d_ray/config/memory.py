@@ -50,7 +50,7 @@ class IndexConfig(Section):
 
 
 class RecommendConfig(Section):
-    """How L2D recommends when a request does not say."""
+    """Defaults of a request to L2D."""
 
     top_m: int = Field(200, ge=1)
     """M of L2D-L: number of nearest memory rows to aggregate. jobs/evaluate.py finds the best on validation data."""

@@ -30,8 +30,8 @@ class FinetuneConfig(Section):
     """
 
     method: Literal["lora", "full"] = "lora"
-    """What to train. `lora` leaves a PEFT adapter (for model.adapter). `full` trains every weight of a small model and
-    leaves a model folder (for model.name)."""
+    """Weights to train. `lora` leaves a PEFT adapter (for model.adapter). `full` trains every weight of a small model
+    and leaves a model folder (for model.name)."""
     rank: int = Field(8, ge=1)
     """LoRA rank."""
     alpha: float = Field(16, gt=0)
@@ -79,7 +79,7 @@ class FinetuneConfig(Section):
     seed: int = Field(0, ge=0)
     """Seed of the sample order, the LoRA weights and the dropout."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(["tensorboard"])
-    """Where to log metrics, in addition to the report. MLflow and Weights & Biases must be installed."""
+    """Trackers that receive the metrics, in addition to the report. MLflow and Weights & Biases must be installed."""
     name: Name = "adapter"
     """Folder of the workspace for the result."""
 

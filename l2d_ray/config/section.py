@@ -1,4 +1,4 @@
-"""What the sections of the configuration share: strictness, and locations that mean the same in every process."""
+"""The base class of the sections, and types of settings: locations that mean the same in every process, and names."""
 
 from pathlib import Path
 from typing import Annotated, Any

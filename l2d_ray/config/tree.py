@@ -1,6 +1,6 @@
 """The whole configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field
@@ -41,7 +41,7 @@ class Config(BaseSettings):
 
     def given(self) -> dict[str, Any]:
         """Return the settings that were given, as JSON values by dotted key. All others have their defaults."""
-        return dict(_flatten(self.model_dump(mode="json", exclude_unset=True)))
+        return flatten(self.model_dump(mode="json", exclude_unset=True))
 
     def replace(self, changes: dict[str, Any]) -> Self:
         """Return the same configuration with other values of some dotted keys: `replace({"index.snapshot": 3})`.
@@ -71,9 +71,12 @@ class Config(BaseSettings):
         return (init_settings,)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by dotted key."""
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value).items()}
         else:
-            yield prefix + name, value
+            flat[name] = value
+    return flat

@@ -3,6 +3,8 @@
 Shapes: U samples, K results, I items.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,10 +15,10 @@ NOT_RANKED = np.iinfo(np.int64).max
 """The rank of a target that is not in its list."""
 
 
-def target_ranks(items_UK: NDArray[np.integer], targets_U: NDArray[np.integer]) -> IntArray:
-    """[U] the place of each target in its list, from 0; NOT_RANKED where it is not there."""
-    hits_UK = items_UK == targets_U[:, None]
-    return np.where(hits_UK.any(axis=1), hits_UK.argmax(axis=1) if items_UK.shape[1] else 0, NOT_RANKED)
+def target_ranks(lists_U: Sequence[NDArray[np.integer]], targets_U: NDArray[np.integer]) -> IntArray:
+    """Return the rank [U] of each target in its list of items, from 0; NOT_RANKED if it is not in the list."""
+    places = [np.flatnonzero(items_K == target) for items_K, target in zip(lists_U, targets_U, strict=True)]
+    return np.array([found[0] if found.size else NOT_RANKED for found in places], np.int64)
 
 
 def recall(ranks_U: IntArray, k: int) -> FloatArray:

@@ -1,11 +1,14 @@
-"""The space in which distances are taken: a linear map fitted on the memory and applied to rows and queries alike.
+"""The space in which distances are taken: a linear map fitted on the memory, applied to rows and queries alike.
 
 The hidden states of a language model are far from isotropic: a few directions carry most of the variance and say little
-about the next item. `none` is plain L2, the paper's setting. `centre` subtracts the mean, which changes no distance but
-keeps float16 accurate. `whiten-total` divides by the covariance of all rows. `whiten-within` divides by the covariance
-inside items: with item means (L2D-G) the nearest item is then that of linear discriminant analysis (Fisher, 1936;
-Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, section 4.3), and the mean of an item with few
-rows is not taken at its word (`ItemMeans`).
+about the next item.
+
+- `none`: no map. This is the paper's setting.
+- `centre`: subtract the mean. No distance changes, but float16 stays accurate.
+- `whiten-total`: divide by the covariance of all rows.
+- `whiten-within`: divide by the covariance within items. With item means, L2D-G is then linear discriminant analysis
+  (Fisher, 1936; Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, section 4.3). The mean of an
+  item with few rows is shrunk to its posterior mean (`ItemMeans`).
 
 Shapes: D hidden size, N vectors, I items.
 """
@@ -14,50 +17,51 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from l2d_ray.core.aggregation import Float64, Moments
+from l2d_ray.core.arrays import Float64, FloatArray, Integers
+from l2d_ray.core.moments import Moments
 
 SpaceKind = Literal["none", "centre", "whiten-total", "whiten-within"]
 _SMALLEST_EIGENVALUE = 1e-10
-"""Of the covariance, relative to the largest: a direction without variance must not divide by zero."""
+"""Smallest eigenvalue of a covariance, relative to the largest. Prevents a division by zero along a direction without
+variance."""
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """x -> (x - mean) matrix; either may be missing."""
+    """The map x -> (x - mean) matrix; either part may be missing."""
 
     mean_D: Float64 | None = None
     matrix_DD: Float64 | None = None
 
-    def __call__(self, vectors_ND: NDArray[np.floating]) -> Float64:
-        """The mapped vectors [N, D], float64."""
+    def __call__(self, vectors_ND: FloatArray) -> Float64:
+        """Map vectors [N, D] to float64."""
         mapped_ND = vectors_ND.astype(np.float64)
         if self.mean_D is not None:
             mapped_ND -= self.mean_D
         if self.matrix_DD is None:
             return mapped_ND
-        with np.errstate(invalid="ignore"):  # a vector that is not finite stays so
+        with np.errstate(invalid="ignore"):  # a vector that is not finite stays that way
             return mapped_ND @ self.matrix_DD
 
 
 @dataclass(frozen=True)
 class ItemMeans:
-    """What is known of an item from the mean of its n rows: the mean itself, or its posterior mean.
+    """The estimate of an item from the mean of its n rows: that mean itself, or its posterior mean.
 
-    In `whiten-within` an item's rows scatter around its true mean with variance s^2 in every direction, and the true
-    means around their own mean, which is 0, with a variance b that differs by direction (probabilistic LDA: Ioffe, ECCV
-    2006). The posterior mean is the mean of the rows times b / (b + s^2 / n) in each direction: what a few rows say
-    along directions in which items hardly differ is noise (empirical Bayes: Efron and Morris, JASA 1973).
+    In `whiten-within` the rows of an item scatter around its true mean with variance s^2 in every direction. The true
+    means scatter around 0 with a variance b that differs by direction (probabilistic LDA: Ioffe, ECCV 2006). In each
+    direction, the posterior mean is the mean of the rows times b / (b + s^2 / n). Along directions in which items
+    hardly differ, the mean of a few rows is mostly noise (empirical Bayes: Efron and Morris, JASA 1973).
     """
 
     axes_DD: Float64 | None = None
-    """The directions, as columns."""
+    """Directions, as columns."""
     signal_D: Float64 | None = None
-    """b / s^2 along each."""
+    """Ratio b / s^2 along each direction."""
 
-    def __call__(self, means_ID: Float64, counts_I: NDArray[np.integer]) -> Float64:
-        """From the means of the mapped rows of each item, and their numbers."""
+    def __call__(self, means_ID: Float64, counts_I: Integers) -> Float64:
+        """Estimate items from the means of their mapped rows and the numbers of these rows."""
         if self.axes_DD is None or self.signal_D is None:
             return means_ID
         share_ID = self.signal_D / (self.signal_D + 1 / counts_I[:, None])
@@ -65,7 +69,7 @@ class ItemMeans:
 
 
 def fit_means(moments: Moments, kind: SpaceKind, space: LinearMap) -> ItemMeans:
-    """How items are estimated in a space: in `whiten-within` with variances by the method of moments."""
+    """Return the estimate of items in a space; in `whiten-within`, fit its variances by the method of moments."""
     if kind != "whiten-within" or space.mean_D is None or space.matrix_DD is None:
         return ItemMeans()
     within_DD = space.matrix_DD @ _covariance(moments, kind) @ space.matrix_DD
@@ -76,10 +80,11 @@ def fit_means(moments: Moments, kind: SpaceKind, space: LinearMap) -> ItemMeans:
 
 
 def fit_map(moments: Moments, kind: SpaceKind, shrinkage: float) -> LinearMap:
-    """The map of a space, from the moments of a memory of at least one row.
+    """Return the map of a space, from the moments of a memory of at least one row.
 
-    The covariance C is shrunk to (1 - s) C + s tr(C) / D I (Ledoit and Wolf, 2004), and the map is its inverse square
-    root. Raises ValueError where the rows have no such covariance: all the same, or (`whiten-within`) no item twice.
+    The covariance C is shrunk to (1 - s) C + s tr(C) / D I (Ledoit and Wolf, 2004). The map is its inverse square root.
+    Raises ValueError if the rows have no such covariance: all rows are the same, or (`whiten-within`) no item occurs
+    twice.
     """
     if kind == "none":
         return LinearMap()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from tqdm import tqdm
+
+from l2d_ray.distributed.progress import Progress
 
 
 class Blocks:
@@ -30,11 +31,11 @@ class Blocks:
     ) -> Iterator[tuple[int, Any]]:
         """(block number, answer) as they come, so that a sum over them needs to hold only one."""
         waiting = {ref: number for number, ref in enumerate(self._submit(function, shared, each))}
-        with tqdm(total=len(waiting), desc=label, unit="block", disable=None) as bar:
+        with Progress(len(waiting), label, "blocks") as bar:
             while waiting:
                 for ref in ray.wait(list(waiting))[0]:
                     yield waiting.pop(ref), ray.get(ref)
-                    bar.update()
+                    bar.advance()
 
     def _submit(self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any] | None) -> list[Any]:
         task = ray.remote(function)

@@ -1,8 +1,11 @@
-"""The index of a memory's snapshot, with Ray: a task for each shard, twice, and one for what needs all of them.
+"""The index stage on Ray: two tasks per shard, and one that combines all shards.
 
-Sums and second moments of the shards first; the map of the space (and a FAISS index, if it needs training) from all of
-them; then the shards' indexes; last, the index measures itself. Each step leaves its files, and the same command again
-goes on from what is there.
+1. Sum the item vectors and moments of every shard.
+2. Fit the map of the space to all of them, and train an empty index if it needs training.
+3. Build the index of every shard.
+4. Tune the search, with actors that hold the shards, and measure it.
+
+Every step leaves files, and the same command continues from them.
 """
 
 import time
@@ -10,38 +13,39 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import ray
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.tuning import find_setting
-from l2d_ray.stages.indexing import Fitted, IndexPlan, build_shard, finish, fit, open_shard, plan_index, sum_moments
-from l2d_ray.workspace import Workspace
+from l2d_ray.stages.index_plan import IndexPlan, plan_index
+from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
+from l2d_ray.stages.settings import for_index, record_index
 
 
 @dataclass(frozen=True)
 class IndexResult:
-    """The index, and what it loses against looking at every row."""
+    """The index, and its recall against a scan of all rows."""
 
     index: str
-    """Path of its manifest in the workspace."""
+    """Location of the manifest."""
     snapshot: int
     shards: int
     shards_reused: int
-    """Shards that an earlier run had completed."""
+    """Number of shards that an earlier run completed."""
     rows: int
     items: int
-    """Items with at least one row."""
+    """Number of items with at least one row."""
     space: str
     factory: str
     search: str
-    """FAISS search setting that reaches the recall asked for."""
+    """Search setting that reaches `index.target_recall`."""
     recall_top_m: float
     recall_top_k: float
     bytes_per_row: float
@@ -49,15 +53,27 @@ class IndexResult:
 
 
 def build_index(config: Config) -> IndexResult:
-    """Build, or finish building, the index that `config.index` describes.
+    """Build an index, or complete it, and record its settings as those to recommend with.
 
-    Raises InputError if there is no memory, or if the space or the FAISS factory string does not fit it.
+    Settings of `config.index` that are not given are those of the index that was built last. Raises InputError if there
+    is no memory, or if the space or the factory string does not fit it.
+    """
+    config = for_index(config)
+    result = ensure_index(config)
+    record_index(config, result.snapshot)
+    return result
+
+
+def ensure_index(config: Config) -> IndexResult:
+    """Build the index that `config.index` describes, or complete it, and record nothing else.
+
+    Raises InputError as `build_index` does.
     """
     started = time.time()
     plan = plan_index(config)
     manifest, reused = _build(config, plan, started)
     return IndexResult(
-        index=Workspace.open(config.workspace).path(plan.manifest),
+        index=plan.workspace.path(plan.manifest),
         snapshot=manifest.snapshot,
         shards=len(manifest.shards),
         shards_reused=reused,
@@ -74,22 +90,22 @@ def build_index(config: Config) -> IndexResult:
 
 
 def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManifest, int]:
-    workspace = Workspace.open(plan.workspace)
+    """Return the manifest, and the number of shards that were complete before."""
+    workspace, shards = plan.workspace, range(plan.num_shards)
     if workspace.exists(plan.manifest):
         return IndexManifest.read(workspace, plan.manifest), plan.num_shards
     check_room(config)
-    reused = sum(workspace.exists(f"{plan.folder}/shard={shard}.json") for shard in range(plan.num_shards))
-    shards = range(plan.num_shards)
-    _each("moments", config, sum_moments, [(plan, shard) for shard in shards])
-    (fitted,) = _each("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
+    reused = sum(workspace.exists(plan.shard_record(shard)) for shard in shards)
+    _run_tasks("moments", config, sum_moments, [(plan, shard) for shard in shards])
+    (fitted,) = _run_tasks("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
     builds = [(plan, fitted, shard) for shard in shards]
-    records: list[ShardRecord] = _each("shards", config, build_shard, builds, gpus=config.workers.gpus)
+    records: list[ShardRecord] = _run_tasks("shards", config, build_shard, builds, gpus=config.workers.gpus)
     tuned = _tune(config, plan, fitted, records)
     return finish(plan, fitted, records, tuned, started), reused
 
 
 def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
-    """Find the search setting with actors that share the shards, so that no machine needs room for all of them."""
+    """Find the search setting with actors that share the shards, so that no node needs room for all of them."""
     parts = partition(len(records), min(len(records), workers_that_fit(config)))
     cpus = config.workers.cpus
     kind = ray.remote(_Shards).options(num_cpus=cpus, scheduling_strategy="SPREAD")
@@ -110,38 +126,41 @@ class _Shards:
     """Ray actor: some shards of an index."""
 
     def __init__(self, threads: int, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> None:
-        faiss.omp_set_num_threads(threads)
+        engine.set_threads(threads)
         self._shards = [open_shard(plan, fitted, record) for record in records]
 
     def answer(self, request: Request) -> list[Any]:
         return request.answer(self._shards)
 
 
-def _each(
+def _run_tasks(
     label: str, config: Config, step: Callable[..., Any], calls: list[tuple[Any, ...]], gpus: float = 0
 ) -> list[Any]:
-    """The results of tasks, in the order of the calls. An error stops the others and is raised when they have ended."""
+    """Return the results of `step(*call)` in the order of the calls, each from a task.
+
+    After an error the other tasks are cancelled, and the error is raised when they have ended.
+    """
     cpus = config.workers.cpus
     task = ray.remote(_with_threads).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
     number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
     results: list[Any] = [None] * len(calls)
     first_error: RayError | None = None
-    with tqdm(total=len(calls), desc=label, unit="task", disable=None) as bar:
-        left = list(number)
-        while left:
-            (done,), left = ray.wait(left)
+    with Progress(len(calls), label, "tasks") as bar:
+        pending = list(number)
+        while pending:
+            (done,), pending = ray.wait(pending)
             try:
                 results[number[done]] = ray.get(done)
             except RayError as error:
                 first_error = first_error or error
-                for other in left:
+                for other in pending:
                     ray.cancel(other)
-            bar.update()
+            bar.advance()
     if first_error:
         raise root_error(first_error) from None
     return results
 
 
 def _with_threads(threads: int, step: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    faiss.omp_set_num_threads(threads)  # torch's are as many: Ray says so by OMP_NUM_THREADS
+    engine.set_threads(threads)  # torch has as many: Ray sets OMP_NUM_THREADS
     return step(*call)

@@ -15,16 +15,17 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayActorError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import actor_pool
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
+from l2d_ray.stages.settings import check_data, for_memory, record_memory
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ def build_memory(config: Config) -> BuildResult:
     """
     started = time.monotonic()
     workspace = Workspace.open(config.workspace)
+    config = for_memory(config)
     store = MemoryStore(workspace)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
+    record_memory(config, identity.dtype)
     units = plan_units(config, dataset)
     missing = [unit for unit in units if unit.name not in known]
     built = list(_progress(_build(config, identity, missing), len(missing)))
@@ -143,10 +147,9 @@ def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterato
 def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:
     """Show units, samples and tokens a second, and the time left, on stderr."""
     started, samples, tokens = time.monotonic(), 0, 0
-    with tqdm(total=total, desc="building the memory", unit="unit", disable=total == 0) as bar:
+    with Progress(total, "building the memory", "units") as bar:
         for record in records:
             samples, tokens = samples + record.rows + record.quarantined, tokens + record.tokens
             seconds = time.monotonic() - started
-            bar.set_postfix_str(f"{samples / seconds:.1f} samples/s, {tokens / seconds:.0f} tokens/s", refresh=False)
-            bar.update()
+            bar.advance(note=f"{samples / seconds:.1f} samples/s, {tokens / seconds:.0f} tokens/s")
             yield record

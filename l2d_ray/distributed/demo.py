@@ -18,24 +18,24 @@ import ray
 from ray.cluster_utils import Cluster
 
 from l2d_ray.config import Config
+from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import EvaluateResult, evaluate
-from l2d_ray.distributed.job import quiet
+from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.training.driver import check, finetune
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.verify import verify
-from l2d_ray.recommenders.contract import NO_ITEM, Filters
 from l2d_ray.recommenders.l2d import L2DRecommender
 from l2d_ray.schema import Split
-from l2d_ray.stages.evaluation import CUTOFFS
 from l2d_ray.stages.finetuning import tuned
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
+from l2d_ray.stages.summary import CUTOFFS
 from l2d_ray.workspace import Workspace
 
 OBJECT_STORE_BYTES = 500 << 20
@@ -67,7 +67,7 @@ def demo(config: Config) -> DemoResult:
     head = {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": True, **ports}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": OBJECT_STORE_BYTES})
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    quiet()
+    quiet_ray_data()
     _say("1. prepare_data", json.dumps(asdict(prepare(config))))
     _say("2. the model as it comes", "a memory and an evaluation, to compare with")
     untuned = _evaluate_untuned(config, workspace)
@@ -139,12 +139,12 @@ def recommend(config: Config, workspace: Workspace, report: str, k: int = 10) ->
     encoder = HistoryEncoder(config, titles)
     prior = config.index.prior_in(config.index.space)
     index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
-    recommender = L2DRecommender(lambda histories: encoder.encode(histories).states_UD, index)
-    (best,), _ = recommender.recommend([history], k, Filters(exclude_seen=config.recommend.exclude_seen))
+    recommender = L2DRecommender(encoder.encode, index)
+    (best,) = recommender.recommend([Query.after(history, k, config.recommend.exclude_seen)])
     return DemoResult(
         user=user["user_id"],
         history=[titles[item] for item in history[-config.history.max_items :]],
-        recommended=[titles[item] for item in best if item != NO_ITEM],
+        recommended=[titles[item] for item in best.items_I],
         next=titles[user["item_indices"][position]],
         report=report,
         workspace=workspace.uri,

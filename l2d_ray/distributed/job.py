@@ -1,4 +1,4 @@
-"""What every script in `jobs/` does around its one stage: configuration, Ray, the result line and the exit status."""
+"""The frame of every script in `jobs/`: configuration, Ray, a quiet screen, the result line and the exit status."""
 
 import dataclasses
 import json
@@ -8,11 +8,12 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
+from l2d_ray.distributed.screen import quiet_libraries
 from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
 
@@ -20,98 +21,111 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set in a submitted job."""
+"""Environment variable that Ray sets in a submitted job."""
 
 
 def run(
-    stage: str, about: str | None = None, reads: Sequence[str] = (), check: str | None = None, on_ray: bool = True
+    stage: str,
+    about: str | None = None,
+    reads: str = "",
+    check: str | None = None,
+    on_ray: bool = True,
+    serves: bool = False,
 ) -> NoReturn:
     """Run one stage as a process: `--config FILE [key=value …]` in, one JSON object as the last line on stdout out.
 
-    The stage is `module:function`, from a Config to a dataclass, imported once the command line is known to be right:
-    the libraries behind it take seconds. So is `check`, from a Config to nothing, which raises InputError for what can
-    be known without Ray. `about` and the settings that the stage `reads` are for `--help`.
+    `stage` is `module:function`, from a Config to a dataclass. Its module is imported after the command line has been
+    checked, because the libraries behind it take seconds to load. `check`, from a Config, raises InputError for what
+    can be known before Ray starts. `about`, and the sections and keys that the stage `reads`, are for `--help`. A stage
+    that `serves` needs a Ray that is prepared for HTTP.
 
-    Exit status: 0 done; 2 bad input or configuration and 1 no space, no permission and the like, both with one line on
-    stderr; 1 with a traceback for anything else.
+    Exit status: 0 done; 2 bad input or configuration, with one line on stderr; 1 for a full disk, a missing permission
+    and the like, also with one line; 1 with a traceback for any other error.
     """
     try:
-        temporary_folder = _SUBMITTED in os.environ
-        config = load_config(sys.argv[1:], reads, about or "", temporary_folder)
+        config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
         if check:
             pkgutil.resolve_name(check)(config)
-        if on_ray:
-            connect(config)
-        result: DataclassInstance = pkgutil.resolve_name(stage)(config)
+        with quiet_libraries(Path(sys.argv[0]).stem):
+            connected = on_ray and connect(config, serves)
+            try:
+                result: DataclassInstance = pkgutil.resolve_name(stage)(config)
+            finally:
+                if connected:
+                    import ray
+
+                    ray.shutdown()
     except InputError as error:
-        _fail(2, str(input_error_in(str(error)) or error))  # of a replica's, str is its whole traceback
+        _fail(2, str(input_error_in(str(error)) or error))  # the message of a replica's error is its whole traceback
     except OSError as error:
-        _fail(1, f"{error}; mend that and run the same command again")
+        _fail(1, f"{error}; correct that and run the same command again")
     except Exception as error:
         from ray.exceptions import RayError
 
         cause = root_error(error) if isinstance(error, RayError) else error
         if cause is error:
             raise
-        hint = "" if isinstance(cause, InputError) else "; mend that and run the same command again"
-        _fail(2 if isinstance(cause, InputError) else 1, f"{cause}{hint}")
-    if on_ray:
-        import ray
-
-        ray.shutdown()  # it may yet print what befell its workers, and the result is the last line
+        if isinstance(cause, InputError):
+            _fail(2, str(cause))
+        _fail(1, f"{cause}; correct that and run the same command again")
     print(json.dumps(dataclasses.asdict(result)))
     sys.exit(0)
 
 
 def joins_a_cluster() -> bool:
-    """Whether the environment names a Ray to join, which may grow."""
+    """Return whether the environment names a Ray cluster to join, which may grow."""
     return _SUBMITTED in os.environ or "RAY_ADDRESS" in os.environ
 
 
-def connect(config: Config) -> None:
-    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine."""
+def connect(config: Config, serves: bool = False) -> bool:
+    """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
+
+    Returns False if this process has a connection already.
+    """
     import ray  # not above: it takes a second, and wrong settings are refused without it
 
-    quiet()
+    quiet_ray_data()
     if ray.is_initialized():
-        return
+        return False
     if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return
-    os.environ |= local_variables(config.serve)
-    # More logical CPUs than a small machine has: a pool of actors must not starve the tasks beside it, nor the models
-    # of an endpoint its gateways and shards, which take a tenth each.
+        return True
+    if serves:
+        os.environ |= local_variables(config.serve)
     ray.init(
-        "local",  # or it would join whatever Ray runs on this machine
+        "local",  # never another Ray that runs on this machine
+        # More logical CPUs than cores: a pool of actors must leave room for tasks, and the models of an endpoint for
+        # its gateways and shards, which take a tenth of a CPU each.
         num_cpus=max(4, os.cpu_count() or 1) + 1,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        # Ray ends workers that idle for a second, and a stage of many short passes would start them again and again.
+        # By default Ray ends workers that idle for a second, and a stage of many short passes starts them again.
         _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
     )
+    return True
 
 
-def quiet() -> None:
-    """Keep Ray's plans, progress and tracebacks in its log files; the job says what matters."""
+def quiet_ray_data() -> None:
+    """Turn off the plans, progress bars and error logs of Ray Data; the job reports progress and errors itself."""
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # The only way, at Ray 2.60, to bound the retries of a task (build_memory).
+    # At Ray 2.60 it is the only way to limit the retries of a task (build_memory).
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
 
 def root_error(error: Exception) -> Exception:
-    """The InputError or OSError that a worker raised, as far as Ray's `error` tells; else `error` itself.
+    """Return the InputError or OSError of a worker in the text of Ray's `error`, or `error` itself if there is none.
 
     Ray Data raises a UserCodeException that holds the original exception as text only.
     """
     text = str(error)
-    if ours := input_error_in(text):
-        return ours
+    if raised := input_error_in(text):
+        return raised
     system = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", text, re.MULTILINE)
     return OSError(system[1]) if system else error
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayError
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data import d3
@@ -32,6 +31,7 @@ from l2d_ray.data.sources import source_of
 from l2d_ray.data.splits import SHARES, Cut, by_time, find_cut, histogram, leave_one_out, share_ties, target_times
 from l2d_ray.distributed.blocks import Blocks
 from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.progress import Progress
 from l2d_ray.errors import InputError
 from l2d_ray.schema import HISTORIES, ITEMS
 from l2d_ray.workspace import Workspace
@@ -96,7 +96,7 @@ def _histories(config: Config, catalogue: Catalogue) -> tuple[Blocks, dict[str, 
     parts = config.data.num_blocks or -(-sum(size(path) for path in files) // _BYTES_PER_BLOCK)
     shared = ray.put(catalogue)
     rows = [{"path": path, "file": number} for number, path in enumerate(files)]
-    with tqdm(desc="read and bring users together", bar_format="{desc}: {elapsed}", disable=None):
+    with Progress(None, "read and bring users together"):
         # Given boundaries, the sort neither samples nor splits: block b is the b-th range. It takes two at least.
         dealt = (
             ray.data.from_items(rows, override_num_blocks=len(files))

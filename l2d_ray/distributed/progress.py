@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(self, total: int | None, label: str, unit: str = "") -> None:
-        """`total` is None for a pass of which only the duration is known. `unit` is a singular noun."""
+        """`total` is None for a pass of which only the duration is known. `unit` is a plural noun."""
         self.done = 0
         self._total, self._label, self._unit, self._note = total, label, unit, ""
         self._started = self._resumed = time.monotonic()
@@ -71,9 +71,9 @@ class Progress:
         if self._total is None:
             return f"{self._label}: {passed}"
         rate = (self.done - self._done_before) / max(now - self._resumed, 1e-9)
-        parts = [f"{self._label}: {self.done} of {self._total} {self._unit}s in {passed}"]
+        parts = [f"{self._label}: {self.done} of {self._total} {self._unit} in {passed}"]
         if rate:
-            parts.append(f"{rate:,.0f} {self._unit}s/s" if rate >= 100 else f"{rate:.2g} {self._unit}s/s")
+            parts.append(f"{rate:,.0f} {self._unit}/s" if rate >= 100 else f"{rate:.2g} {self._unit}/s")
         if rate and self.done < self._total:
             parts.append(f"{tqdm.format_interval((self._total - self.done) / rate)} left")
         return ", ".join([*parts, self._note] if self._note else parts)

@@ -1,13 +1,13 @@
 """The actors that hold a model, and tasks of their size: how many fit."""
 
 import os
-import sys
 
 import ray
 from ray.data import ActorPoolStrategy
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import joins_a_cluster
+from l2d_ray.distributed.screen import say
 from l2d_ray.errors import InputError
 
 
@@ -26,7 +26,7 @@ def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -
     )
     if not joins_a_cluster():
         raise InputError(f"{lack}; ask for less, or set {setting}")
-    print(f"{lack}: waiting for more", file=sys.stderr)
+    say(f"{lack}: waiting for more")
 
 
 def workers_that_fit(config: Config) -> int:

@@ -1,4 +1,4 @@
-"""Files of an index: written whole with a checksum, and refused by name when they are not what was recorded."""
+"""Files of an index: written with a checksum, and refused by name if they differ from their record."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ REMEDY = "; delete the folder of this index and run jobs/build_index.py again"
 
 
 def write_bytes(workspace: Workspace, path: str, parts: Iterable[Any]) -> IndexFile:
-    """Write the parts, one after the other, as one file, and say what it is."""
+    """Write the parts, one after the other, as one file, and return its record."""
     with workspace.create(path) as stream:
         sink = DigestingSink(stream)
         for part in parts:
@@ -31,7 +31,7 @@ def write_bytes(workspace: Workspace, path: str, parts: Iterable[Any]) -> IndexF
 def write_array(
     workspace: Workspace, path: str, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]
 ) -> IndexFile:
-    """Write an array of this shape as NumPy's .npy, its rows in parts, so that it need not fit into memory."""
+    """Write an array of this shape as NumPy's .npy, part by part, so that it need not fit into memory."""
     header = io.BytesIO()
     description = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_1_0(header, {"descr": description, "fortran_order": False, "shape": shape})
@@ -40,10 +40,10 @@ def write_array(
 
 
 def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...], verify: bool = False) -> NDArray[Any]:
-    """An array, mapped into memory from a disk (checked by its size, and its content if `verify`), read and checked
-    from anywhere else.
+    """Return an array: mapped from a local disk, read from an object store.
 
-    Raises InputError, naming the file, if it is missing, truncated, no array or of another shape.
+    A mapped file is checked by its size and, with `verify`, by its checksum; a file that is read, by both. Raises
+    InputError, naming the file, if it is missing, truncated, not an array or of another shape.
     """
     _check(workspace, file)
     path = workspace.path(file.path)
@@ -56,14 +56,14 @@ def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...], ve
         else:
             array = np.load(io.BytesIO(read_bytes(workspace, file)))
     except ValueError as error:
-        raise InputError(f"{path}: no array that NumPy reads ({error}){REMEDY}") from None
+        raise InputError(f"{path}: not a NumPy array ({error}){REMEDY}") from None
     if array.shape != shape:
         raise InputError(f"{path}: has shape {array.shape}, expected {shape}{REMEDY}")
     return array  # type: ignore[no-any-return]
 
 
 def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
-    """The content of a file. Raises InputError if it is missing or not what was recorded."""
+    """Return the content of a file. Raises InputError if it is missing or differs from its record."""
     _check(workspace, file)
     with workspace.filesystem.open_input_stream(workspace.path(file.path)) as stream:
         content = bytes(stream.read())
@@ -72,30 +72,30 @@ def read_bytes(workspace: Workspace, file: IndexFile) -> bytes:
 
 
 def write_arrays(workspace: Workspace, path: str, arrays: dict[str, Any]) -> IndexFile:
-    """Write small arrays, those that there are, as one .npz."""
+    """Write small arrays as one .npz, without those that are None."""
     stream = io.BytesIO()
     np.savez(stream, **{name: array for name, array in arrays.items() if array is not None})
     return write_bytes(workspace, path, [stream.getbuffer()])
 
 
 def write_map(workspace: Workspace, path: str, space: LinearMap, offset_D: Float64) -> IndexFile:
-    """Write the map of a space, and what to subtract from mapped vectors before float32."""
+    """Write the map of a space, and the offset that is subtracted from mapped vectors before float32."""
     return write_arrays(workspace, path, {"mean": space.mean_D, "matrix": space.matrix_DD, "offset": offset_D})
 
 
 def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]:
-    """The map and the offset that `write_map` wrote."""
+    """Return the map and the offset that `write_map` wrote."""
     with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
         return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
 
 
 def write_means(workspace: Workspace, path: str, means: ItemMeans) -> IndexFile:
-    """Write how items are estimated."""
+    """Write the estimate of items."""
     return write_arrays(workspace, path, {"axes": means.axes_DD, "signal": means.signal_D})
 
 
 def read_means(workspace: Workspace, file: IndexFile) -> ItemMeans:
-    """What `write_means` wrote."""
+    """Return the estimate that `write_means` wrote."""
     with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
         return ItemMeans(parts.get("axes"), parts.get("signal"))
 
@@ -109,6 +109,6 @@ def _check(workspace: Workspace, file: IndexFile) -> None:
     path = workspace.path(file.path)
     info = workspace.filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
-        raise InputError(f"{path}: missing, but the index lists it{REMEDY}")
+        raise InputError(f"{path}: not found, but the index lists it{REMEDY}")
     if info.size != file.bytes:
-        raise InputError(f"{path}: {info.size} bytes, recorded were {file.bytes}: truncated or another file{REMEDY}")
+        raise InputError(f"{path}: truncated or another file ({info.size} bytes, expected {file.bytes}){REMEDY}")

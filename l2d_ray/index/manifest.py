@@ -1,4 +1,4 @@
-"""The records of an index: what a shard holds, what the index was made from, and how good it measured itself to be."""
+"""Records of an index: its files, the memory and settings it was made from, and its measured quality."""
 
 from typing import Literal
 
@@ -6,12 +6,12 @@ from l2d_ray.core.space import SpaceKind
 from l2d_ray.records import MemoryIdentity, Record
 
 FORMAT_VERSION: Literal[2] = 2
-"""2: the item means of whiten-within are posterior means."""
+"""Version 2: the item means of whiten-within are posterior means."""
 FOLDER = "index"
 
 
 class IndexFile(Record):
-    """One file, relative to the workspace."""
+    """One file; its path is relative to the workspace."""
 
     path: str
     bytes: int
@@ -19,28 +19,30 @@ class IndexFile(Record):
 
 
 class ShardRecord(Record):
-    """A complete shard. Its files are in place before this record is."""
+    """A complete shard. The record is written after its files."""
 
     shard: int
     rows: int
     items: int
     files: dict[str, IndexFile]
-    """By name: rows, row_items, sample_ids, faiss, items, counts, centroids."""
+    """Files by name: rows, row_items, sample_ids, faiss, items, counts, centroids."""
     faiss_version: str
+    """Version of the engine that wrote the file `faiss`."""
     seconds: float
+    """Seconds to build the shard."""
 
 
 class IndexQuality(Record):
-    """What the index loses against looking at every row, on rows of the memory as queries, themselves left out."""
+    """Recall of the index against a scan of all rows. Queries are rows of the memory, each left out of its result."""
 
     queries: int
     top_m: int
-    """Of the M that were looked at (index/tuning.py) the one at which it recommends least of the exact top K."""
+    """The M at which `recall_top_k` is lowest, of those measured (index/tuning.py)."""
     recall_top_m: float
-    """Share of the exact top M rows that it finds."""
+    """Share of the exact top M rows that are found."""
     k: int
     recall_top_k: float
-    """Share of the exact L2D-L top K that it recommends."""
+    """Share of the exact L2D-L top K that is recommended."""
 
 
 class IndexManifest(Record):
@@ -49,37 +51,40 @@ class IndexManifest(Record):
     format_version: Literal[2] = FORMAT_VERSION
     snapshot: int
     snapshot_digest: str
-    """Of the snapshot's record: which memory this is of."""
+    """Digest of the snapshot's record."""
     dataset: str
-    """Digest of the dataset whose samples the rows are."""
+    """Digest of the dataset from which the memory was built."""
     identity: MemoryIdentity
-    """Of the memory; queries must be encoded in the same way."""
+    """Identity of the memory; queries must be encoded in the same way."""
     sample_fraction: float
     space: SpaceKind
     shrinkage: float
     factory: str
     search: str
-    """Search setting (`nprobe=16,k_factor=8`) that reached `target_recall`, or the best; "" if there is none."""
+    """Search setting (`nprobe=16,k_factor=8`) that reached `target_recall`, or the best; "" if nothing can be set."""
     target_recall: float
     map: IndexFile
     rows: int
     items: int
     """Items with at least one row."""
     bytes_per_row: float
-    """All files of the shards."""
+    """Bytes of all files of the shards, divided by `rows`."""
     quality: IndexQuality
     shards: list[ShardRecord]
     seconds: float
-    """Of the run that completed it."""
+    """Seconds of the run that completed the index."""
 
 
 def snapshot_folder(number: int, digest: str) -> str:
-    """The folder name of all indexes of a snapshot: which memory it is, not only its number."""
+    """Return the folder name of all indexes of a snapshot.
+
+    The digest tells two memories apart that were built under the same number.
+    """
     return f"{number}-{digest[:8]}"
 
 
 def label(space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float) -> str:
-    """The folder name of an index among those of its snapshot."""
+    """Return the folder name of an index among those of its snapshot."""
     parts = [space, *([f"{shrinkage!r}"] if space.startswith("whiten") else []), factory]
     if sample_fraction < 1:
         parts.append(f"{sample_fraction!r}")

@@ -1,56 +1,48 @@
 """One shard of an index: its files, and the search for the rows near a query."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import Neighbours, nearest
 from l2d_ray.errors import InputError
-from l2d_ray.index.faiss_index import EXHAUSTIVE, VectorSearch, from_bytes
+from l2d_ray.index.engine import CandidateIndex, engine
 from l2d_ray.index.files import REMEDY, read_array, read_bytes
 from l2d_ray.index.manifest import ShardRecord
+from l2d_ray.index.vector_search import VectorSearch
 from l2d_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class IndexShard:
-    """Rows and item means of one shard, in the index's space. Queries are [U, D], mapped already."""
+    """Rows and item means of one shard, in the index's space. Queries are [U, D], mapped into it already."""
 
     rows: VectorSearch
     row_items_M: NDArray[np.int32]
     sample_ids_M: IntArray
     centroids: VectorSearch
     items_I: NDArray[np.int32]
-    """The items that have rows here, ascending."""
+    """Items that have rows in this shard, ascending."""
     counts_I: IntArray
-    """Rows of each."""
+    """Number of rows of each item."""
 
     @classmethod
     def open(
-        cls,
-        workspace: Workspace,
-        shard: ShardRecord,
-        offset_D: Float64,
-        factory: str,
-        search: str = "",
-        verify: bool = False,
+        cls, workspace: Workspace, shard: ShardRecord, offset_D: Float64, search: str = "", verify: bool = False
     ) -> "IndexShard":
         """Read a shard. Raises InputError, naming the file, if one is missing, truncated or of another shape.
 
-        `offset_D` is what `read_map` returns with the map; `factory` and `search` are as in the manifest; `verify` as
-        in `read_array`.
+        `offset_D` is what `read_map` returns with the map, `search` the setting in the manifest. `verify` also
+        compares every file with its checksum.
         """
         dimension = offset_D.size
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("row_items", "sample_ids"), (shard.rows,))
         shapes |= dict.fromkeys(("items", "counts"), (shard.items,))
         shapes |= {"rows": (shard.rows, dimension), "centroids": (shard.items, dimension)}
         arrays = {name: read_array(workspace, shard.files[name], shape, verify) for name, shape in shapes.items()}
-        index = _read_faiss(workspace, shard, dimension)
-        rows = VectorSearch(index, arrays["rows"], offset_D, exhaustive=factory == EXHAUSTIVE)
+        rows = VectorSearch(_read_candidates(workspace, shard, dimension), arrays["rows"], offset_D)
         rows.set_search(search)
         return cls(
             rows=rows,
@@ -62,7 +54,7 @@ class IndexShard:
         )
 
     def with_prior(self, weight: float, rows: int) -> "IndexShard":
-        """The shard whose L2D-G weighs log-frequency, -1/2 d^2 + weight * log n_v, written as a distance.
+        """Return the shard with a prior for L2D-G: -1/2 d^2 + weight * log n_v, written as a distance.
 
         `rows` is the number of rows of all shards. A weight of 0 changes nothing.
         """
@@ -79,19 +71,20 @@ class IndexShard:
         ]
 
 
-def _read_faiss(workspace: Workspace, shard: ShardRecord, dimension: int) -> Any:
+def _read_candidates(workspace: Workspace, shard: ShardRecord, dimension: int) -> CandidateIndex:
     file = shard.files["faiss"]
     path = workspace.path(file.path)
     try:
-        index = from_bytes(read_bytes(workspace, file))
+        index = engine.from_bytes(read_bytes(workspace, file))
     except ValueError as error:
         raise InputError(
-            f"{path}: FAISS {faiss.__version__} cannot read it ({error}); it was written by FAISS"
-            f" {shard.faiss_version}: install that or a newer one, or delete the folder of this"
-            " index and run jobs/build_index.py again"
+            f"{path}: {engine.NAME} {engine.VERSION} cannot read it ({error}); it was written by {engine.NAME}"
+            f" {shard.faiss_version}; install that version or a newer one, or delete the folder of this index and run"
+            " jobs/build_index.py again"
         ) from None
-    if (index.d, index.ntotal) != (dimension, shard.rows):
+    if (index.dimension, index.count) != (dimension, shard.rows):
         raise InputError(
-            f"{path}: {index.ntotal} vectors of dimension {index.d}, expected {shard.rows} of {dimension}{REMEDY}"
+            f"{path}: {index.count} vectors of dimension {index.dimension}, expected {shard.rows} of"
+            f" {dimension}{REMEDY}"
         )
     return index

@@ -20,7 +20,7 @@ from l2d_ray.workspace import Workspace
 
 @dataclass(frozen=True)
 class IndexReader:
-    """A complete index that is open for reading, shard by shard."""
+    """A complete index that is read shard by shard."""
 
     manifest: IndexManifest
     space: LinearMap
@@ -29,49 +29,51 @@ class IndexReader:
 
     @classmethod
     def open(cls, workspace: Workspace, path: str) -> "IndexReader":
-        """The index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
+        """Open the index whose manifest is at `path`. Raises InputError, naming the file, if it is damaged."""
         manifest = IndexManifest.read(workspace, path)
         folder = PurePosixPath(path).parents[1].name
         if folder != snapshot_folder(manifest.snapshot, manifest.snapshot_digest):
             raise InputError(
-                f"{workspace.path(path)}: is of snapshot {manifest.snapshot} with digest"
-                f" {manifest.snapshot_digest[:8]}, but lies in {folder}, where another's belongs{REMEDY}"
+                f"{workspace.path(path)}: belongs to snapshot {manifest.snapshot} with digest"
+                f" {manifest.snapshot_digest[:8]}, but is in the folder {folder}{REMEDY}"
             )
         listed = [shard.shard for shard in manifest.shards]
         if listed != list(range(manifest.identity.num_shards)):
-            raise InputError(f"{workspace.path(path)}: lists shards {listed} of {manifest.identity.num_shards}{REMEDY}")
+            raise InputError(
+                f"{workspace.path(path)}: lists shards {listed}, expected {manifest.identity.num_shards}{REMEDY}"
+            )
         space, offset_D = read_map(workspace, manifest.map)
         if offset_D.size != manifest.identity.dimension:
             raise InputError(
-                f"{workspace.path(manifest.map.path)}: of dimension {offset_D.size}, expected"
+                f"{workspace.path(manifest.map.path)}: has dimension {offset_D.size}, expected"
                 f" {manifest.identity.dimension}{REMEDY}"
             )
         return cls(manifest, space, workspace, offset_D)
 
     def shard(self, number: int, verify: bool = False) -> IndexShard:
-        """One of its shards. Raises InputError, naming the file, for what is wrong; if `verify`, also for content that
-        was not written with this index."""
+        """Open one shard. Raises InputError, naming the file, if a file is damaged.
+
+        `verify` also compares every file with its checksum.
+        """
         manifest = self.manifest
-        return IndexShard.open(
-            self.workspace, manifest.shards[number], self._offset_D, manifest.factory, manifest.search, verify
-        )
+        return IndexShard.open(self.workspace, manifest.shards[number], self._offset_D, manifest.search, verify)
 
 
 @dataclass(frozen=True)
 class ShardedIndex:
-    """An index to search, in one process. Queries are hidden states [U, D], float16 or wider, not mapped yet."""
+    """An index in one process. States are hidden states [U, D] of queries, float16 or wider, not mapped yet."""
 
     space: LinearMap
     shards: Sequence[IndexShard]
 
     @classmethod
     def open(cls, workspace: Workspace, path: str) -> "ShardedIndex":
-        """The complete index whose manifest is at `path`. Raises InputError, naming the file, for what is wrong."""
+        """Open the index whose manifest is at `path`. Raises InputError, naming the file, if it is damaged."""
         reader = IndexReader.open(workspace, path)
         return cls(reader.space, [reader.shard(number) for number in range(len(reader.manifest.shards))])
 
     def with_prior(self, weight: float) -> "ShardedIndex":
-        """The same index, whose L2D-G weighs an item's log-frequency (`IndexShard.with_prior`)."""
+        """Return the index with a prior for L2D-G: the weight of an item's log-frequency (`IndexShard.with_prior`)."""
         rows = sum(shard.row_items_M.size for shard in self.shards)
         return replace(self, shards=[shard.with_prior(weight, rows) for shard in self.shards])
 
@@ -80,10 +82,10 @@ class ShardedIndex:
         return run(aggregations.recommend(self.space(states_UD), queries), self.shards)
 
     def recommend_at(
-        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int]
+        self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int], aggregation: str = l2d_local.NAME
     ) -> list[list[ScoredItems]]:
-        """Return the lists of L2D-L for each value of M, from one search with the largest.
+        """Return the lists of an aggregation for each value of M, from one search if it can.
 
         `aggregation` and `top_m` of the queries are ignored.
         """
-        return run(l2d_local.recommend_at(self.space(states_UD), queries, top_ms), self.shards)
+        return run(aggregations.recommend_at(aggregation, self.space(states_UD), queries, top_ms), self.shards)

@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import Neighbours, best_items, last_row
-from l2d_ray.index import faiss_index
 from l2d_ray.index.aggregations.l2d_local import average_rows
 from l2d_ray.index.exchange import Exchange, Request, run
-from l2d_ray.index.faiss_index import VectorSearch
 from l2d_ray.index.manifest import IndexQuality
 from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.vector_search import VectorSearch
 
 QUALITY_QUERIES, QUALITY_K = 200, 20
 QUALITY_TOP_MS = 1000, 200, 20
@@ -120,12 +119,12 @@ def sample_rows(shard: IndexShard, step: int) -> tuple[NDArray[np.float16], IntA
 
 def narrowest_search(shard: IndexShard) -> str:
     """Return the setting of least effort."""
-    return faiss_index.narrowest_search(shard.rows.index)
+    return shard.rows.candidates.narrowest_search()
 
 
 def wider_searches(shard: IndexShard, setting: str) -> list[str]:
     """Return the settings one step wider."""
-    return faiss_index.wider_searches(shard.rows.index, setting)
+    return shard.rows.wider_searches(setting)
 
 
 def set_search(shard: IndexShard, setting: str) -> None:

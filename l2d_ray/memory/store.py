@@ -148,14 +148,16 @@ class MemoryStore:
         self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a snapshot, or of one of its shards, batch by batch."""
+        for path in self.data_files(snapshot, shard):
+            with pq.ParquetFile(self.workspace.path(path), filesystem=self.workspace.filesystem) as parquet:
+                yield from parquet.iter_batches(columns=columns)
+
+    def data_files(self, snapshot: Snapshot, shard: int | None = None) -> Iterator[str]:
+        """Yield the paths, in the workspace, of the files with the rows of a snapshot or of one of its shards."""
         for unit in snapshot.units:
-            record = UnitRecord.read(self.workspace, f"{UNITS}/{unit}.json")
-            for file in record.files:
+            for file in UnitRecord.read(self.workspace, f"{UNITS}/{unit}.json").files:
                 if file.shard is not None and shard in (None, file.shard):
-                    with pq.ParquetFile(
-                        self.workspace.path(file.path), filesystem=self.workspace.filesystem
-                    ) as parquet:
-                        yield from parquet.iter_batches(columns=columns)
+                    yield file.path
 
 
 def _items_path(dataset: str) -> str:

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-import torch
-import transformers
 from platformdirs import user_cache_path
 
 from l2d_ray.config import ModelConfig
@@ -137,6 +135,9 @@ def _demo_model() -> Path:
     folder = user_cache_path("l2d_ray") / "SmolLM2-135M-Instruct"
     if folder.exists():
         return folder
+    import torch  # not above: they take seconds, and most callers only look for files
+    import transformers
+
     gguf = smollm2_gguf()
     checkpoint = Checkpoint(gguf.parent, gguf.name)
     model = transformers.AutoModelForCausalLM.from_pretrained(**checkpoint.arguments, dtype=torch.float32)

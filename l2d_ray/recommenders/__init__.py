@@ -1,1 +1,1 @@
-"""One file a recommender, all under one contract."""
+"""Recommenders, one module each, with one interface."""

@@ -1,46 +1,52 @@
 """Language-space decoding that cannot leave the catalogue: beam search along a trie of the titles' tokens.
 
-Source: D3 (arXiv 2406.14900): no length normalisation, so that an item's score is the log-probability of its title.
+Source: D3 (arXiv 2406.14900). Without its length normalisation, an item's score is the log-probability of its title.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import LogitsProcessor
 
-from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.config import Config
+from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.encoding import HistoryEncoder
-from l2d_ray.models.backbone import LanguageModel
-from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
-from l2d_ray.recommenders.generation import BeamSearch
+from l2d_ray.core.query import Query
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check a name
+    from torch import Tensor
+
+    from l2d_ray.encoding import HistoryEncoder
+    from l2d_ray.models.backbone import LanguageModel
+    from l2d_ray.recommenders.generation import BeamSearch
+    from l2d_ray.recommenders.resources import Resources
 
 UNREACHABLE = -1e8
-"""`generate` starts the beams it does not need yet at -1e9; what stays there was never found."""
+"""`generate` gives unused beams a score of -1e9. A beam that scores less than this was never found."""
 
 
 class StoppedError(Exception):
-    """Nobody waits for the titles any more."""
+    """The search was stopped because its result is not needed any more."""
 
 
 @dataclass
 class TitleTrie:
-    """All titles as token sequences; node 0 is the root."""
+    """A trie of all titles as token sequences. Node 0 is the root."""
 
     children: list[dict[int, int]] = field(default_factory=lambda: [{}])
-    """Of each node: the node that a token leads to."""
+    """For each node, the node that each token leads to."""
     items: list[list[int]] = field(default_factory=lambda: [[]])
-    """Of each node: the items whose title ends there. Titles that are the same after cutting share a node."""
+    """For each node, the items whose title ends there. Titles that are equal after cutting share a node."""
     below: list[int] = field(default_factory=lambda: [0])
-    """Of each node: items that end in it or further down."""
+    """For each node, the number of items that end there or further down."""
 
     @classmethod
     def of(cls, titles: Sequence[NDArray[np.int32]]) -> "TitleTrie":
-        """The trie in which item i has the tokens `titles[i]`."""
+        """Build the trie in which item i has the tokens `titles[i]`."""
         trie = cls()
         for item, tokens in enumerate(titles):
             nodes = trie.grow(tokens.tolist())
@@ -50,7 +56,7 @@ class TitleTrie:
         return trie
 
     def grow(self, tokens: list[int]) -> list[int]:
-        """The nodes along a sequence, the root first; missing ones are made."""
+        """Return the nodes along a sequence, from the root; add the missing ones."""
         nodes = [0]
         for token in tokens:
             if token not in self.children[nodes[-1]]:
@@ -62,7 +68,7 @@ class TitleTrie:
         return nodes
 
     def node(self, tokens: Sequence[int]) -> int | None:
-        """Where a sequence leads, or None if no title begins like that."""
+        """Return the node at the end of a sequence; None if no title starts with it."""
         node = 0
         for token in tokens:
             if token not in self.children[node]:
@@ -72,57 +78,59 @@ class TitleTrie:
 
 
 @dataclass(frozen=True)
-class ConstrainedBeam:
-    """The `beams` most probable titles of the catalogue, as far as beam search finds them."""
+class ConstrainedBeam(Recommender):
+    """The most probable titles of the catalogue that beam search finds. Scores are log-probabilities."""
 
-    encoder: HistoryEncoder
-    search: BeamSearch
+    encoder: "HistoryEncoder"
+    search: "BeamSearch"
     trie: TitleTrie
     titles: Sequence[NDArray[np.int32]]
 
     @classmethod
     def over(
-        cls, language_model: LanguageModel, encoder: HistoryEncoder, num_items: int, beams: int, batch_size: int
+        cls, language_model: "LanguageModel", encoder: "HistoryEncoder", num_items: int, beams: int, batch_size: int
     ) -> "ConstrainedBeam":
-        """Over the catalogue that `encoder` phrases."""
+        """Build the recommender over the catalogue of `encoder`."""
+        from l2d_ray.recommenders.generation import BeamSearch
+
         titles = encoder.prompts.pieces(range(num_items))
         end = language_model.backbone.tokenizer.eos_token_id
         longest = max(title.size for title in titles)
-        return cls(
-            encoder, BeamSearch(language_model, beams, longest + 1, [end], batch_size), TitleTrie.of(titles), titles
-        )
+        search = BeamSearch(language_model, beams, longest + 1, [end], batch_size)
+        return cls(encoder, search, TitleTrie.of(titles), titles)
 
-    def recommend(
-        self,
-        histories: Sequence[NDArray[np.int32]],
-        k: int,
-        filters: Filters = EXCLUDE_SEEN,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`; scores are log-probabilities. Items that are filtered out take no beam.
+    def recommend(self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False) -> list[ScoredItems]:
+        """Return the permitted items that are found. Items that are not permitted take no beam.
 
-        Raises StoppedError as soon as `stopped()`, which it asks before each token.
+        Raises StoppedError as soon as `stopped()`, which is called before each token.
         """
-        dead = [self._dead_nodes(out, filters.allow) for out in filters.excluded(histories)]
-        beams = self.search.continuations(
-            [self.encoder.phrase(history, room=self.search.max_tokens) for history in histories],
+        return self.recommend_counted(queries, stopped)[0]
+
+    def recommend_counted(
+        self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[list[ScoredItems], int]:
+        """Recommend, and count tokens."""
+        dead = [self._dead_nodes(query.exclude, query.allow) for query in queries]
+        written = self.search.continuations(
+            [self.encoder.phrase(query.history, room=self.search.max_tokens) for query in queries],
             lambda batch, width: _AlongTrie(
                 self.trie, [dead[n] for n in batch], self.search.beams, width, self.search.end_tokens[0], stopped
             ),
         )
         lists = []
-        for own, out in zip(beams, filters.excluded(histories), strict=True):
-            found = [(item, score) for tokens, score in own if score > UNREACHABLE for item in self._items(tokens)]
+        for beams, query in zip(written.beams, queries, strict=True):
+            found = [(item, score) for tokens, score in beams if score > UNREACHABLE for item in self._items(tokens)]
             items_I, scores_I = (np.array([pair[n] for pair in found]) for n in (0, 1))
-            lists.append(ScoredItems(items_I.astype(np.int64), scores_I).permitted(out, filters.allow))
-        return as_arrays(lists, k)
+            permitted = ScoredItems(items_I.astype(np.int64), scores_I).permitted(query.exclude, query.allow)
+            lists.append(permitted.first(query.k))
+        return lists, written.tokens
 
     def _items(self, tokens: NDArray[np.int32]) -> list[int]:
         node = self.trie.node(tokens.tolist())
         return [] if node is None else self.trie.items[node]
 
     def _dead_nodes(self, exclude: IntArray, allow: IntArray | None) -> set[int]:
-        """Nodes below which every item is filtered out."""
+        """Return the nodes below which no item is permitted."""
         if allow is not None:
             exclude = np.union1d(exclude, np.setdiff1d(np.arange(len(self.titles)), allow))
         excluded: dict[int, int] = {}
@@ -132,8 +140,8 @@ class ConstrainedBeam:
         return {node for node, count in excluded.items() if count == self.trie.below[node]}
 
 
-class _AlongTrie(LogitsProcessor):  # type: ignore[misc]
-    """Lets each beam go on only as some title does; where one ends, the end token is free."""
+class _AlongTrie:
+    """Logits processor that lets each beam continue only as some title does. Where a title ends, the end is free."""
 
     def __init__(
         self, trie: TitleTrie, dead: list[set[int]], beams: int, width: int, end: int, stopped: Callable[[], bool]
@@ -142,13 +150,13 @@ class _AlongTrie(LogitsProcessor):  # type: ignore[misc]
         self._stopped = stopped
         self._nodes: dict[bytes, int | None] = {}
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: "Tensor", scores: "Tensor") -> "Tensor":
         if self._stopped():
             raise StoppedError
         written = input_ids[:, self._width :].cpu().numpy()
         rows, tokens, ends = [], [], []
-        for row, own in enumerate(written):
-            node = self._node(own)
+        for row, beam in enumerate(written):
+            node = self._node(beam)
             if node is None:
                 continue
             dead = self._dead[row // self._beams]
@@ -157,7 +165,7 @@ class _AlongTrie(LogitsProcessor):  # type: ignore[misc]
             tokens += allowed
             if self._trie.items[node] and node not in dead:
                 ends.append(row)
-        result = torch.full_like(scores, -torch.inf)
+        result = scores.new_full(scores.shape, -math.inf)
         result[rows, tokens] = scores[rows, tokens]
         result[ends, self._end] = 0
         return result
@@ -167,3 +175,36 @@ class _AlongTrie(LogitsProcessor):  # type: ignore[misc]
         if key not in self._nodes:
             self._nodes[key] = self._trie.node(written.tolist())
         return self._nodes[key]
+
+
+@dataclass(frozen=True)
+class BeamOptions(Options):
+    """Options of constrained beam search."""
+
+    beams: int
+
+    @classmethod
+    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
+        """Return the number of beams in the name."""
+        return cls(int(groups["beams"]))
+
+
+def _make(options: BeamOptions, resources: "Resources") -> ConstrainedBeam:
+    return ConstrainedBeam.over(
+        resources.language_model,
+        resources.encoder,
+        len(resources.titles),
+        options.beams,
+        resources.config.evaluate.generation_batch_size,
+    )
+
+
+DECLARATION = Declaration(
+    pattern=r"constrained-beam-(?P<beams>[2-9]|[1-9]\d+)",
+    form="constrained-beam-<beams, at least 2>",
+    examples=("constrained-beam-20",),
+    options=BeamOptions,
+    make=_make,
+    needs=frozenset({Need.ENCODER, Need.LANGUAGE_MODEL}),
+    writes_text=True,
+)

@@ -1,62 +1,154 @@
-"""The contract that every recommender speaks.
+"""The interface of a recommender, and the declaration by which evaluation, configuration and tests know it.
 
-Shapes: U histories, K results.
+A recommender is one module of this package. It defines a `Recommender`, and describes it by a `Declaration` named
+`DECLARATION`. `registry.MODULES` lists the modules.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.query import Query
 
-NO_ITEM = -1
-"""Fills a list that has fewer than K items; its score is -inf."""
-_NONE = np.empty(0, np.int64)
+if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
+    from l2d_ray.recommenders.resources import Resources
 
 
 @dataclass(frozen=True)
-class Filters:
-    """Which items may be recommended. A filter takes items out of a list; it changes no score."""
+class Outcome:
+    """Recommendations for a batch of queries, and their cost."""
 
-    exclude_seen: bool = True
-    """None of the history."""
-    deny: IntArray = field(default_factory=lambda: _NONE)
-    """None of these."""
-    allow: IntArray | None = None
-    """Only these, unless None."""
-
-    def excluded(self, histories: Sequence[NDArray[np.integer]]) -> list[IntArray]:
-        """For each history the items that must not come back, each once."""
-        seen = histories if self.exclude_seen else [_NONE] * len(histories)
-        return [np.union1d(self.deny, history).astype(np.int64) for history in seen]
+    lists: list[ScoredItems]
+    """One list for each query."""
+    seconds: float
+    tokens: int
+    """Tokens that went through the language model."""
 
 
-EXCLUDE_SEEN = Filters()
-"""The usual: only what is new to the user."""
+class Recommender(ABC):
+    """Recommends items after histories. L2D and everything that it is compared with have this interface."""
 
+    @abstractmethod
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return for each query at most `query.k` items that it permits, best first.
 
-class Recommender(Protocol):
-    """One contract for L2D and for everything it is compared with."""
-
-    def recommend(
-        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """Items and scores, both [U, K], the best first; no item twice, scores never rising.
-
-        A history holds item indices in time order, at least one. NO_ITEM and -inf fill a list that runs out of items.
+        No item is in a list twice, and scores never rise along a list.
         """
-        ...
+
+    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
+        """Return `recommend`, and the number of tokens that went through the language model for it.
+
+        A recommender that runs the language model overrides this.
+        """
+        return self.recommend(queries), 0
+
+    @classmethod
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:
+        """Run several recommenders of this class on the same queries, and measure each.
+
+        A class whose recommenders can share work overrides this.
+        """
+        outcomes = []
+        for recommender in recommenders:
+            started = time.perf_counter()
+            lists, tokens = recommender.recommend_counted(queries)
+            outcomes.append(Outcome(lists, time.perf_counter() - started, tokens))
+        return outcomes
 
 
-def as_arrays(lists: Sequence[ScoredItems], k: int) -> tuple[IntArray, Float64]:
-    """The first K of each list, as items and scores [U, K]."""
-    items_UK = np.full((len(lists), k), NO_ITEM, np.int64)
-    scores_UK = np.full((len(lists), k), -np.inf)
-    for user, scored in enumerate(lists):
-        found = min(len(scored), k)
-        items_UK[user, :found], scores_UK[user, :found] = scored.items_I[:k], scored.scores_I[:k]
-    return items_UK, scores_UK
+class Need(Enum):
+    """A resource that a recommender is made from; `Resources` has one property or method for each."""
+
+    TRAINING_PAIRS = "training_pairs"
+    INDEX = "index"
+    ENCODER = "encoder"
+    """The language model without its head."""
+    LANGUAGE_MODEL = "language_model"
+    """The language model with its head."""
+
+
+class IndexKey(NamedTuple):
+    """An index of the workspace's memory."""
+
+    space: str
+    """Value of `index.space`."""
+    fraction: float = 1.0
+    """Share of the rows that `index.sample_fraction` leaves."""
+
+
+Choices = Mapping[str, Mapping[str, float]]
+"""What validation chose: a value for each study, by its group and its label."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a recommender, read from its name. A recommender without options uses this class itself."""
+
+    @classmethod
+    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
+        """Return the options of a name, given the named groups of `Declaration.pattern` that it has."""
+        return cls()
+
+    @property
+    def indexes(self) -> Sequence[IndexKey]:
+        """The indexes that the recommender searches."""
+        return ()
+
+    def studies(self, config: Config) -> "Sequence[Study]":
+        """Return what must be compared on validation samples before the recommender is tested."""
+        return ()
+
+    def chosen(self, choices: Choices) -> Self:
+        """Return the same options with the values that validation chose."""
+        return self
+
+    def at_fraction(self, fraction: float) -> Self | None:
+        """Return the same options with a share of the memory. None leaves this recommender out of that comparison."""
+        return None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Values of one option, to compare on validation samples.
+
+    The value with the best Recall@20 is chosen; of equally good values, the smallest.
+    """
+
+    group: str
+    """Where the report states the choice."""
+    label: str
+    """What the report calls the choice, once in a group."""
+    recommender: str
+    """Name of the recommender in the report's rows."""
+    option: str
+    """The field in which the trials differ."""
+    trials: tuple[Options, ...]
+    """The recommender's options, one for each value."""
+    default: float
+    """The choice where there are no validation samples."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+@dataclass(frozen=True)
+class Declaration(Generic[OptionsT]):
+    """Description of a recommender by its own module."""
+
+    pattern: str
+    """Regular expression of its names. Named groups hold options."""
+    form: str
+    """The pattern as an error message shows it."""
+    examples: tuple[str, ...]
+    """Names that match. The contract test runs each of them."""
+    options: type[OptionsT]
+    make: "Callable[[OptionsT, Resources], Recommender]"
+    """Make the recommender. Only the resources listed in `needs` are there."""
+    needs: frozenset[Need]
+    writes_text: bool = False
+    """Whether it generates text, which takes seconds per query."""

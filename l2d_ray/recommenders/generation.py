@@ -1,4 +1,4 @@
-"""Beam search with transformers' `generate`: what both ways of writing titles share."""
+"""Beam search with transformers' `generate`, for recommenders that write titles."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,53 +8,68 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from l2d_ray.models.backbone import LanguageModel
 
 Tokens = NDArray[np.int32]
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+"""Changes the scores [R, V] of the next token, given the tokens [R, L] so far, of R beams over V tokens."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Continuations:
+    """Texts that beam search wrote."""
+
+    beams: list[list[tuple[Tokens, float]]]
+    """Each prompt's beams, best first: the tokens before the end token, and their log-probability."""
+    tokens: int
+    """Tokens that went through the model: those of every prompt once, then those of every beam."""
+
+
+@dataclass(frozen=True)
 class BeamSearch:
-    """Continues prompts in padded batches, with a KV cache that starts from one run of each prompt."""
+    """Beam search in padded batches, with a KV cache that is filled by running each prompt once."""
 
     language_model: LanguageModel
     beams: int
     """At least 2."""
     max_tokens: int
-    """Tokens of a continuation at most."""
+    """Longest continuation."""
     end_tokens: list[int]
     batch_size: int
-    """Prompts side by side."""
-    tokens: int = 0
-    """That went through the model so far: a prompt's once, then those of every beam."""
+    """Prompts per batch."""
 
     def continuations(
         self, prompts: Sequence[Tokens], constraint: Callable[[NDArray[np.intp], int], LogitsProcessor] | None = None
-    ) -> list[list[tuple[Tokens, float]]]:
-        """For each prompt its beams, the best first: the tokens before the end token, and their log-probability.
+    ) -> Continuations:
+        """Continue each prompt.
 
-        `constraint(prompts of the batch, width of its prompts)` makes the processor of one batch.
+        `constraint(numbers of a batch's prompts, width of these prompts)` makes the logits processor of a batch.
         """
         results: list[list[tuple[Tokens, float]]] = [[] for _ in prompts]
-        order = np.argsort([prompt.size for prompt in prompts], kind="stable")
+        order, tokens = np.argsort([prompt.size for prompt in prompts], kind="stable"), 0
         for start in range(0, order.size, self.batch_size):
             batch = order[start : start + self.batch_size]
-            for n, beams in zip(batch, self._run([prompts[n] for n in batch], batch, constraint), strict=True):
+            continued = self._continue([prompts[n] for n in batch], batch, constraint)
+            tokens += continued.tokens
+            for n, beams in zip(batch, continued.beams, strict=True):
                 results[n] = beams
-        return results
+        return Continuations(results, tokens)
 
     @torch.inference_mode()
-    def _run(self, prompts: list[Tokens], batch: NDArray[np.intp], constraint: Any) -> list[list[tuple[Tokens, float]]]:
-        backbone, model = (
-            self.language_model.backbone,
-            self.language_model.model.to(self.language_model.backbone.device),
-        )
-        model.set_attn_implementation(backbone.attention)  # packed extraction leaves its own
+    def _continue(
+        self,
+        prompts: list[Tokens],
+        batch: NDArray[np.intp],
+        constraint: Callable[[NDArray[np.intp], int], LogitsProcessor] | None,
+    ) -> Continuations:
+        backbone = self.language_model.backbone
+        model = self.language_model.model.to(backbone.device)
+        model.set_attn_implementation(backbone.attention)  # packed extraction leaves another one
         tokens, mask = _left_padded(prompts, backbone.device)
         width = tokens.shape[1]
-        model.generation_config = GenerationConfig()  # the model's own may penalise repetition, or ban words
+        model.generation_config = GenerationConfig()  # the model's may penalise repetition or ban words
         output = model.generate(
             input_ids=tokens,
             attention_mask=mask,
@@ -70,17 +85,17 @@ class BeamSearch:
             return_dict_in_generate=True,
             output_scores=True,
         )
-        steps = output.sequences.shape[1] - width  # of which the last one's tokens are not run any more
-        self.tokens += int(mask.sum()) + (steps - 1) * self.beams * len(prompts)
+        steps = output.sequences.shape[1] - width  # the tokens of the last step are not run
         written = output.sequences[:, width:].cpu().numpy().astype(np.int32).reshape(len(prompts), self.beams, -1)
         scores = output.sequences_scores.cpu().numpy().reshape(len(prompts), self.beams)
-        return [
-            [(self._until_end(beam), float(score)) for beam, score in zip(*own, strict=True)]
-            for own in zip(written, scores, strict=True)
+        beams = [
+            [(self._until_end(beam), float(score)) for beam, score in zip(*of_prompt, strict=True)]
+            for of_prompt in zip(written, scores, strict=True)
         ]
+        return Continuations(beams, int(mask.sum()) + (steps - 1) * self.beams * len(prompts))
 
     def _prefilled(self, tokens: Tensor, mask: Tensor) -> Any:
-        """Keys and values of all but the last token, for every beam. generate would run the prompt once for each."""
+        """Return keys and values of all tokens but the last, for every beam. `generate` would run a prompt per beam."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = self.language_model.backbone.model(
             input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True
@@ -94,7 +109,7 @@ class BeamSearch:
 
 
 def _left_padded(prompts: list[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens [N, L] that end together, and which of them are real."""
+    """Return the tokens [N, L] of prompts that end in the last column, and a mask that is 0 for padding."""
     width = max(prompt.size for prompt in prompts)
     tokens, mask = np.zeros((len(prompts), width), np.int64), np.zeros((len(prompts), width), np.int64)
     for row, prompt in enumerate(prompts):

@@ -1,40 +1,182 @@
-"""L2D: one forward pass and a nearest-neighbour search."""
+"""L2D: one forward pass for a history, then a nearest-neighbour search. Source: arXiv 2509.11524."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.config import Config
+from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
+from l2d_ray.core.space import SpaceKind
+from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
+from l2d_ray.recommenders.contract import (
+    Choices,
+    Declaration,
+    IndexKey,
+    Need,
+    Options,
+    Outcome,
+    Recommender,
+    Study,
+)
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check a name
+    from l2d_ray.encoding import Encoded, History
+    from l2d_ray.recommenders.resources import Resources
 
 
 @dataclass(frozen=True)
-class L2DRecommender:
-    """L2D-G ("global") or L2D-L ("local") over an index."""
+class L2DRecommender(Recommender):
+    """One aggregation of L2D over an index, whatever aggregation a query names.
 
-    encode: Callable[[Sequence[NDArray[np.int32]]], FloatArray]
-    """Histories to states [U, D], as the rows of the index were encoded."""
+    Scores are 1 / distance. With a prior, the distance of L2D-G includes the item's log-frequency.
+    """
+
+    encode: "Callable[[Sequence[History]], Encoded]"
+    """Returns the hidden states of histories, from the model that made the rows of the index."""
     index: ShardedIndex
     aggregation: str = "global"
     top_m: int = 200
+    """M, for an aggregation that reads it."""
 
-    def recommend(
-        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`; scores are 1 / distance, of L2D-G with what the item's prior adds to it."""
-        return self.decode(self.encode(histories), histories, k, filters)
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return the permitted items of the best scores."""
+        return self.recommend_counted(queries)[0]
 
-    def decode(
-        self, states_UD: FloatArray, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """`recommend` for histories whose states are known."""
-        excluded = filters.excluded(histories)
-        queries = [
-            Query(history, k, exclude, filters.allow, self.aggregation, self.top_m)
-            for history, exclude in zip(histories, excluded, strict=True)
-        ]
-        return as_arrays(self.index.recommend(states_UD, queries), k)
+    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
+        """Recommend, and count the tokens of the histories."""
+        (outcome,) = self.run_all([self], queries)
+        return outcome.lists, outcome.tokens
+
+    @classmethod
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:
+        """Run several recommenders that share a model.
+
+        The histories are encoded once, and each recommender is charged for all of it. Recommenders that differ in M
+        only share a search and are charged equal parts of it.
+        """
+        started = time.perf_counter()
+        encoded = recommenders[0].encode([query.history for query in queries])
+        encoding = time.perf_counter() - started
+        keys = [(id(one.index), one.aggregation) for one in recommenders]
+        outcomes: dict[tuple[int, str, int], Outcome] = {}
+        for key in dict.fromkeys(keys):
+            group = [one for one, key_of_one in zip(recommenders, keys, strict=True) if key_of_one == key]
+            top_ms = list(dict.fromkeys(one.top_m for one in group))
+            started = time.perf_counter()
+            results = group[0].index.recommend_at(encoded.states_UD, queries, top_ms, group[0].aggregation)
+            seconds = encoding + (time.perf_counter() - started) / len(top_ms)
+            for top_m, lists in zip(top_ms, results, strict=True):
+                outcomes[(*key, top_m)] = Outcome(lists, seconds, encoded.tokens)
+        return [outcomes[(*key, one.top_m)] for key, one in zip(keys, recommenders, strict=True)]
+
+
+@dataclass(frozen=True)
+class L2DOptions(Options):
+    """Options of L2D."""
+
+    aggregation: str
+    space: str
+    """Space of the index (`index.space`)."""
+    top_m: int
+    """M, for an aggregation that reads it."""
+    prior: float
+    """Weight of an item's log-frequency in L2D-G (`index.prior`)."""
+    best_prior: bool = False
+    """Whether validation chooses the prior: `+prior` in the name."""
+    plain: bool = False
+    """Whether the name is that of the aggregation alone."""
+    fraction: float = 1.0
+    """Share of the memory in the index."""
+
+    @classmethod
+    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
+        """Return the options of a name. Without a space it means `index.space`, without `+prior` `index.prior`."""
+        space = groups.get("space", config.index.space)
+        return cls(
+            groups["aggregation"],
+            space,
+            config.recommend.top_m,
+            config.index.prior_in(space),
+            best_prior="best_prior" in groups,
+            plain=groups.keys() == {"aggregation"},
+        )
+
+    @property
+    def indexes(self) -> list[IndexKey]:
+        """The index of this space."""
+        return [IndexKey(self.space, self.fraction)]
+
+    def studies(self, config: Config) -> list[Study]:
+        """Return a study of every aggregation, in `index.space` and in this space."""
+        spaces = dict.fromkeys([config.index.space, self.space])
+        return [_study(aggregation, space, config) for space in spaces for aggregation in _REPORTED]
+
+    def chosen(self, choices: Choices) -> Self:
+        """Return the options with the M, or for `+prior` with the prior, that validation chose in this space."""
+        option = AGGREGATIONS[self.aggregation].TUNED_OPTION
+        if option == "prior" and not self.best_prior:
+            return self
+        return self.having(option, choices[self.space][_label(self.aggregation)])
+
+    def at_fraction(self, fraction: float) -> Self | None:
+        """Return the options with a share of the memory, if the name is that of the aggregation alone."""
+        return replace(self, fraction=fraction) if self.plain else None
+
+    def having(self, option: str, value: float) -> Self:
+        """Return the options with another M (`top_m`) or another prior."""
+        return replace(self, top_m=int(value)) if option == "top_m" else replace(self, prior=value)
+
+
+def _study(aggregation: str, space: str, config: Config) -> Study:
+    option, prior = AGGREGATIONS[aggregation].TUNED_OPTION, config.index.prior_in(space)
+    values: list[float] = sorted(set(config.evaluate.priors))
+    if option == "top_m":
+        values = sorted(set(config.evaluate.top_m), reverse=True)
+    options = L2DOptions(aggregation, space, top_m=0, prior=prior)
+    return Study(
+        group=space,
+        label=_label(aggregation),
+        recommender=f"l2d-{aggregation}-{space}",
+        option=option,
+        trials=tuple(options.having(option, value) for value in values),
+        default=config.recommend.top_m if option == "top_m" else prior,
+    )
+
+
+def _label(aggregation: str) -> str:
+    """Return the option that is chosen for an aggregation, with its name unless it is the first with this option."""
+    option = AGGREGATIONS[aggregation].TUNED_OPTION
+    first = next(name for name, other in AGGREGATIONS.items() if option == other.TUNED_OPTION)
+    return option if aggregation == first else f"{option} of {aggregation}"
+
+
+def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
+    (key,) = options.indexes
+    index = resources.index(key, options.prior)
+    return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(map(re.escape, names))
+
+
+_SPACES = get_args(SpaceKind)
+_REPORTED = sorted(AGGREGATIONS, key=lambda name: AGGREGATIONS[name].TUNED_OPTION, reverse=True)
+"""The aggregations in the order of the report: those that have an M first."""
+_WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION != "prior"]
+
+DECLARATION = Declaration(
+    pattern=(
+        rf"(?!l2d-({_any_of(_WITHOUT_PRIOR)})\b.*\+)"
+        rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?"
+    ),
+    form=f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with {', '.join(_WITHOUT_PRIOR)}",
+    examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
+    options=L2DOptions,
+    make=_make,
+    needs=frozenset({Need.INDEX, Need.ENCODER}),
+)

@@ -1,4 +1,4 @@
-"""The items with the most training samples, for everybody: the floor that any recommender must clear."""
+"""The items with the most training samples, the same for everybody: the least that a recommender must surpass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.decoding import ScoredItems, best_items
-from l2d_ray.recommenders.contract import EXCLUDE_SEEN, Filters, as_arrays
+from l2d_ray.core.query import Query
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
 
 
 @dataclass(frozen=True)
-class MostPopular:
-    """Scores are numbers of training samples, and equal ones are ordered by item index."""
+class MostPopular(Recommender):
+    """Scores are numbers of training samples. Of equal scores, the smaller item index is first."""
 
     ranking: ScoredItems
 
     @classmethod
     def fit(cls, targets: NDArray[np.integer]) -> "MostPopular":
-        """From the targets of the training samples."""
+        """Count the targets of the training samples."""
         items_I, counts_I = np.unique(targets, return_counts=True)
         return cls(best_items([ScoredItems(items_I.astype(np.int64), counts_I.astype(np.float64))], items_I.size))
 
-    def recommend(
-        self, histories: Sequence[NDArray[np.int32]], k: int, filters: Filters = EXCLUDE_SEEN
-    ) -> tuple[IntArray, Float64]:
-        """As in `Recommender`."""
-        return as_arrays([self.ranking.permitted(out, filters.allow) for out in filters.excluded(histories)], k)
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return the permitted items by decreasing popularity."""
+        return [self.ranking.permitted(query.exclude, query.allow).first(query.k) for query in queries]
+
+
+DECLARATION = Declaration(
+    pattern="most-popular",
+    form="most-popular",
+    examples=("most-popular",),
+    options=Options,
+    make=lambda _, resources: MostPopular.fit(resources.training_pairs.targets),
+    needs=frozenset({Need.TRAINING_PAIRS}),
+)

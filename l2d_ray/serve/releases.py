@@ -24,7 +24,8 @@ from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import IndexReader
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
+from l2d_ray.stages.settings import for_queries
 from l2d_ray.workspace import Workspace
 
 T = TypeVar("T")
@@ -51,9 +52,10 @@ class Release(Record):
 
         Whether the model is the one that the index's memory was made with, shows what loads it.
         """
+        config = for_queries(config)
         workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
-            raise InputError(f"{workspace.path(path)}: is not there; run jobs/build_index.py with the same settings")
+            raise InputError(f"{workspace.path(path)}: not found; run jobs/build_index.py with the same settings first")
         manifest = IndexReader.open(workspace, path).manifest.digest()
         release = cls(settings=config.model_dump(mode="json"), index=path, manifest=manifest)
         release.items()

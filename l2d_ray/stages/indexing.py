@@ -1,250 +1,195 @@
-"""From a memory's snapshot to an index, without Ray: the work on one shard, and what needs all of them.
+"""The index stage without Ray: the steps from a snapshot of a memory to an index.
 
-1. `sum_moments`, for each shard: item sums and second moments of its rows.
-2. `fit`, once: the map of the space, and an index trained on a sample of all shards if it needs training.
-3. `build_shard`, for each shard: mapped rows, item means, and their FAISS index.
-4. `index.tuning` over all shards, wherever they are (`open_shard`): the search setting that reaches the recall asked
-   for, measured; and `finish`, once: the manifest.
+1. `sum_moments`, per shard: item sums and second moments of its rows.
+2. `fit`, once: the map of the space, and an empty index, trained on a sample of all shards if it needs training.
+3. `build_shard`, per shard: mapped rows, item means and the index of the rows.
+4. `index.tuning` over all shards (`open_shard`): the search setting that reaches the target recall.
+5. `finish`, once: the manifest.
 
-Every step leaves files and skips what is there, so that a run that was killed is finished by the same command. A step
-may be attempted twice at once (a worker believed dead, say): attempts write files of their own, and the first to write
-its record wins.
+Every step leaves files and skips those that are there, so the same command completes a run that was killed. A step may
+be attempted twice at the same time, for instance if a worker was believed dead. Attempts write separate files, and the
+first to write its record wins.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import faiss
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from l2d_ray.config import Config, IndexConfig
-from l2d_ray.core.aggregation import Moments, add_rows
-from l2d_ray.core.samples import in_fraction
-from l2d_ray.core.space import fit_map, fit_means
-from l2d_ray.data.dataset import Dataset
+from l2d_ray.core.arrays import Float64
+from l2d_ray.core.moments import Moments, add_rows
+from l2d_ray.core.space import LinearMap, fit_map, fit_means
 from l2d_ray.errors import InputError
-from l2d_ray.index import faiss_index
-from l2d_ray.index.files import (
-    read_bytes,
-    read_map,
-    read_means,
-    write_array,
-    write_bytes,
-    write_map,
-    write_means,
-)
-from l2d_ray.index.manifest import (
-    FOLDER,
-    IndexFile,
-    IndexManifest,
-    IndexQuality,
-    ShardRecord,
-    label,
-    snapshot_folder,
-)
+from l2d_ray.index.engine import CandidateIndex, engine
+from l2d_ray.index.files import read_bytes, read_map, read_means, write_array, write_bytes, write_map, write_means
+from l2d_ray.index.manifest import IndexFile, IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.shard import IndexShard
-from l2d_ray.memory.manifest import Snapshot
-from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import Record
 from l2d_ray.schema import hidden_states
+from l2d_ray.stages.index_plan import IndexPlan
 from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 
-@dataclass(frozen=True)
-class IndexPlan:
-    """What every step needs to know."""
-
-    workspace: str
-    snapshot: Snapshot
-    config: IndexConfig
-    factory: str
-    """`index.factory` with `auto` decided."""
-
-    @property
-    def base(self) -> str:
-        """The folder of all indexes of this snapshot."""
-        return f"{FOLDER}/{snapshot_folder(self.snapshot.number, self.snapshot.digest())}"
-
-    @property
-    def folder(self) -> str:
-        """The folder of this index."""
-        config = self.config
-        return f"{self.base}/{label(config.space, config.shrinkage, self.factory, config.sample_fraction)}"
-
-    @property
-    def manifest(self) -> str:
-        """The path of the record that makes the index complete; what it was tuned to is part of its name."""
-        return f"{self.folder}/index-{self.config.target_recall!r}.json"
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of memory and index alike."""
-        return self.snapshot.identity.num_shards
-
-
 class Fitted(Record):
-    """What step 2 leaves for step 3. Written once: shards of two maps would not fit together."""
+    """The files of `fit`. Written once: shards with different maps would not fit together."""
 
     map: IndexFile
     means: IndexFile
     trained: IndexFile
 
 
-def plan_index(config: Config) -> IndexPlan:
-    """The plan of the index that `config` describes. Raises InputError if there is no memory or it has no rows."""
-    workspace = Workspace.open(config.workspace)
-    snapshot = MemoryStore(workspace).snapshot(config.index.snapshot)
-    rows = snapshot.rows * config.index.sample_fraction
-    if snapshot.rows == 0:
-        raise InputError(
-            f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; memory/quarantine says why"
-        )
-    dimension = snapshot.identity.dimension
-    factory = config.index.factory
-    if factory == "auto":
-        factory = faiss_index.default_factory(round(rows / snapshot.identity.num_shards), dimension)
-    faiss_index.empty_index(factory, dimension)
-    return IndexPlan(workspace.uri, snapshot, config.index, factory)
-
-
-def dataset_of(plan: IndexPlan) -> Dataset:
-    """The dataset that the memory is of. Raises InputError if the workspace has another one now."""
-    dataset = Dataset.open(Workspace.open(plan.workspace))
-    if dataset.digest != plan.snapshot.dataset:
-        raise InputError(
-            f"snapshot {plan.snapshot.number} of the memory is of another dataset than"
-            f" {dataset.workspace.path('dataset')}; run jobs/build_memory.py again, or name its snapshot with"
-            " index.snapshot"
-        )
-    return dataset
-
-
 def sum_moments(plan: IndexPlan, shard: int) -> None:
-    """Step 1."""
-    workspace, path = Workspace.open(plan.workspace), _moments_path(plan, shard)
-    if workspace.exists(path):
+    """Sum the item vectors and moments of a shard; skip a shard that is done."""
+    if plan.workspace.exists(plan.moments(shard)):
         return
-    occurring = [rows.column("item_index").to_numpy() for rows in _read(plan, shard, ["sample_id", "item_index"])]
-    items = np.unique(np.concatenate([np.empty(0, np.int32), *occurring]))
-    dimension = plan.snapshot.identity.dimension
-    sums, counts = np.zeros((items.size, dimension)), np.zeros(items.size, np.int64)
-    moments = Moments.zero(dimension)
-    for rows in _read(plan, shard):
-        states = hidden_states(rows)
-        add_rows(sums, counts, states, np.searchsorted(items, rows.column("item_index").to_numpy()))
-        moments += Moments.of_rows(states)
-    moments += Moments.of_items(sums, counts)
-    ShardMoments(items, counts, sums, moments).write(workspace, path)
+    occurring = [rows.column("item_index").to_numpy() for rows in plan.rows(shard, ["sample_id", "item_index"])]
+    items_I = np.unique(np.concatenate([np.empty(0, np.int32), *occurring]))
+    sums_ID, counts_I = np.zeros((items_I.size, plan.dimension)), np.zeros(items_I.size, np.int64)
+    moments = Moments.zero(plan.dimension)
+    for rows in plan.rows(shard):
+        states_MD = hidden_states(rows)
+        add_rows(sums_ID, counts_I, states_MD, np.searchsorted(items_I, rows.column("item_index").to_numpy()))
+        moments += Moments.of_rows(states_MD)
+    moments += Moments.of_items(sums_ID, counts_I)
+    ShardMoments(items_I, counts_I, sums_ID, moments).write(plan.workspace, plan.moments(shard))
 
 
 def fit(plan: IndexPlan) -> Fitted:
-    """Step 2."""
-    workspace, record_path = Workspace.open(plan.workspace), f"{plan.folder}/fitted.json"
+    """Fit the map of the space to the moments of all shards, and train an empty index; skip what is done."""
+    workspace, record_path = plan.workspace, f"{plan.folder}/fitted.json"
     if workspace.exists(record_path):
         return Fitted.read(workspace, record_path)
-    parts = (ShardMoments.read(workspace, _moments_path(plan, shard)).moments for shard in range(plan.num_shards))
-    moments = sum(parts, Moments.zero(plan.snapshot.identity.dimension))
+    parts = (ShardMoments.read(workspace, plan.moments(shard)).moments for shard in range(plan.num_shards))
+    moments = sum(parts, Moments.zero(plan.dimension))
     if moments.rows == 0:
-        raise InputError(f"index.sample_fraction={plan.config.sample_fraction}: leaves no row; raise it")
+        raise InputError(f"index.sample_fraction={plan.config.sample_fraction}: leaves no rows; raise it")
     try:
         space = fit_map(moments, plan.config.space, plan.config.shrinkage)
     except ValueError as error:
         raise InputError(f"index.space={plan.config.space!r}: {error}; use index.space=none") from None
     mean_D = moments.sum_D / moments.rows
     offset_D = mean_D if space.mean_D is None else np.zeros_like(mean_D)
-    index = faiss_index.empty_index(plan.factory, mean_D.size)
-    wanted = faiss_index.training_rows(index)
-    if wanted:
-        blocks = [(space(rows) - offset_D).astype(np.float32) for rows in _sample(plan, wanted / moments.rows)]
-        sample_MD = np.concatenate(blocks)
-        try:
-            faiss_index.train(index, sample_MD)
-        except RuntimeError as error:
-            raise InputError(
-                f"index.factory={plan.factory!r}: cannot be trained on {len(sample_MD)} rows"
-                f" ({faiss_index.reason(error)}); use index.factory=Flat"
-            ) from None
+    means, trained = fit_means(moments, plan.config.space, space), _train(plan, space, offset_D, moments.rows)
     attempt = uuid.uuid4().hex[:8]
     fitted = Fitted(
         map=write_map(workspace, f"{plan.folder}/space-{attempt}.npz", space, offset_D),
-        means=write_means(
-            workspace, f"{plan.folder}/means-{attempt}.npz", fit_means(moments, plan.config.space, space)
-        ),
-        trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [faiss_index.to_bytes(index)]),
+        means=write_means(workspace, f"{plan.folder}/means-{attempt}.npz", means),
+        trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [trained.to_bytes()]),
     )
     return _commit(fitted, workspace, record_path)
 
 
+def _train(plan: IndexPlan, space: LinearMap, offset_D: Float64, rows: int) -> CandidateIndex:
+    """Return an empty index, trained on a sample of the rows of all shards if it needs training."""
+    index = engine.create(plan.factory, plan.dimension)
+    wanted = index.training_rows()
+    if not wanted:
+        return index
+    fraction = min(1.0, wanted / rows)
+    batches = (batch for shard in range(plan.num_shards) for batch in plan.rows(shard, fraction=fraction))
+    sample_MD = np.concatenate([(space(hidden_states(batch)) - offset_D).astype(np.float32) for batch in batches])
+    try:
+        index.train(sample_MD)
+    except ValueError as error:
+        raise InputError(
+            f"index.factory={plan.factory!r}: cannot be trained on {len(sample_MD)} rows ({error}); use"
+            " index.factory=Flat"
+        ) from None
+    return index
+
+
 def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
-    """Step 3."""
-    workspace, record_path = Workspace.open(plan.workspace), f"{plan.folder}/shard={shard}.json"
+    """Map the rows of a shard, index them and estimate its items; skip a shard that is done."""
+    workspace, record_path = plan.workspace, plan.shard_record(shard)
     if workspace.exists(record_path):
         return ShardRecord.read(workspace, record_path)
     started, folder = time.monotonic(), f"{plan.folder}/shard={shard}/{uuid.uuid4().hex[:8]}"
     space, offset_D = read_map(workspace, fitted.map)
-    part, dimension = ShardMoments.read(workspace, _moments_path(plan, shard)), plan.snapshot.identity.dimension
-    count, items = part.moments.rows, part.moments.items
-    index = faiss_index.from_bytes(read_bytes(workspace, fitted.trained))
-    add = faiss_index.adding_to(index)
-    row_items, sample_ids = np.empty(count, np.int32), np.empty(count, np.int64)
-
-    def mapped() -> Iterator[NDArray[np.float16]]:
-        """The rows as they are stored, added to the index as they pass."""
-        start = 0
-        for rows in _read(plan, shard):
-            stop = start + rows.num_rows
-            row_items[start:stop], sample_ids[start:stop] = rows.column("item_index"), rows.column("sample_id")
-            start = stop
-            states = hidden_states(rows)
-            states = states if plan.config.space == "none" else space(states).astype(np.float16)
-            if not np.isfinite(states).all():
-                raise InputError(
-                    f"index.space={plan.config.space!r}: mapped rows do not fit into float16; raise index.shrinkage"
-                )
-            try:
-                add((states - offset_D).astype(np.float32))
-            except RuntimeError as error:
-                raise InputError(
-                    f"index.factory={plan.factory!r}: FAISS cannot add rows to it block by block"
-                    f" ({faiss_index.reason(error)}); use another"
-                ) from None
-            yield states
-
-    def write(name: str, shape: tuple[int, ...], dtype: Any, parts: Any) -> IndexFile:
-        return write_array(workspace, f"{folder}/{name}.npy", shape, dtype, parts)
-
-    means = read_means(workspace, fitted.means)(space(part.sums_ID / part.counts_I[:, None]), part.counts_I)
-    files = {
-        "rows": write("rows", (count, dimension), np.float16, mapped()),
-        "row_items": write("row_items", (count,), np.int32, [row_items]),
-        "sample_ids": write("sample_ids", (count,), np.int64, [sample_ids]),
-        "items": write("items", (items,), np.int32, [part.items_I]),
-        "counts": write("counts", (items,), np.int64, [part.counts_I]),
-        "centroids": write("centroids", (items, dimension), np.float32, [means]),
-    }
-    files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [faiss_index.to_bytes(index)])
-    seconds = round(time.monotonic() - started, 3)
+    sums = ShardMoments.read(workspace, plan.moments(shard))
+    index = engine.from_bytes(read_bytes(workspace, fitted.trained))
+    means_ID = read_means(workspace, fitted.means)(space(sums.sums_ID / sums.counts_I[:, None]), sums.counts_I)
+    files = _write_rows(plan, shard, folder, sums.moments.rows, space, offset_D, index)
+    arrays: dict[str, NDArray[Any]] = {"items": sums.items_I, "counts": sums.counts_I}
+    arrays["centroids"] = means_ID.astype(np.float32)
+    for name, array in arrays.items():
+        files[name] = write_array(workspace, f"{folder}/{name}.npy", array.shape, array.dtype, [array])
+    files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [index.to_bytes()])
     record = ShardRecord(
-        shard=shard, rows=count, items=items, files=files, faiss_version=faiss.__version__, seconds=seconds
+        shard=shard,
+        rows=sums.moments.rows,
+        items=sums.moments.items,
+        files=files,
+        faiss_version=engine.VERSION,
+        seconds=round(time.monotonic() - started, 3),
     )
     return _commit(record, workspace, record_path)
 
 
+def _write_rows(
+    plan: IndexPlan,
+    shard: int,
+    folder: str,
+    count: int,
+    space: LinearMap,
+    offset_D: Float64,
+    index: CandidateIndex,
+) -> dict[str, IndexFile]:
+    """Write the mapped rows of a shard, their items and their sample ids, and add the rows to `index`."""
+    row_items: list[NDArray[np.int32]] = []
+    sample_ids: list[NDArray[np.int64]] = []
+
+    def mapped_rows() -> Iterator[NDArray[np.float16]]:
+        for rows in plan.rows(shard):
+            row_items.append(np.array(rows.column("item_index")))
+            sample_ids.append(np.array(rows.column("sample_id")))
+            mapped_MD = _mapped(plan, space, hidden_states(rows))
+            _add(plan, index, mapped_MD - offset_D)
+            yield mapped_MD
+
+    def write(name: str, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]) -> IndexFile:
+        return write_array(plan.workspace, f"{folder}/{name}.npy", shape, dtype, parts)
+
+    return {
+        "rows": write("rows", (count, plan.dimension), np.float16, mapped_rows()),  # fills the lists of the next two
+        "row_items": write("row_items", (count,), np.int32, row_items),
+        "sample_ids": write("sample_ids", (count,), np.int64, sample_ids),
+    }
+
+
+def _mapped(plan: IndexPlan, space: LinearMap, states_MD: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Return the rows as the index stores them."""
+    if plan.config.space == "none":
+        return states_MD
+    mapped_MD = space(states_MD).astype(np.float16)
+    if not np.isfinite(mapped_MD).all():
+        raise InputError(
+            f"index.space={plan.config.space!r}: mapped rows exceed the range of float16; raise index.shrinkage"
+        )
+    return mapped_MD
+
+
+def _add(plan: IndexPlan, index: CandidateIndex, vectors_MD: Float64) -> None:
+    try:
+        index.add(vectors_MD.astype(np.float32))
+    except ValueError as error:
+        raise InputError(
+            f"index.factory={plan.factory!r}: {engine.NAME} cannot add rows to it block by block ({error}); use"
+            " another index.factory"
+        ) from None
+
+
 def open_shard(plan: IndexPlan, fitted: Fitted, shard: ShardRecord) -> IndexShard:
-    """Open a shard for step 4."""
-    workspace = Workspace.open(plan.workspace)
-    _, offset_D = read_map(workspace, fitted.map)
-    return IndexShard.open(workspace, shard, offset_D, plan.factory)
+    """Open a shard to tune its search."""
+    _, offset_D = read_map(plan.workspace, fitted.map)
+    return IndexShard.open(plan.workspace, shard, offset_D)
 
 
 def finish(
@@ -254,12 +199,15 @@ def finish(
     tuned: tuple[str, IndexQuality],
     started: float,
 ) -> IndexManifest:
-    """Step 4, after `find_setting` gave what it was `tuned` to. `started` is the `time.time()` of the run's start."""
-    workspace, rows = Workspace.open(plan.workspace), sum(shard.rows for shard in shards)
-    search, quality = tuned
+    """Write the manifest of complete shards, and remove the files of lost attempts.
+
+    `tuned` is the result of `index.tuning`, `started` the `time.time()` at which the run started.
+    """
+    rows, (search, quality) = sum(shard.rows for shard in shards), tuned
     if quality.recall_top_k < plan.config.target_recall:
         logger.warning(
-            "%s finds %.4f of the exact top %d at best, less than index.target_recall=%s",
+            "index.factory=%r: finds at best %.4f of the exact top %d, less than index.target_recall=%s; use a larger"
+            " or less compressed index",
             plan.factory,
             quality.recall_top_k,
             quality.k,
@@ -284,8 +232,8 @@ def finish(
         shards=list(shards),
         seconds=round(time.time() - started, 3),
     )
-    _remove_strays(workspace, plan, fitted, shards)
-    return _commit(manifest, workspace, plan.manifest)
+    _remove_strays(plan, fitted, shards)
+    return _commit(manifest, plan.workspace, plan.manifest)
 
 
 def _commit(record: R, workspace: Workspace, path: str) -> R:
@@ -297,34 +245,10 @@ def _commit(record: R, workspace: Workspace, path: str) -> R:
     return record
 
 
-def _remove_strays(workspace: Workspace, plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord]) -> None:
-    """Remove what attempts left behind that were killed or came second."""
+def _remove_strays(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord]) -> None:
+    """Remove the files of attempts that were killed or came second."""
     files = [fitted.map, fitted.means, fitted.trained, *(file for shard in shards for file in shard.files.values())]
     keep = {file.path for file in files}
-    for path in workspace.files(plan.folder):
+    for path in plan.workspace.files(plan.folder):
         if path not in keep and not path.endswith(".json"):
-            workspace.delete(path)
-
-
-def _moments_path(plan: IndexPlan, shard: int) -> str:
-    return f"{plan.base}/moments/{plan.config.sample_fraction!r}/shard={shard}.npz"
-
-
-def _sample(plan: IndexPlan, share: float) -> Iterator[NDArray[np.float16]]:
-    """About this share of the rows of all shards."""
-    for shard in range(plan.num_shards):
-        for rows in _read(plan, shard, fraction=min(1.0, share)):
-            yield hidden_states(rows)
-
-
-def _read(
-    plan: IndexPlan, shard: int, columns: list[str] | None = None, fraction: float = 1.0
-) -> Iterator[pa.RecordBatch]:
-    """The rows of a shard that the index takes, always in the same order; of these the given share."""
-    store = MemoryStore(Workspace.open(plan.workspace))
-    kept = plan.config.sample_fraction * fraction
-    for rows in store.read(plan.snapshot, shard, columns):
-        if kept < 1:
-            rows = rows.filter(pa.array(in_fraction(rows.column("sample_id").to_numpy(), kept)))
-        if rows.num_rows:
-            yield rows
+            plan.workspace.delete(path)

@@ -1,67 +1,51 @@
-"""An evaluation as a person reads it: a table, and three plots."""
+"""Reports for people: the table and the plots of an evaluation, and the losses of a training."""
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from l2d_ray.stages.evaluation import CUTOFFS, GROUPS
 from l2d_ray.stages.finetuning import Training
+from l2d_ray.stages.summary import CUTOFFS, GROUPS, Row
 
-if TYPE_CHECKING:  # imported with the first plot: many processes that draw none read this module
+if TYPE_CHECKING:  # matplotlib is imported with the first plot: many processes that draw none import this module
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Rows = Sequence[dict[str, Any]]
+    from l2d_ray.stages.evaluation import Report
 
 
-def table(rows: Rows) -> str:
-    """The results, a line each: metrics in percent, Recall@20 with its interval and by group, and what a user costs."""
+def table(rows: Sequence[Row]) -> str:
+    """Return one line per recommender: metrics in percent, Recall@20 with its interval and by group, and the cost."""
     columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
-    head = [
-        "recommender",
-        *columns,
-        "95% of recall@20",
-        *(f"{group}@20" for group in GROUPS),
-        "users",
-        "s/user",
-        "tokens/user",
-    ]
-    lines = [
-        [
-            row["recommender"],
-            *(f"{100 * row[column]:.2f}" for column in columns),
-            "{:.2f}-{:.2f}".format(*(100 * bound for bound in row["intervals"]["recall@20"])),
-            *("" if "recall@20" not in own else f"{100 * own['recall@20']:.2f}" for own in row["groups"].values()),
-            str(row["users"]),
-            f"{row['seconds_per_user']:.4f}",
-            f"{row['tokens_per_user']:.0f}",
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+    groups = [f"{group}@20" for group in GROUPS]
+    head = ["recommender", *columns, "95% of recall@20", *groups, "users", "s/user", "tokens/user"]
+    lines = [head, *(_cells(row, columns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [head, *lines]
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        for name, *cells in lines
     )
 
 
-def plot(report: dict[str, Any]) -> "Figure":
-    """Three plots: accuracy against cost, Recall against M, Recall against the share of the memory."""
+def plot(report: "Report") -> "Figure":
+    """Draw three plots: accuracy against cost, Recall@20 against M, and Recall@20 against the size of the memory."""
     figure = _figure(width=15)
-    cost, neighbours, share = figure.subplots(1, 3)
-    _accuracy_against_cost(cost, report["results"])
-    local = [row for row in report["validation"]["results"] if row["top_m"]]
-    _curves(neighbours, local, "top_m", "M, rows averaged", "L2D-L on validation data")
-    _curves(share, report["fractions"], "fraction", "share of the memory", "size of the memory, test data")
+    cost, neighbours, size = figure.subplots(1, 3)
+    _accuracy_against_cost(cost, report.results)
+    by_m = [
+        (trial.row.recommender, trial.values["top_m"], trial.row.metrics.means["recall@20"])
+        for trial in report.validation.trials
+        if trial.values.get("top_m")
+    ]
+    by_size = [(share.name, share.fraction, row.metrics.means["recall@20"]) for share, row in report.shares]
+    _curves(neighbours, by_m, "M, rows averaged", "values of M, validation data")
+    _curves(size, by_size, "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
     return figure
 
 
 def plot_training(training: Training) -> "Figure":
-    """The loss along the way, and after each epoch on training and validation samples."""
+    """Draw the loss of each batch, and after each epoch the loss on training and validation samples."""
     figure = _figure(width=7)
     axes = figure.subplots()
     axes.plot([p["step"] for p in training.curve], [p["loss"] for p in training.curve], alpha=0.4, label="batch")
@@ -75,10 +59,28 @@ def plot_training(training: Training) -> "Figure":
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as a file."""
+    """Return the content of a PNG file of a figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
+
+
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+    low, high = row.metrics.intervals["recall@20"]
+    recalls = [metrics.means.get("recall@20") for metrics in row.groups.values()]
+    return [
+        row.recommender,
+        *(_percent(row.metrics.means[column]) for column in columns),
+        f"{_percent(low)}-{_percent(high)}",
+        *("" if recall is None else _percent(recall) for recall in recalls),
+        str(row.metrics.users),
+        f"{row.seconds_per_user:.4f}",
+        f"{row.tokens_per_user:.0f}",
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
 
 
 def _figure(width: float) -> "Figure":
@@ -90,13 +92,13 @@ def _figure(width: float) -> "Figure":
     return figure
 
 
-def _accuracy_against_cost(axes: "Axes", rows: Rows) -> None:
+def _accuracy_against_cost(axes: "Axes", rows: Sequence[Row]) -> None:
     for row in rows:
-        low, high = row["intervals"]["recall@20"]
-        value = row["recall@20"]
+        low, high = row.metrics.intervals["recall@20"]
+        value = row.metrics.means["recall@20"]
         error = [[max(value - low, 0)], [max(high - value, 0)]]
-        label = f"{row['recommender']} ({row['users']} users)"
-        axes.errorbar([row["seconds_per_user"]], [value], yerr=error, fmt="o", capsize=3, label=label)
+        label = f"{row.recommender} ({row.metrics.users} users)"
+        axes.errorbar([row.seconds_per_user], [value], yerr=error, fmt="o", capsize=3, label=label)
     axes.set_xscale("log")
     axes.legend(fontsize=7)
     axes.set_xlabel("seconds a user")
@@ -104,13 +106,13 @@ def _accuracy_against_cost(axes: "Axes", rows: Rows) -> None:
     axes.set_title("accuracy against cost, test data", fontsize=10)
 
 
-def _curves(axes: "Axes", rows: Rows, along: str, label: str, title: str) -> None:
-    for name in dict.fromkeys(row["recommender"] for row in rows):
-        own = [row for row in rows if row["recommender"] == name]
-        axes.plot([row[along] for row in own], [row["recall@20"] for row in own], marker="o", label=name)
+def _curves(axes: "Axes", points: Sequence[tuple[str, float, float]], label: str, title: str) -> None:
+    """Draw one curve for each name of the points (name, x, Recall@20)."""
+    for name in dict.fromkeys(name for name, _, _ in points):
+        axes.plot(*zip(*((x, y) for of, x, y in points if of == name), strict=True), marker="o", label=name)
     axes.set_xlabel(label)
     axes.set_ylabel("Recall@20")
     axes.set_title(title, fontsize=10)
     axes.set_ylim(bottom=0)
-    if rows:
+    if points:
         axes.legend(fontsize=8)

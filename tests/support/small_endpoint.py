@@ -15,10 +15,10 @@ from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
-from l2d_ray.recommenders.contract import NO_ITEM, Filters
 from l2d_ray.serve.catalogue import Catalogue
 from l2d_ray.serve.engine import Answer, Query, UnavailableError
-from l2d_ray.stages.indexing import plan_index
+from l2d_ray.stages.index_plan import plan_index
+from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.workspace import Workspace
 from support.small_memory import build
 from support.small_workspace import build_units, config_of, write_dataset
@@ -33,7 +33,9 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     build_units(config)
     store.keep_items(dataset.digest, dataset.items())
     store.take_snapshot(store.units(), dataset.digest, 1.0)
+    record_memory(config, "float32")
     build(workspace)
+    record_index(config, 1)
     return config
 
 
@@ -75,12 +77,11 @@ class LocalEngine:
         if not self.beams:
             raise UnavailableError("no beams here")
         titles = self.catalogue.titles
-        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
         with self._writing:  # an answer that nobody waits for any more may still be written
             encoder = HistoryEncoder(self.config, titles, self.language_model.backbone)
             beam = ConstrainedBeam.over(self.language_model, encoder, len(titles), self.beams, batch_size=1)
-            (items_K,), (scores_K,) = beam.recommend([query.history], query.k, filters)  # type: ignore[list-item]
-        return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
+            (found,) = beam.recommend([query])  # type: ignore[list-item]
+        return found
 
     async def recommend(self, query: Query) -> Answer:
         if self.failure:

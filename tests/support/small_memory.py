@@ -1,27 +1,31 @@
-"""A memory of made-up states, written as the main job writes it, and its index, without Ray and without a model."""
+"""A memory of random states, written as jobs/build_memory.py writes it, and its index, without Ray or a model."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config, IndexConfig
+from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.query import Query
 from l2d_ray.core.samples import sample_ids
+from l2d_ray.index.engine import engine
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.index.tuning import tune
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES
-from l2d_ray.stages.indexing import IndexPlan, build_shard, finish, fit, open_shard, plan_index, sum_moments
+from l2d_ray.stages.index_plan import IndexPlan, plan_index
+from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 8
-faiss.omp_set_num_threads(1)  # searches this small only wait for a second thread
+engine.set_threads(1)  # a second thread only slows such small searches down
 
 
 def identity(num_shards: int, dimension: int = DIMENSION) -> MemoryIdentity:
@@ -40,7 +44,8 @@ def identity(num_shards: int, dimension: int = DIMENSION) -> MemoryIdentity:
 
 
 def rows(count: int, items: int, seed: int = 0, dimension: int = DIMENSION) -> tuple[NDArray[np.float16], pa.Table]:
-    """States in a loud common direction, around one place for each item; some repeat, so that distances tie."""
+    """Return states around one place per item, with a large variance along the first axis; some repeat, so that
+    distances tie."""
     random = np.random.default_rng(seed)
     item_of = random.integers(0, items, count).astype(np.int32)
     places = random.standard_normal((items, dimension))
@@ -55,13 +60,13 @@ def rows(count: int, items: int, seed: int = 0, dimension: int = DIMENSION) -> t
 
 
 def write_memory(folder: Path, count: int = 600, items: int = 40, num_shards: int = 3, units: int = 3) -> Workspace:
-    """A workspace with one snapshot of these rows."""
+    """Write one snapshot of these rows to a workspace."""
     workspace = Workspace.open(str(folder))
     store, (states, samples) = MemoryStore(workspace), rows(count, items)
     for unit in range(units):
-        own = slice(unit * count // units, (unit + 1) * count // units)
+        part = slice(unit * count // units, (unit + 1) * count // units)
         with store.write_unit(f"u{unit}", identity(num_shards)) as writer:
-            writer.write(samples.slice(own.start, own.stop - own.start), states[own])
+            writer.write(samples.slice(part.start, part.stop - part.start), states[part])
     store.take_snapshot([f"u{unit}" for unit in range(units)], "d" * 64, 1.0)
     return workspace
 
@@ -71,7 +76,7 @@ def plan(workspace: Workspace, **index: Any) -> IndexPlan:
 
 
 def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]:
-    """All four steps, one after the other."""
+    """Build an index step by step."""
     made = plan(workspace, **index)
     for shard in range(made.num_shards):
         sum_moments(made, shard)
@@ -82,6 +87,32 @@ def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]
 
 
 def indexed(folder: Path, num_shards: int = 3, prior: float = 0.0, **index: Any) -> ShardedIndex:
-    """The index of a memory of 600 rows of 40 items, ready to search."""
+    """Return the index of a memory of 600 rows of 40 items, ready to search."""
     workspace = write_memory(folder, num_shards=num_shards)
     return ShardedIndex.open(workspace, build(workspace, **index)[0].manifest).with_prior(prior)
+
+
+def states_near_rows(count: int = 12) -> NDArray[np.float16]:
+    """Return `count` states near rows of that memory, followed by as many rows themselves."""
+    states, _ = rows(600, 40)
+    random = np.random.default_rng(9)
+    near = states[:count] + random.standard_normal((count, DIMENSION)).astype(np.float16) / 4
+    return np.concatenate([near, states[300 : 300 + count]])
+
+
+def by_global(index: ShardedIndex, states: NDArray, k: int, **options: Any) -> list[ScoredItems]:
+    """Recommend by L2D-G after every state, with the same options."""
+    return index.recommend(states, [Query([0], k, **options)] * len(states))
+
+
+def by_local(index: ShardedIndex, states: NDArray, k: int, top_m: int, **options: Any) -> list[ScoredItems]:
+    """Recommend by L2D-L after every state, with the same options."""
+    return index.recommend(states, [Query([0], k, aggregation="local", top_m=top_m, **options)] * len(states))
+
+
+def assert_same_lists(lists: Sequence[ScoredItems], others: Sequence[ScoredItems]) -> None:
+    """Assert that items and scores are the same to the last bit."""
+    assert len(lists) == len(others) > 0
+    for one, other in zip(lists, others, strict=True):
+        np.testing.assert_array_equal(one.items_I, other.items_I)
+        np.testing.assert_array_equal(one.scores_I, other.scores_I)

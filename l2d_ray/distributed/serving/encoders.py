@@ -14,7 +14,6 @@ from ray import serve
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.encoding import HistoryEncoder, PhrasedHistory, identify_memory, language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
-from l2d_ray.recommenders.contract import NO_ITEM, Filters
 from l2d_ray.records import MemoryIdentity, check_query
 from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.engine import Query
@@ -132,15 +131,8 @@ class _BeamSearch:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> ScoredItems:
-        query = self.query
-        filters = Filters(exclude_seen=False, deny=query.exclude, allow=query.allow)
-        (items_K,), (scores_K,) = self.beam.recommend(
-            [query.history],  # type: ignore[list-item]
-            query.k,
-            filters,
-            self.abandoned.is_set,
-        )
-        return ScoredItems(items_K[items_K != NO_ITEM], scores_K[items_K != NO_ITEM])
+        (found,) = self.beam.recommend([self.query], self.abandoned.is_set)  # type: ignore[list-item]
+        return found
 
 
 class BeamSearcher(Part):

@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.screen import say, stderr
 from l2d_ray.distributed.serving.deployments import application, start_of
 from l2d_ray.distributed.serving.gateway import keys_of
 from l2d_ray.distributed.serving.promotion import APPLICATION
@@ -53,7 +53,7 @@ def serve_until_stopped(config: Config) -> ServeResult:
             "release instead:",
             *(f"{name}={value}" for name, value in this_ray.items()),
             "python jobs/promote.py …",
-            file=sys.stderr,
+            file=stderr(),
         )
         stop.wait()
     return ServeResult(url, round(time.monotonic() - started, 3))
@@ -111,7 +111,7 @@ def _say_what_is_missing(ready: threading.Event) -> None:
     while not ready.wait(10):
         missing = _complaints()
         if missing != said:
-            print(f"not ready: {input_error_in(missing) or missing}", file=sys.stderr)
+            say(f"not ready: {input_error_in(missing) or missing}")
             said = missing
 
 

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import faiss
-
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.index import aggregations
+from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, partition, run
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.serve.engine import Query
@@ -47,5 +46,5 @@ class MemoryShard(Part):
 
 def _single(work: Callable[..., T], *arguments: Any) -> T:
     """`work` with one thread of FAISS's: replicas share the cores."""
-    faiss.omp_set_num_threads(1)
+    engine.set_threads(1)
     return work(*arguments)

@@ -7,7 +7,6 @@ worker goes on from the last one, and so does the same command after a lost driv
 
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -27,11 +26,12 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
-from tqdm import tqdm
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
+from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.screen import say
 from l2d_ray.distributed.training.checkpoints import mend_list
 from l2d_ray.distributed.training.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.training.plan import WorkerPlan, best_folder
@@ -40,8 +40,10 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
 from l2d_ray.schema import Split
+from l2d_ray.stages.checks import check_training
 from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
 from l2d_ray.stages.reports import plot_training, png
+from l2d_ray.stages.settings import check_data
 from l2d_ray.tracking import log_to, open_trackers
 from l2d_ray.workspace import Workspace
 
@@ -80,6 +82,7 @@ def finetune(config: Config) -> FinetuneResult:
     """
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
+    check_data(config, dataset)
     check(config)
     run = identify_run(config, dataset)
     done = _done(workspace, config, run)
@@ -113,25 +116,9 @@ def identify_run(config: Config, dataset: Dataset) -> str:
 
 def check(config: Config) -> None:
     """Raise InputError for settings that cannot work together, before any worker starts."""
-    finetuning, gpu = config.finetune, config.device == "cuda"
-    if config.model.adapter:
-        raise InputError("model.adapter: a base model is fine-tuned; leave it out")
-    if finetuning.offload and (not gpu or finetuning.zero_stage == 0):
-        raise InputError(
-            f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
-            f"{config.workers.gpus:g}: it moves what ZeRO 1 to 3 shards from GPUs to the CPU's memory; leave it out"
-        )
-    if config.workers.gpus not in (0, 1):
-        raise InputError(
-            f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to how many"
-        )
-    if config.model.dtype in ("float16", "int8") and not gpu:
-        raise InputError(f"model.dtype={config.model.dtype!r}: a CPU does not train in it; use float32")
-    if config.model.dtype == "float16" and finetuning.zero_stage == 0:
-        # It divides gradients by a scale that the loss never had: https://github.com/deepspeedai/DeepSpeed/pull/8393
-        raise InputError("model.dtype='float16' with finetune.zero_stage=0: DeepSpeed needs 1 to 3 for it")
-    if finetuning.method == "lora":
-        check_target_modules(config.model, finetuning)
+    check_training(config)
+    if config.finetune.method == "lora":
+        check_target_modules(config.model, config.finetune)
 
 
 def _train(
@@ -222,32 +209,30 @@ def _shown(config: Config, workspace: Workspace, run: str, schedule: Schedule) -
 
     def show() -> None:
         begun, started, loss = time.monotonic(), None, float("nan")
-        with tqdm(total=schedule.steps, desc="fine-tuning", unit="step") as bar:
+        with Progress(schedule.steps, "fine-tuning", "steps") as bar:
             while not ended.is_set() or not queue.empty():
                 try:
                     message = queue.get(timeout=0.5)
                 except Empty:
                     if not started and time.monotonic() > begun + SILENCE:
-                        bar.write("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)", sys.stderr)
+                        say("no step yet: models are loaded, or wait for CPUs and GPUs (ray status)")
                         begun = float("inf")
                     continue
                 except RayError:  # its node died, and with it what it had to say
                     break
                 if isinstance(message, str):
-                    bar.write(message, file=sys.stderr)
+                    say(message)
                     continue
-                if started is None or message["step"] < bar.n:  # the first, or of a run that goes on from a checkpoint
+                if started is None or message["step"] < bar.done:  # the first, or after a checkpoint
                     started = time.monotonic(), message
-                    bar.reset()
-                    bar.initial = bar.n = message["step"]
+                    bar.resume_at(message["step"])
                 seconds = max(time.monotonic() - started[0], 1e-9)
                 rates = {key: (message[key] - started[1][key]) / seconds for key in ("samples", "distinct_tokens")}
                 loss = message["metrics"].get("loss", loss)
-                bar.set_postfix_str(
+                bar.advance(
+                    message["step"] - bar.done,
                     f"loss {loss:.3f}, {rates['samples']:.1f} samples/s, {rates['distinct_tokens']:.0f} tokens/s",
-                    refresh=False,
                 )
-                bar.update(message["step"] - bar.n)
                 log_to(trackers, message["step"], message["metrics"])
 
     thread = threading.Thread(target=show, daemon=True)

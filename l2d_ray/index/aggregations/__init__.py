@@ -4,6 +4,7 @@ A new aggregation is a module that satisfies `contract.Aggregation`, and one ent
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems
@@ -34,3 +35,20 @@ def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[Sc
         for user, items in zip(users, found, strict=True):
             lists[user] = items
     return lists
+
+
+def recommend_at(
+    name: str, queries_UD: Float64, queries: Sequence[Query], top_ms: Sequence[int]
+) -> Exchange[list[list[ScoredItems]]]:
+    """Answer every query by one aggregation at several M; the aggregation and M of the queries are ignored.
+
+    An aggregation shares one search among the values of M if its module has a function `recommend_at`.
+    """
+    module = AGGREGATIONS[check_name(name)]
+    if hasattr(module, "recommend_at"):
+        shared: list[list[ScoredItems]] = yield from module.recommend_at(queries_UD, queries, top_ms)
+        return shared
+    results = []
+    for top_m in top_ms:
+        results.append((yield from module.recommend(queries_UD, [replace(query, top_m=top_m) for query in queries])))
+    return results

@@ -1,6 +1,7 @@
 """L2D-G: score an item by the distance from the query to the mean of all its memory rows."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from l2d_ray.index.shard import IndexShard
 
 NAME = "global"
 DESCRIPTION = "L2D-G, from all training sequences of an item"
+TUNED_OPTION: Literal["prior", "top_m"] = "prior"
 
 
 def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:

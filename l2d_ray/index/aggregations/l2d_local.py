@@ -5,6 +5,7 @@ Where that gives fewer than K items, the list is completed from L2D-G.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from l2d_ray.core.arrays import Float64, FloatArray
 from l2d_ray.core.decoding import LastRow, Neighbours, ScoredItems, aggregate, best_items, completed, last_row
@@ -15,6 +16,7 @@ from l2d_ray.index.shard import IndexShard
 
 NAME = "local"
 DESCRIPTION = "L2D-L, from the `top_m` training sequences that are nearest to the history"
+TUNED_OPTION: Literal["prior", "top_m"] = "top_m"
 
 
 def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:

@@ -2,12 +2,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2d_ray.core.aggregation import Moments, item_sums
+from l2d_ray.core.moments import Moments, item_sums
 
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def test_an_item_is_the_sum_of_its_rows() -> None:
+def test_the_sum_of_an_item_is_over_its_rows() -> None:
     states = np.array([[1, 2], [3, 4], [0, 1]], np.float16)
     sums, counts = item_sums(states, np.array([2, 2, 0]), num_items=3)
     assert sums.tolist() == [[0, 1], [0, 0], [4, 6]]
@@ -20,7 +20,7 @@ def test_large_float16_sums_do_not_overflow() -> None:
 
 
 @given(st.integers(1, 20), st.integers(0, 20), SEEDS)
-def test_sums_of_two_memories_add_up_to_those_of_both(rows: int, cut: int, seed: int) -> None:
+def test_the_sums_of_two_memories_add_up_to_the_sums_of_both(rows: int, cut: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     states, items = random.standard_normal((rows, 3)).astype(np.float16), random.integers(0, 4, rows)
     whole = item_sums(states, items, 4)
@@ -30,14 +30,14 @@ def test_sums_of_two_memories_add_up_to_those_of_both(rows: int, cut: int, seed:
 
 
 @given(st.integers(1, 30), st.integers(1, 6), SEEDS)
-def test_moments_of_shards_by_item_add_up(rows: int, num_items: int, seed: int) -> None:
+def test_the_moments_of_shards_add_up_to_the_moments_of_the_memory(rows: int, num_items: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     states, items = random.standard_normal((rows, 3)), random.integers(0, num_items, rows)
     whole = Moments.of_rows(states) + Moments.of_items(*item_sums(states, items, num_items))
     merged = Moments.zero(3)
     for shard in range(2):
-        own = items % 2 == shard
-        merged += Moments.of_rows(states[own]) + Moments.of_items(*item_sums(states[own], items[own], num_items))
+        part = items % 2 == shard
+        merged += Moments.of_rows(states[part]) + Moments.of_items(*item_sums(states[part], items[part], num_items))
     assert (merged.rows, merged.items) == (whole.rows, whole.items) == (rows, np.unique(items).size)
     for name in ("sum_D", "outer_DD", "item_outer_DD"):
         np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), atol=1e-12)

@@ -1,7 +1,7 @@
-"""What a memory amounts to for each item: sums that merge, and the moments from which a space is fitted.
+"""Sums over memory rows: item sums, from which item means follow, and the moments from which a space is fitted.
 
-Everything here adds up: the sums of two memories are the sums of both together, so that shards and units are summed
-apart, in any order, and a memory grows without being read again. Source: L2D (arXiv 2509.11524), global aggregation.
+Everything here adds up: the sums of two memories are the sums of both together. So shards and units are summed apart
+and in any order, and a memory grows without being read again. Source: L2D (arXiv 2509.11524), global aggregation.
 
 Shapes: M memory rows, D hidden size, I items.
 """
@@ -9,25 +9,23 @@ Shapes: M memory rows, D hidden size, I items.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
-IntArray = NDArray[np.integer]
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
 
 
-def item_sums(states_MD: NDArray[np.floating], items_M: IntArray, num_items: int) -> tuple[Float64, NDArray[np.int64]]:
-    """Sums [I, D] and counts [I] of the states of each item's rows, added in the order of the rows.
+def item_sums(states_MD: FloatArray, items_M: Integers, num_items: int) -> tuple[Float64, IntArray]:
+    """Return sums [I, D] and counts [I] of the states of each item's rows, added in the order of the rows.
 
-    An item's sum depends on its own rows only, never on what else is there: shards give the same bits as the whole.
+    The sum of an item depends on its rows only, never on other rows: shards give the same bits as the whole.
     """
     sums_ID, counts_I = np.zeros((num_items, states_MD.shape[1])), np.zeros(num_items, np.int64)
     add_rows(sums_ID, counts_I, states_MD, items_M)
     return sums_ID, counts_I
 
 
-def add_rows(sums_ID: Float64, counts_I: NDArray[np.int64], states_MD: NDArray[np.floating], items_M: IntArray) -> None:
-    """Add some rows to the sums and counts of their items, in place."""
-    import torch  # not above: it takes seconds, and what only searches an index adds nothing up
+def add_rows(sums_ID: Float64, counts_I: IntArray, states_MD: FloatArray, items_M: Integers) -> None:
+    """Add rows to the sums and counts of their items, in place."""
+    import torch  # here, because importing it takes seconds and a search does not need it
 
     items, states = torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64))
     torch.from_numpy(sums_ID).index_add_(0, items, states)
@@ -36,7 +34,10 @@ def add_rows(sums_ID: Float64, counts_I: NDArray[np.int64], states_MD: NDArray[n
 
 @dataclass(frozen=True)
 class Moments:
-    """First and second moments of memory rows, in total and of the item means. Float64: sums of 1e9 squares fit."""
+    """First and second moments of memory rows, and the second moments of item means, in float64.
+
+    A float64 sum of 1e9 squares loses no precision that matters.
+    """
 
     rows: int
     items: int
@@ -49,21 +50,24 @@ class Moments:
 
     @classmethod
     def zero(cls, dimension: int) -> "Moments":
-        """Of no rows."""
+        """Return the moments of no rows."""
         square = np.zeros((dimension, dimension))
         return cls(0, 0, np.zeros(dimension), square, square)
 
     @classmethod
-    def of_rows(cls, states_MD: NDArray[np.floating]) -> "Moments":
-        """Of some rows whose items are counted elsewhere (`of_items`)."""
+    def of_rows(cls, states_MD: FloatArray) -> "Moments":
+        """Return the moments of rows, without those of their items (`of_items`)."""
         states_MD = states_MD.astype(np.float64)
         dimension = states_MD.shape[1]
         outer_DD = states_MD.T @ states_MD
         return cls(len(states_MD), 0, states_MD.sum(axis=0), outer_DD, np.zeros((dimension, dimension)))
 
     @classmethod
-    def of_items(cls, sums_ID: Float64, counts_I: IntArray) -> "Moments":
-        """What items add whose rows are counted elsewhere. Every row of these items must be in `sums_ID`."""
+    def of_items(cls, sums_ID: Float64, counts_I: Integers) -> "Moments":
+        """Return the moments of items, without those of their rows (`of_rows`).
+
+        `sums_ID` must contain every row of these items.
+        """
         known_I = counts_I > 0
         scaled_ID = sums_ID[known_I] / np.sqrt(counts_I[known_I, None])
         zero = cls.zero(sums_ID.shape[1])

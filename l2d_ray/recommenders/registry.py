@@ -1,0 +1,73 @@
+"""The list of all recommenders, and the way from a name to a recommender."""
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from l2d_ray.config import Config
+from l2d_ray.errors import InputError
+from l2d_ray.recommenders.contract import Declaration, Options, Recommender
+
+if TYPE_CHECKING:
+    from l2d_ray.recommenders.resources import Resources
+
+MODULES = {
+    "most-popular": "l2d_ray.recommenders.most_popular",
+    "co-occurrence": "l2d_ray.recommenders.co_occurrence",
+    "l2d": "l2d_ray.recommenders.l2d",
+    "constrained-beam": "l2d_ray.recommenders.constrained_beam",
+    "grounded-beam": "l2d_ray.recommenders.grounded_beam",
+}
+"""The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
+
+
+@dataclass(frozen=True)
+class NamedRecommender:
+    """A recommender that is not made yet: its name and options. Pickles, so that a worker can make it."""
+
+    name: str
+    module: str
+    options: Options
+
+    @property
+    def declaration(self) -> Declaration[Any]:
+        """The declaration in the recommender's module."""
+        return declaration(self.module)
+
+    def make(self, resources: "Resources") -> Recommender:
+        """Make the recommender."""
+        return self.declaration.make(self.options, resources)
+
+
+def declaration(module: str) -> Declaration[Any]:
+    """Return the declaration in a module."""
+    found: Declaration[Any] = import_module(module).DECLARATION
+    return found
+
+
+def check_names(config: Config) -> None:
+    """Raise InputError for an unknown name in `evaluate.recommenders`. Reads no file."""
+    for name in config.evaluate.recommenders:
+        find(name, config, "evaluate.recommenders")
+
+
+def find(name: str, config: Config, setting: str) -> NamedRecommender:
+    """Return the recommender of a name. Raises InputError, with the nearest known name, if there is none.
+
+    `setting` is the configuration's key that holds the name.
+    """
+    prefixes = [prefix for prefix in MODULES if re.match(rf"{re.escape(prefix)}(?!\w)", name)]
+    if not prefixes:
+        similar = get_close_matches(name, MODULES, n=1)
+        remedy = f"did you mean {similar[0]}?" if similar else f"known are {', '.join(MODULES)}"
+        raise InputError(f"{setting}={name!r}: unknown recommender; {remedy}")
+    module = MODULES[max(prefixes, key=len)]
+    declared = declaration(module)
+    match = re.fullmatch(declared.pattern, name)
+    if match is None:
+        (nearest,) = get_close_matches(name, declared.examples, n=1, cutoff=0)
+        raise InputError(f"{setting}={name!r}: unknown recommender; write {declared.form}, for example {nearest}")
+    groups = {group: value for group, value in match.groupdict().items() if value is not None}
+    return NamedRecommender(name, module, declared.options.read(config, groups))

@@ -1,0 +1,95 @@
+"""Checks of the jobs: what can be known to be wrong without Ray and without a model, within seconds.
+
+One function per job, from its configuration to nothing. Each raises InputError as the job would, only earlier.
+"""
+
+from pathlib import Path
+
+from l2d_ray.config import Config, ModelConfig
+from l2d_ray.data import table
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.files import children
+from l2d_ray.data.sources import source_of
+from l2d_ray.errors import InputError
+from l2d_ray.models.checkpoint import find_adapter, find_model
+from l2d_ray.recommenders.registry import find
+from l2d_ray.stages.settings import check_data, for_evaluation, for_index, for_memory
+from l2d_ray.workspace import Workspace
+
+
+def prepare(config: Config) -> None:
+    """Check that the raw files exist, and that the first rows of a table have the named columns."""
+    Workspace.open(config.workspace)
+    for key, location in (("data.interactions", config.data.interactions), ("data.items", config.data.items)):
+        if location:
+            children(key, location)
+    if config.data.source in ("movielens", "table"):
+        for file in source_of(config).interaction_files(config)[:1]:
+            next(source_of(config).read_interactions(file, config))
+    if config.data.source == "table":
+        next(table.item_chunks(config))
+
+
+def finetune(config: Config) -> None:
+    """Check that there is a dataset, and a base model if it is on this machine, and that the settings fit together."""
+    check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    check_training(config)
+    _check_model(config.model)
+
+
+def build_memory(config: Config) -> None:
+    """Check that there is a dataset, and a model if it is on this machine, as the workspace's record has them."""
+    config = for_memory(config)
+    check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    _check_model(config.model)
+
+
+def build_index(config: Config) -> None:
+    """Check that there is a memory, and that the FAISS factory string is one."""
+    from l2d_ray.stages.index_plan import plan_index
+
+    plan_index(for_index(config))
+
+
+def evaluate(config: Config) -> None:
+    """Check the recommenders' names, and that there is a dataset, a memory if one is needed, and a local model."""
+    from l2d_ray.stages.index_plan import plan_index
+
+    config = for_evaluation(config)
+    recommenders = [find(name, config, "evaluate.recommenders") for name in config.evaluate.recommenders]
+    check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    if any(recommender.options.indexes for recommender in recommenders):
+        plan_index(config)
+    _check_model(config.model)
+
+
+def check_training(config: Config) -> None:
+    """Raise InputError for settings of a training that cannot work together."""
+    finetuning, gpu = config.finetune, config.device == "cuda"
+    if config.model.adapter:
+        raise InputError(
+            f"model.adapter={config.model.adapter!r}: fine-tuning starts from a base model; leave the adapter out"
+        )
+    if finetuning.offload and (not gpu or finetuning.zero_stage == 0):
+        raise InputError(
+            f"finetune.offload=true with finetune.zero_stage={finetuning.zero_stage} and workers.gpus="
+            f"{config.workers.gpus:g}: it moves the shards of ZeRO 1 to 3 from GPUs to the CPU's memory; leave it out"
+        )
+    if config.workers.gpus not in (0, 1):
+        raise InputError(
+            f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to their"
+            " number"
+        )
+    if config.model.dtype in ("float16", "int8") and not gpu:
+        raise InputError(f"model.dtype={config.model.dtype!r}: a CPU cannot train in it; use float32")
+    if config.model.dtype == "float16" and finetuning.zero_stage == 0:
+        # It divides gradients by a scale that the loss never had: https://github.com/deepspeedai/DeepSpeed/pull/8393
+        raise InputError("model.dtype='float16' with finetune.zero_stage=0: DeepSpeed needs stage 1 to 3; set 1")
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Raise InputError if a model or adapter on this machine is missing or incomplete. Others are found later."""
+    if Path(model.name).is_absolute():
+        find_model(model)
+    if model.adapter and Path(model.adapter).is_absolute():
+        find_adapter(model)

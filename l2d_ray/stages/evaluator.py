@@ -1,0 +1,81 @@
+"""The running of recommenders on samples: the rank of each target in the list of each recommender, and the cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l2d_ray.config import Config
+from l2d_ray.core.metrics import target_ranks
+from l2d_ray.core.query import Query
+from l2d_ray.recommenders.contract import IndexKey, Outcome, Recommender
+from l2d_ray.recommenders.registry import NamedRecommender
+from l2d_ray.recommenders.resources import Resources
+from l2d_ray.stages.summary import CUTOFFS
+
+Columns = Mapping[str, NDArray[Any]]
+"""Columns of a table, by name."""
+
+
+class Evaluator:
+    """Runs recommenders on batches of samples. Models and indexes are loaded once, when they are first needed."""
+
+    def __init__(
+        self, config: Config, runs: Mapping[str, Sequence[NamedRecommender]], indexes: Mapping[IndexKey, str]
+    ) -> None:
+        """Load nothing yet. `runs` has the recommenders of each run, by its label."""
+        self._runs, self._exclude_seen = runs, config.recommend.exclude_seen
+        needs = {need for named in runs.values() for one in named for need in one.declaration.needs}
+        self._resources = Resources(config, needs, indexes)
+        self._made: dict[NamedRecommender, Recommender] = {}
+        self._warm: set[str] = set()
+
+    def ranks(self, samples: Columns) -> dict[str, NDArray[Any]]:
+        """Return a row for each sample and each recommender of its run.
+
+        `samples` has the columns `run`, `sample_id`, `user_hash`, `history` and `target`. The rows have `run`,
+        `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`, `target`, `rank`, `seconds`
+        and `tokens`; the last two are means over the batch.
+        """
+        parts = [
+            self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
+            for label in np.unique(samples["run"]).tolist()
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def recommend(self, named: Sequence[NamedRecommender], histories: Sequence[NDArray[np.int32]]) -> list[Outcome]:
+        """Return what each recommender recommends after the histories; those of one class may share work."""
+        queries = [Query.after(history, max(CUTOFFS), self._exclude_seen) for history in histories]
+        recommenders = [self._recommender(one) for one in named]
+        outcomes: dict[int, Outcome] = {}
+        for kind in dict.fromkeys(type(one) for one in recommenders):
+            numbers = [number for number, one in enumerate(recommenders) if type(one) is kind]
+            outcomes |= zip(numbers, kind.run_all([recommenders[n] for n in numbers], queries), strict=True)
+        return [outcomes[number] for number in range(len(named))]
+
+    def _ranks_in_run(self, label: str, samples: Columns) -> dict[str, NDArray[Any]]:
+        named = self._runs[label]
+        histories = [np.asarray(history, np.int32) for history in samples["history"]]
+        if label not in self._warm:  # load models, build tries and fill caches before anything is timed
+            self.recommend(named, histories[:1])
+            self._warm.add(label)
+        outcomes, size = self.recommend(named, histories), len(histories)
+        targets = samples["target"].astype(np.int32)
+        ranks = [target_ranks([items.items_I for items in outcome.lists], targets) for outcome in outcomes]
+        return {
+            "run": np.repeat(label, size * len(outcomes)),
+            "number": np.repeat(np.arange(len(outcomes)), size),
+            "recommender": np.repeat([one.name for one in named], size),
+            "sample_id": np.tile(samples["sample_id"], len(outcomes)),
+            "user_hash": np.tile(samples["user_hash"], len(outcomes)),
+            "target": np.tile(targets, len(outcomes)),
+            "rank": np.concatenate(ranks),
+            "seconds": np.repeat([outcome.seconds / size for outcome in outcomes], size),
+            "tokens": np.repeat([outcome.tokens / size for outcome in outcomes], size),
+        }
+
+    def _recommender(self, named: NamedRecommender) -> Recommender:
+        if named not in self._made:
+            self._made[named] = named.make(self._resources)
+        return self._made[named]

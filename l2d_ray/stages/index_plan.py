@@ -1,0 +1,103 @@
+"""The plan of an index: the snapshot, the settings and the paths that every step of building it needs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from l2d_ray.config import Config, IndexConfig
+from l2d_ray.core.samples import in_fraction
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.errors import InputError
+from l2d_ray.index.engine import engine
+from l2d_ray.index.manifest import FOLDER, label, snapshot_folder
+from l2d_ray.memory.manifest import Snapshot
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """The index of one snapshot with one set of settings."""
+
+    uri: str
+    """Location of the workspace."""
+    snapshot: Snapshot
+    config: IndexConfig
+    factory: str
+    """`index.factory` with `auto` resolved."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace, opened."""
+        return Workspace.open(self.uri)
+
+    @property
+    def base(self) -> str:
+        """Folder of all indexes of the snapshot."""
+        return f"{FOLDER}/{snapshot_folder(self.snapshot.number, self.snapshot.digest())}"
+
+    @property
+    def folder(self) -> str:
+        """Folder of this index."""
+        config = self.config
+        return f"{self.base}/{label(config.space, config.shrinkage, self.factory, config.sample_fraction)}"
+
+    @property
+    def manifest(self) -> str:
+        """Path of the record that completes the index. The recall it is tuned to is part of the name."""
+        return f"{self.folder}/index-{self.config.target_recall!r}.json"
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, of the memory and the index alike."""
+        return self.snapshot.identity.num_shards
+
+    @property
+    def dimension(self) -> int:
+        """Length of a row."""
+        return self.snapshot.identity.dimension
+
+    def shard_record(self, shard: int) -> str:
+        """Return the path of the record that completes a shard."""
+        return f"{self.folder}/shard={shard}.json"
+
+    def moments(self, shard: int) -> str:
+        """Return the path of the sums of a shard, which the indexes of a snapshot share."""
+        return f"{self.base}/moments/{self.config.sample_fraction!r}/shard={shard}.npz"
+
+    def rows(self, shard: int, columns: list[str] | None = None, fraction: float = 1.0) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard that the index contains, or a fraction of them, always in the same order."""
+        kept = self.config.sample_fraction * fraction
+        for rows in MemoryStore(self.workspace).read(self.snapshot, shard, columns):
+            if kept < 1:
+                rows = rows.filter(pa.array(in_fraction(rows.column("sample_id").to_numpy(), kept)))
+            if rows.num_rows:
+                yield rows
+
+
+def plan_index(config: Config) -> IndexPlan:
+    """Plan the index that `config` describes. Raises InputError if there is no memory or it has no rows."""
+    workspace = Workspace.open(config.workspace)
+    snapshot = MemoryStore(workspace).snapshot(config.index.snapshot)
+    if snapshot.rows == 0:
+        raise InputError(
+            f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; see memory/quarantine for the reasons"
+        )
+    dimension, factory = snapshot.identity.dimension, config.index.factory
+    if factory == "auto":
+        rows = snapshot.rows * config.index.sample_fraction
+        factory = engine.default_factory(round(rows / snapshot.identity.num_shards), dimension)
+    engine.create(factory, dimension)  # refuses a factory string that does not fit
+    return IndexPlan(workspace.uri, snapshot, config.index, factory)
+
+
+def dataset_of(plan: IndexPlan) -> Dataset:
+    """Return the dataset from which the memory was built. Raises InputError if the workspace has another one now."""
+    dataset = Dataset.open(plan.workspace)
+    if dataset.digest != plan.snapshot.dataset:
+        raise InputError(
+            f"{dataset.workspace.path('dataset')}: snapshot {plan.snapshot.number} of the memory was built from another"
+            " dataset; run jobs/build_memory.py again, or name its snapshot with index.snapshot"
+        )
+    return dataset

@@ -1,0 +1,74 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.small_workspace import environment
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(stage: str, temporary: Path, **how: bool) -> subprocess.CompletedProcess[str]:
+    """Run a stage of noisy_stages as a job, with `temporary` for temporary files."""
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    call = f"from l2d_ray.distributed.job import run; run('support.noisy_stages:{stage}', **{how})"
+    return subprocess.run(
+        [sys.executable, "-c", call],
+        env=environment() | {"PYTHONPATH": path, "TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_only_what_l2d_ray_says_reaches_the_screen(tmp_path: Path) -> None:
+    process = run("good", tmp_path, on_ray=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == "progress\na message\n"
+    assert process.stdout == 'a table\n{"serve": []}\n'
+    (log,) = tmp_path.glob("l2d_ray-*.log")
+    noise = log.read_text()
+    for source in ("C++ on stdout", "C++ on stderr", "a library", "a warning", "a logger", "a child"):
+        assert f"noise of {source}" in noise
+    assert noise.count("noise of a child") == 2
+
+
+def test_an_unexpected_error_shows_its_traceback_and_names_the_log(tmp_path: Path) -> None:
+    process = run("broken", tmp_path, on_ray=False)
+    (log,) = tmp_path.glob("l2d_ray-*.log")
+    assert process.returncode == 1
+    first, *_, error, note = process.stderr.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert error == "RuntimeError: a mistake of ours"
+    assert note == f"The output of libraries is in {log}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "status", "line"),
+    [
+        ("refused", 2, "error: data.items='x': not found; name a file\n"),
+        ("disk_full", 1, "error: [Errno 28] No space left on device; correct that and run the same command again\n"),
+    ],
+)
+def test_an_expected_error_is_one_line(stage: str, status: int, line: str, tmp_path: Path) -> None:
+    process = run(stage, tmp_path, on_ray=False)
+    assert (process.returncode, process.stdout, process.stderr) == (status, "", line)
+
+
+def test_an_empty_log_is_removed(tmp_path: Path) -> None:
+    run("disk_full", tmp_path, on_ray=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("serves", [False, True])
+def test_ray_is_quiet_and_prepared_for_http_only_where_a_stage_serves(serves: bool, tmp_path: Path) -> None:
+    process = run("with_actor", tmp_path, serves=serves)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == "progress\na message\n"
+    assert bool(json.loads(process.stdout.splitlines()[-1])["serve"]) == serves
+    (log,) = tmp_path.glob("l2d_ray-*.log")
+    assert re.search(r"core_worker\.cc.*constructor arguments in the object store", log.read_text())
