@@ -42,12 +42,12 @@ slow: install  ## kills, full disks, lost nodes, hostile requests; last those th
 	$(BIN)/pytest -m "slow and not alone" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m alone
 
-demo: install  ## prepare, build, verify and recommend, on a local Ray
+demo: install  ## every stage on a local Ray: recommendations first, a table of recommenders last
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml
 
 serve: install  ## the page and the HTTP interface over what `make demo` left, on 127.0.0.1:8000
 	@test -d workspace/index || { echo "error: nothing to serve yet; run make demo first" >&2; exit 2; }
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/serve.py --config jobs/configs/demo.yaml model.name=$(abspath workspace/adapter)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/serve.py workspace=workspace
 
 clean:  ## remove the virtual environment and the demo's workspace
 	rm -rf $(VENV) workspace
