@@ -37,6 +37,9 @@ def ray_session() -> Iterator[None]:
     from l2d_ray.distributed.job import quiet
 
     # Ray ends surplus workers that idle for a second; to start them again costs more than most tests do.
+    # Workers import recommenders that tests add from here; Ray gives them only the folder of the command.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     keep = {"idle_worker_killing_time_threshold_ms": 600_000}
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
     quiet()
