@@ -156,7 +156,7 @@ def _build_memory(config: Config, dataset: Dataset, cluster: Cluster) -> None:
             progress.advance(len(units & store.units().keys()) - progress.done)
     *_, last = client.get_job_logs(job).strip().splitlines()
     if status != JobStatus.SUCCEEDED:
-        raise InputError(f"the submitted job failed: {last.removeprefix('error: ')}")
+        raise InputError(last.removeprefix("error: "))
     built = json.loads(last)
     say(f"{built['tokens']:,} tokens went through the model; one sample at a time: {built['tokens_one_by_one']:,}")
     if problems := verify(workspace).problems:
