@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-IntArray = NDArray[np.int64]
+from l2d_ray.core.arrays import IntArray
 
 
 def window_starts(positions: IntArray, max_items: int, stride: int) -> IntArray:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import HistoryConfig
-from l2d_ray.core.samples import IntArray, in_fraction, sample_ids, window_starts, windows_in_fraction
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.samples import in_fraction, sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.histories import Lists
 from l2d_ray.errors import InputError

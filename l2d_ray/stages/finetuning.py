@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
+from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.packing import Prompts, TrainingSamples
-from l2d_ray.core.samples import IntArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import iter_samples
 from l2d_ray.errors import InputError
