@@ -55,7 +55,7 @@ def test_an_endpoint_that_cannot_be_served_is_refused(engine: LocalEngine, tmp_p
         ({"index.space": "none"}, "run jobs/build_index.py with the same settings"),
         ({"serve.host": "0.0.0.0"}, "without a key"),
         ({"serve.keys_file": tmp_path / "keys"}, "cannot be read"),
-        ({"prompt.suffix": "Then:"}, "template"),
+        ({"prompt.suffix": "Then:"}, "prompt.suffix='Then:': .* records ''"),
     ):
         with pytest.raises(InputError, match=message):
             serve_until_stopped(config_of(folder, **SINGLE, **settings))
