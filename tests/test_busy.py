@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from l2d_ray.distributed import busy
-from l2d_ray.distributed.busy import NICENESS, is_busy, warn_if_busy
+from l2d_ray.distributed.busy import NICENESS, Usage, is_busy, warn_if_busy
 
 START_BUSY = """
 import subprocess, sys
@@ -19,6 +19,12 @@ for _ in range(int(sys.argv[1])):
 @pytest.mark.parametrize(("ours", "others", "slowed"), [(3.8, 0.2, False), (0.4, 1.6, False), (0.4, 3.6, True)])
 def test_a_job_is_slowed_down_where_others_fill_the_machine(ours: float, others: float, slowed: bool) -> None:
     assert is_busy(ours, others, cores=4) == slowed
+
+
+def test_the_time_of_a_process_that_ended_is_not_taken_for_that_of_others() -> None:
+    before = Usage(0.0, {1: 5.0, 2: 50.0}, 100.0)
+    assert Usage(10.0, {1: 10.0, 2: 55.0, 3: 2.0}, 116.0).since(before) == pytest.approx((1.2, 0.4))
+    assert Usage(10.0, {1: 10.0, 3: 2.0}, 116.0).since(before) is None
 
 
 @pytest.mark.parametrize("niceness", ["15", "0"])

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
 
 import psutil
 
@@ -38,12 +40,12 @@ def warn_if_busy() -> Iterator[None]:
 
 
 def _watch(ended: threading.Event) -> None:
-    before, cores = _measure(), psutil.cpu_count() or 1
+    before, cores = Usage.now(), psutil.cpu_count() or 1
     while not ended.wait(SECONDS):
-        now = _measure()
-        seconds, ours, everyone = (new - old for new, old in zip(now, before, strict=True))
-        ours, others, before = ours / seconds, (everyone - ours) / seconds, now
-        if is_busy(ours, others, cores):
+        now = Usage.now()
+        cores_used, before = now.since(before), now
+        if cores_used and is_busy(*cores_used, cores):
+            ours, others = cores_used
             say(
                 f"this machine is busy: other programs use {others:.1f} of its {cores} cores and this job gets"
                 f" {ours:.1f}; end them, or start the job with {NICENESS}=0 in its environment"
@@ -56,12 +58,35 @@ def is_busy(ours: float, others: float, cores: int) -> bool:
     return ours + others >= FULL * cores and others >= TAKEN * cores
 
 
-def _measure() -> tuple[float, float, float]:
-    """Return the time, and the seconds of processor time that this job and all programs have had."""
-    ours, job = 0.0, psutil.Process()
-    for process in [job, *job.children(recursive=True)]:
-        with suppress(psutil.Error):  # it has ended
-            times = process.cpu_times()
-            ours += times.user + times.system
-    everyone = psutil.cpu_times()
-    return time.monotonic(), ours, sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0.0)
+@dataclass(frozen=True)
+class Usage:
+    """Processor time used so far, in seconds."""
+
+    time: float
+    """When it was measured, by a monotonic clock."""
+    job: dict[int, float]
+    """By each process of this job, by its id."""
+    everyone: float
+    """By all programs of this machine."""
+
+    @classmethod
+    def now(cls) -> Self:
+        """Measure the usage at this moment."""
+        processes, this = {}, psutil.Process()
+        for process in [this, *this.children(recursive=True)]:
+            with suppress(psutil.Error):  # it has ended
+                times = process.cpu_times()
+                processes[process.pid] = times.user + times.system
+        everyone = psutil.cpu_times()
+        return cls(time.monotonic(), processes, sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0.0))
+
+    def since(self, before: "Usage") -> tuple[float, float] | None:
+        """Return the cores that the job and other programs have used since then.
+
+        None if a process of the job has ended, because its time can no longer be told from that of other programs.
+        """
+        if not before.job.keys() <= self.job.keys():
+            return None
+        seconds = self.time - before.time
+        ours = sum(self.job.values()) - sum(before.job.values())
+        return ours / seconds, (self.everyone - before.everyone - ours) / seconds
