@@ -3,7 +3,7 @@
 1. Sum the item vectors and moments of every shard.
 2. Fit the map of the space to all of them, and train an empty index if it needs training.
 3. Build the index of every shard.
-4. Tune the search, with actors that hold the shards, and measure it.
+4. Tune the search, with actors that hold the shards, and measure it, unless the index is exact by construction.
 
 Every step leaves files, and the same command continues from them.
 """
@@ -23,7 +23,7 @@ from l2d_ray.distributed.workers import check_room, workers_that_fit
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
-from l2d_ray.index.tuning import find_setting
+from l2d_ray.index.tuning import EXACT, find_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
 from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.stages.settings import for_index, record_index
@@ -106,6 +106,8 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
 
 def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
     """Find the search setting with actors that share the shards, so that no node needs room for all of them."""
+    if engine.create(plan.factory, plan.dimension).exhaustive:
+        return EXACT
     parts = partition(len(records), min(len(records), workers_that_fit(config)))
     cpus = config.workers.cpus
     kind = ray.remote(_Shards).options(num_cpus=cpus, scheduling_strategy="SPREAD")

@@ -24,7 +24,7 @@ from l2d_ray.data.samples import choose_samples
 from l2d_ray.data.sources import source_of
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.job import quiet_ray_data
+from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, quiet_ray_data
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.screen import log_file, say
@@ -117,6 +117,7 @@ def _ray_with_job_server() -> Iterator[Cluster]:
         "include_dashboard": True,
         "dashboard_port": None,
         "dashboard_agent_listen_port": 0,
+        "_system_config": KEEP_IDLE_WORKERS,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in a submitted job."""
 
+KEEP_IDLE_WORKERS = {"idle_worker_killing_time_threshold_ms": 600_000}
+"""System setting of Ray, which by default ends workers that idle for a second: many short passes would start them again
+and again."""
+
 
 def run(
     stage: str,
@@ -101,8 +105,7 @@ def connect(config: Config, serves: bool = False) -> bool:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        # By default Ray ends workers that idle for a second, and a stage of many short passes starts them again.
-        _system_config={"idle_worker_killing_time_threshold_ms": 600_000},
+        _system_config=KEEP_IDLE_WORKERS,
     )
     return True
 

@@ -36,6 +36,7 @@ class IndexQuality(Record):
     """Recall of the index against a scan of all rows. Queries are rows of the memory, each left out of its result."""
 
     queries: int
+    """Number of queries; 0 if the index is exhaustive, which finds every row by construction."""
     top_m: int
     """The M at which `recall_top_k` is lowest, of those measured (index/tuning.py)."""
     recall_top_m: float

@@ -21,6 +21,10 @@ QUALITY_TOP_MS = 1000, 200, 20
 index; of few rows each counts for more."""
 
 
+EXACT = "", IndexQuality(queries=0, top_m=QUALITY_TOP_MS[-1], recall_top_m=1, k=QUALITY_K, recall_top_k=1)
+"""The setting and quality of an exhaustive index, which nothing can change."""
+
+
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
     """Tune shards in this process, as `find_setting` does. The setting that it returns stays in force."""
     return run(find_setting([shard.sample_ids_M.size for shard in shards], target), shards)

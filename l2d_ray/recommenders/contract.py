@@ -116,7 +116,8 @@ class Options:
 class Study:
     """Values of one option, to compare on validation samples.
 
-    The value with the best Recall@20 is chosen; of equally good values, the smallest.
+    The value with the best Recall@20 is chosen; of equally good values, the smallest. A single value is chosen without
+    a run.
     """
 
     group: str

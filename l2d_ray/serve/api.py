@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 
 from l2d_ray.config import ServeConfig
+from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.serve.engine import Engine
 from l2d_ray.serve.middleware import RequestLimits
 from l2d_ray.serve.problems import PROBLEMS, add_error_handlers
@@ -75,7 +76,13 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
     async def status() -> dict[str, Any]:
         """Describe the release that is served."""
         release = engine.current()
-        return {"version": release.version, "snapshot": release.snapshot, "model": release.model, **release.status()}
+        return {
+            "version": release.version,
+            "snapshot": release.snapshot,
+            "model": release.model,
+            "aggregations": {name: module.DESCRIPTION for name, module in AGGREGATIONS.items()},
+            **release.status(),
+        }
 
 
 def _add_health(app: FastAPI) -> None:

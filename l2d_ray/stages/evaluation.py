@@ -1,7 +1,7 @@
 """The plan and the report of an evaluation: which recommenders run on which samples, and what came of it.
 
 1. `plan_evaluation` checks the configuration and lists what runs.
-2. `validation_run` tries values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
+2. `validation_run` compares values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
 3. `final_runs` runs the recommenders with these values on test samples. Those that write text run on a part of the
    samples. All others run on this part once more, so that all are compared on the same samples.
 4. `report` summarises the ranks.
@@ -163,10 +163,11 @@ def plan_evaluation(config: Config) -> Plan:
 
 
 def validation_run(plan: Plan) -> Run:
-    """Return the run of every value of every study on validation samples."""
+    """Return the run on validation samples of all values of the studies that compare several."""
     trials = [
         NamedRecommender(study.recommender, module, options)
         for study, module in plan.studies.items()
+        if len(study.trials) > 1
         for options in study.trials
     ]
     return Run("validation", trials, plan.valid)
@@ -177,7 +178,7 @@ def choose(plan: Plan, rows: Sequence[Row]) -> Validation:
     choices: dict[str, dict[str, float]] = {}
     trials, remaining = [], iter(rows)
     for study in plan.studies:
-        results = list(zip(study.trials, remaining, strict=False))
+        results = list(zip(study.trials, remaining, strict=False)) if len(study.trials) > 1 else []
         choices.setdefault(study.group, {})[study.label] = _best(study, results)
         compared = [other.option for other in plan.studies if other.group == study.group]
         trials += [Trial({name: getattr(options, name) for name in compared}, row) for options, row in results]
@@ -227,7 +228,7 @@ def rows_of(run: Run, ranks: pa.Table, training_targets: NDArray[np.integer]) ->
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:
     if not results:
-        return study.default
+        return getattr(study.trials[0], study.option) if len(study.trials) == 1 else study.default
     values = [(row.metrics.means["recall@20"], getattr(options, study.option)) for options, row in results]
     best: float = max(values, key=lambda result: (result[0], -result[1]))[1]
     return best

@@ -19,7 +19,7 @@ class Aggregation(Protocol):
     NAME: str
     """Value of `Query.aggregation` that selects it."""
     DESCRIPTION: str
-    """One clause for the documentation of the HTTP interface."""
+    """One clause for the documentation of the HTTP interface and the heading on the page."""
     TUNED_OPTION: Literal["prior", "top_m"]
     """The option that jobs/evaluate.py chooses for it on validation samples."""
 

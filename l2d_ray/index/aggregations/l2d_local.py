@@ -15,7 +15,7 @@ from l2d_ray.index.exchange import Exchange, Request
 from l2d_ray.index.shard import IndexShard
 
 NAME = "local"
-DESCRIPTION = "L2D-L, from the `top_m` training sequences that are nearest to the history"
+DESCRIPTION = "L2D-L, from the M training sequences nearest to the history"
 TUNED_OPTION: Literal["prior", "top_m"] = "top_m"
 
 

@@ -1,10 +1,10 @@
 // The page: a history on the left, the recommendations of each aggregation on the right.
-const AGGREGATIONS = { global: "L2D-G, all sequences of an item", local: "L2D-L, nearest sequences only" };
 const HINT = "Press Enter to add the first title found, or the text itself if there is none.";
 const NOTHING = "No items left to recommend.";
 const byId = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for an item that the catalogue does not know
 let found = []; // items found by the last search, in the same form
+let aggregations = null; // descriptions by name, once the server has told them
 let beams = null; // number of beams, if the server offers constrained beam search
 let shownL2d = null; // {request, seconds} of the L2D-G list that is shown
 let version = null; // version of the release that the footer describes
@@ -138,7 +138,7 @@ function card(name, answer, seconds) {
   const partial = answer.partial ? `; partial: shards ${answer.missing_shards.join(", ")} are missing` : "";
   const list = document.createElement("ol");
   list.append(...listItems(answer));
-  node.append(element("h3", AGGREGATIONS[name]), element("p", durations + partial, "hint"), list);
+  node.append(element("h3", aggregations[name]), element("p", durations + partial, "hint"), list);
   if (!answer.items.length) node.append(element("p", NOTHING, "hint"));
   return node;
 }
@@ -147,14 +147,14 @@ async function recommend(signal) {
   running.get(searchBeams)?.abort();
   shownL2d = null;
   byId("nothing").hidden = history.length > 0;
-  if (!history.length) { show(); return; }
+  if (!history.length || !aggregations) { show(); return; }
   const request = {
     history: history.map((item) => item.item_id ?? { title: item.title }),
     k: Number(byId("k").value),
   };
   byId("lists").setAttribute("aria-busy", "true");
   try {
-    const answers = await Promise.all(Object.keys(AGGREGATIONS).map(async (aggregation) => {
+    const answers = await Promise.all(Object.keys(aggregations).map(async (aggregation) => {
       const started = performance.now();
       const answer = await fetchJson(signal, "v1/recommend", { ...request, aggregation });
       return { aggregation, answer, seconds: (performance.now() - started) / 1000 };
@@ -215,6 +215,10 @@ async function showRelease(signal) {
   const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
   version = status.version;
   byId("served").textContent = [...counts, ...names].join(", ");
+  if (!aggregations) {
+    ({ aggregations } = status);
+    run(recommend);
+  }
   if (beams === (status.beams ?? null)) return;
   beams = status.beams ?? null;
   byId("beams-title").textContent = `Constrained beam search, ${beams} beams`;
