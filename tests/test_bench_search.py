@@ -4,6 +4,7 @@ from l2d_ray.bench.search import bench_search
 from l2d_ray.config import Config
 
 
+@pytest.mark.slow
 def test_the_search_benchmark_measures_every_index() -> None:
     bench = {"rows": [1000, 2000], "dimension": 16, "factories": ["Flat", "IVF,SQfp16"]}
     result = bench_search(Config.model_validate({"bench": bench}))

@@ -32,12 +32,12 @@ from l2d_ray.stages.extraction import Unit
 from l2d_ray.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-UNITS = 60
+UNITS, USERS = 30, 150
 
 
 @pytest.fixture(scope="module")
 def users() -> int:
-    return 300
+    return USERS
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_result_counts_the_samples_of_the_memory(
 ) -> None:
     states, result = uninterrupted
     assert sorted(states) == expected_ids(dataset)
-    assert result.samples == result.rows == len(states) == 300 * 9
+    assert result.samples == result.rows == len(states) == USERS * 9
     assert (result.quarantined, result.units, result.units_reused, result.snapshot) == (0, UNITS, 0, 1)
     assert 0 < result.tokens < result.tokens_one_by_one
     assert result.samples_per_second > 0

@@ -12,7 +12,8 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = ["data.max_users=3", "memory.units=2", "workers.max=1", "finetune.samples=64", "evaluate.samples=8"]
+SETTINGS = ["data.max_users=3", "memory.units=2", "workers.max=1"]
+SETTINGS += ["finetune.samples=16", "finetune.valid_samples=4", "evaluate.samples=4"]
 QUIET = r"\[\d/7\] .+|Libraries write to .+|[a-z -]+: .+|After .+|[ \d]{3}\. .+|The user's .+|\d.+| *\w+(-\w+)* .+|"
 
 

@@ -64,6 +64,7 @@ def test_an_empty_log_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("serves", [False, True])
 def test_ray_is_quiet_and_prepared_for_http_only_where_a_stage_serves(serves: bool, tmp_path: Path) -> None:
     process = run("with_actor", tmp_path, serves=serves)

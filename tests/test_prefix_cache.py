@@ -112,7 +112,7 @@ def test_a_batch_can_use_an_entry_that_it_evicts(load: Callable[[str], Backbone]
     assert run.cache.hits == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5), max_size=6),
     st.sampled_from([0, 4_000, 12_000, 30_000, LARGE]),

@@ -6,8 +6,10 @@ checkpoint is due. So all of them decide alike.
 
 import json
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,6 +57,7 @@ class _Worker:
     """A training as one worker runs it."""
 
     def __init__(self, plan: WorkerPlan) -> None:
+        self._rows = _started(ray.train.get_dataset_shard("train").iter_rows())
         config = Config(**plan.config)
         self._plan, self._config, self._finetune = plan, config, config.finetune
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -106,7 +109,7 @@ class _Worker:
 
     def _batches(self) -> Iterator[tuple[int, list[TrainingSamples]]]:
         """Yield the number of each step and this worker's micro-batches."""
-        for row in ray.train.get_dataset_shard("train").iter_rows():
+        for row in self._rows:
             yield int(row["step"]), unpack(row, self._schedule.micro_batches)
 
     def _step(self, micro_batches: list[TrainingSamples]) -> None:
@@ -255,3 +258,25 @@ class _Worker:
         if self._rank == 0 and self._plan.messages is not None:
             with suppress(RayError):
                 self._plan.messages.put(message)
+
+
+def _started(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return the same rows; Ray Data makes the first ones already, while this worker loads the model."""
+    iterator = iter(rows)
+    first: Future[dict[str, Any] | None] = Future()
+
+    def read() -> None:
+        try:
+            first.set_result(next(iterator, None))
+        except BaseException as error:
+            first.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def all_rows() -> Iterator[dict[str, Any]]:
+        row = first.result()
+        if row is not None:
+            yield row
+            yield from iterator
+
+    return all_rows()
