@@ -1,4 +1,4 @@
-"""Raw files in a folder, a file or a URI that `pyarrow.fs` opens, gzipped or not, read as streams.
+"""Raw files in a folder, a file or a URI (`l2d_ray.storage`), gzipped or not, read as streams.
 
 Paths are strings that any worker can open: absolute paths or URIs.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError
+from l2d_ray.storage import open_storage
 
 CHUNK_ROWS = 200_000
 """Rows that are read at a time."""
@@ -152,10 +153,5 @@ def _empty(path: str) -> InputError:
 
 
 def _locate(path: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in path:
-        return pafs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-    try:
-        filesystem, local = pafs.FileSystem.from_uri(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path!r}: {error}; give a path, or a URI that pyarrow.fs opens") from None
-    return filesystem, local
+    storage = open_storage(path)
+    return storage.filesystem, storage.root

@@ -48,7 +48,7 @@ def read_array(workspace: Workspace, file: IndexFile, shape: tuple[int, ...], ve
     _check(workspace, file)
     path = workspace.path(file.path)
     try:
-        if isinstance(workspace.filesystem, pafs.LocalFileSystem):
+        if workspace.is_local:
             if verify:
                 with Path(path).open("rb") as stream:
                     _check_digest(workspace, file, hashlib.file_digest(stream, "sha256"))

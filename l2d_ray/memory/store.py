@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,8 +58,7 @@ class MemoryStore:
         """Open a writer for one attempt at a unit. Commits the unit at the end of the block, unless the block raises.
 
         Attempts share no file, so two attempts at the same time do no harm: the first to commit wins, and the other's
-        files are removed. This happens when a worker that is believed dead is still running. On an object store, two
-        commits at the same instant can both succeed.
+        files are removed. This happens when a worker that is believed dead is still running.
         """
         started = time.monotonic()
         writer = UnitWriter(self.workspace, unit, attempt=uuid.uuid4().hex[:12], identity=identity)
@@ -101,22 +100,23 @@ class MemoryStore:
         """
         names = sorted(units)
         records = self._committed_alike(names)
-        identity = records[0].identity
-        earlier = self.snapshots()
-        for newest in earlier[-1:]:
-            if (newest.units, newest.identity, newest.dataset) == (names, identity, dataset):
-                return newest
         snapshot = Snapshot(
-            number=earlier[-1].number + 1 if earlier else 1,
-            identity=identity,
+            number=1,
+            identity=records[0].identity,
             dataset=dataset,
             sample_fraction=sample_fraction,
             units=names,
             rows=sum(record.rows for record in records),
             quarantined=sum(record.quarantined for record in records),
         )
-        snapshot.write(self.workspace, f"{SNAPSHOTS_FOLDER}/{snapshot.number}.json")
-        return snapshot
+        while True:
+            for newest in self.snapshots()[-1:]:
+                if (newest.units, newest.identity, newest.dataset) == (names, snapshot.identity, dataset):
+                    return newest
+                snapshot = snapshot.model_copy(update={"number": newest.number + 1})
+            with suppress(FileExistsError):  # another job took this number at the same moment
+                snapshot.write(self.workspace, f"{SNAPSHOTS_FOLDER}/{snapshot.number}.json")
+                return snapshot
 
     def _committed_alike(self, names: list[str]) -> list[UnitRecord]:
         """Read the records of these units. Raises InputError unless all are committed and have one identity."""

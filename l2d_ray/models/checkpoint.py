@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 from platformdirs import user_cache_path
 
 from l2d_ray.config import ModelConfig
@@ -107,8 +106,8 @@ def _fetch(uri: str, key: str) -> Path:
     """Return the folder or file at a URI that pyarrow opens: its path on a local disk, else a copy in the cache."""
     try:
         source = Workspace.open(uri)
-        if isinstance(source.filesystem, pafs.LocalFileSystem):
-            return Path(source.root)
+        if source.is_local:
+            return Path(source.path(""))
         infos = [source.filesystem.get_file_info(source.path(file)) for file in source.files("")]
         if not infos:
             raise InputError("no file there")

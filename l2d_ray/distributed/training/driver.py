@@ -14,7 +14,6 @@ import numpy as np
 import ray
 import ray.data
 import ray.train
-from pyarrow import fs as pafs
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 
@@ -132,7 +131,6 @@ def _train(
     finetuning, workers = config.finetune, plan.schedule.workers
     repair_list(workspace, plan.run)
     in_order = ray.data.ExecutionOptions(preserve_order=True)
-    remote = not isinstance(workspace.filesystem, pafs.LocalFileSystem)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=plan,
@@ -144,7 +142,7 @@ def _train(
         run_config=ray.train.RunConfig(
             name=plan.run,
             storage_path=workspace.path(FOLDER),
-            storage_filesystem=workspace.filesystem if remote else None,
+            storage_filesystem=None if workspace.is_local else workspace.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=finetuning.keep_checkpoints),
         ),

@@ -14,7 +14,6 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from pyarrow import fs as pafs
 from ray.exceptions import RayError
 from ray.util.queue import Queue
 
@@ -93,7 +92,7 @@ class Monitor(threading.Thread):
 @contextmanager
 def _trackers(config: Config, workspace: Workspace, run: str) -> Iterator[list[Tracker]]:
     """Yield the trackers of `finetune.trackers`; TensorBoard's files end up in the workspace, wherever it is."""
-    name, local = config.finetune.name, isinstance(workspace.filesystem, pafs.LocalFileSystem)
+    name, local = config.finetune.name, workspace.is_local
     folder = Path(workspace.path(f"{name}/tensorboard")) if local else Path(tempfile.mkdtemp())
     trackers = open_trackers(config.finetune.trackers, f"{name}-{run}", folder, settings_of(config))
     try:

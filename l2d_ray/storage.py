@@ -1,0 +1,400 @@
+"""The place of a workspace: a folder on a disk, or a prefix in a bucket of S3 or Google Cloud Storage.
+
+pyarrow reads and lists everywhere. On an object store, obstore writes: pyarrow would publish the beginning of an object
+whose writer raised, and it would overwrite an object that it was asked to create.
+
+Credentials come from the standard chain of the provider: environment, profile, role of the machine or the pod. A URI
+holds none, because logs and records show it.
+"""
+
+import io
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from l2d_ray.errors import InputError, one_line
+
+REQUEST_SECONDS, CONNECT_SECONDS, RETRIES = 30.0, 5.0, 7
+"""Defaults of `request_timeout`, `connect_timeout` and `retries`. With a fifth of all requests failing, 8 attempts fail
+together once in 400,000 times."""
+LONGEST_RETRY = timedelta(seconds=45)
+"""No request is repeated later than this, so that a server that is down is reported within a minute."""
+OWN_OPTIONS = {"request_timeout", "connect_timeout", "retries"}
+S3_OPTIONS = {"region", "scheme", "endpoint_override", "anonymous"}
+GS_OPTIONS = {"scheme", "endpoint_override", "anonymous"}
+S3_ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
+"""Environment variables of the AWS clients that name another server than Amazon's."""
+PROBE = "conditional-put"
+"""Name of an object that `ObjectStorage.check` creates in a workspace, once."""
+
+
+class Storage(Protocol):
+    """Files below a root. Paths are those of `filesystem`."""
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """The filesystem to read and list with."""
+        ...
+
+    @property
+    def root(self) -> str:
+        """Path of the root, without a slash at its end."""
+        ...
+
+    def create(self, path: str) -> AbstractContextManager[Any]:
+        """Open a binary stream. The file appears whole when the block ends; if the block raises, nothing appears."""
+        ...
+
+    def write(self, path: str, content: bytes, new: bool = False) -> None:
+        """Write a whole file. With `new`, raises FileExistsError if the file exists, also in a race."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file. Raises FileNotFoundError if it is missing."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file, or a folder with all that is in it, if it exists."""
+        ...
+
+    def check(self) -> None:
+        """Raise InputError or OSError if nothing can be written here, or if two writers could overwrite each other."""
+        ...
+
+
+def open_storage(location: str) -> Storage:
+    """Return the storage at a folder or URI, without a request. Raises InputError for a URI that cannot be used."""
+    scheme, mark, _ = location.partition("://")
+    if not mark:
+        return LocalStorage(str(Path(location).expanduser().resolve()))
+    if scheme == "file":
+        return LocalStorage(urlsplit(location).path.rstrip("/") or "/")
+    return ObjectStorage(location)
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A folder on a disk. Implements `Storage`.
+
+    A new file is a temporary one next to its target, synced and renamed.
+    """
+
+    root: str
+    filesystem: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
+
+    @contextmanager
+    def create(self, path: str, new: bool = False) -> Iterator[pa.NativeFile]:
+        """Open a stream, as `Storage.create` says; `new` as in `write`."""
+        temporary, target = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp"), Path(path)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.filesystem.open_output_stream(str(temporary)) as stream:
+                yield stream
+            _publish(temporary, target, new)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def write(self, path: str, content: bytes, new: bool = False) -> None:
+        """Write a whole file, as `Storage.write` says."""
+        if new and Path(path).exists():
+            raise FileExistsError(f"{path}: exists")
+        with self.create(path, new) as stream:
+            stream.write(content)
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file, as `Storage.read` says."""
+        return Path(path).read_bytes()
+
+    def delete(self, path: str) -> None:
+        """Remove a file or folder, as `Storage.delete` says."""
+        target = Path(path)
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Do nothing: a local disk keeps the promises, and a full or read-only one is reported by the first write."""
+
+
+@dataclass(frozen=True)
+class ObjectStorage:
+    """A prefix in a bucket, as a URI: `s3://bucket/prefix?region=…&connect_timeout=…`. Implements `Storage`.
+
+    Options of every URI: `request_timeout` and `connect_timeout` in seconds, `retries` of a request, with exponential
+    backoff and jitter. Of s3:// also `region`, `endpoint_override`, `scheme` and `anonymous`.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a URI that cannot be used."""
+        self.root, self.filesystem  # noqa: B018, the properties raise
+
+    @cached_property
+    def root(self) -> str:
+        """Bucket and prefix."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("s3", "gs"):
+            raise self._unusable(f"{parts.scheme}:// is not known; give a folder, s3://bucket/… or gs://bucket/…")
+        if "@" in parts.netloc:
+            raise self._unusable("a URI must not hold credentials; give them by the environment or a profile")
+        if not parts.netloc:
+            raise self._unusable("no bucket; give s3://bucket/folder or gs://bucket/folder")
+        return f"{parts.netloc}{parts.path}".rstrip("/")
+
+    @cached_property
+    def filesystem(self) -> pafs.FileSystem:
+        """The filesystem to read and list with."""
+        options = self._options
+        try:
+            if self._is_s3:
+                return pafs.S3FileSystem(
+                    region=options.get("region"),
+                    scheme=options.get("scheme", "https"),
+                    endpoint_override=options.get("endpoint_override"),
+                    anonymous=options.get("anonymous") == "true",
+                    request_timeout=self._number("request_timeout", REQUEST_SECONDS),
+                    connect_timeout=self._number("connect_timeout", CONNECT_SECONDS),
+                    retry_strategy=pafs.AwsStandardS3RetryStrategy(self._retries + 1),
+                )
+            return pafs.GcsFileSystem(
+                anonymous=options.get("anonymous") == "true",
+                scheme=options.get("scheme", "https"),
+                endpoint_override=options.get("endpoint_override"),
+                retry_time_limit=LONGEST_RETRY,
+            )
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._unusable(f"{one_line(error)}; correct the URI or the environment") from None
+
+    @cached_property
+    def bucket(self) -> Any:
+        """The client that writes: an `obstore.store.ObjectStore` of the whole bucket."""
+        from obstore.store import GCSStore, S3Store  # not above: most workspaces are folders
+
+        options, name = self._options, self.root.partition("/")[0]
+        anonymous, endpoint = options.get("anonymous") == "true", self._endpoint
+        shared: dict[str, Any] = {
+            "client_options": {
+                "timeout": timedelta(seconds=self._number("request_timeout", REQUEST_SECONDS)),
+                "connect_timeout": timedelta(seconds=self._number("connect_timeout", CONNECT_SECONDS)),
+                "allow_http": (endpoint or "").startswith("http://"),
+            },
+            "retry_config": {"max_retries": self._retries, "retry_timeout": LONGEST_RETRY},
+            "skip_signature": anonymous,
+        }
+        if not self._is_s3:
+            return GCSStore(name, **shared, **({"base_url": endpoint} if endpoint else {}))
+        chain = None if anonymous else self._credentials()
+        given = {"endpoint": endpoint} if endpoint else {}
+        return S3Store(name, region=self.filesystem.region, credential_provider=chain, **shared, **given)
+
+    @contextmanager
+    def create(self, path: str) -> Iterator["_Upload"]:
+        """Open a stream, as `Storage.create` says."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        with _as_os_error(path):
+            writer = obstore.open_writer(self.bucket, self._key(path))
+            upload = _Upload(writer)
+            try:
+                yield upload
+            except BaseException as error:
+                writer.__exit__(type(error), error, error.__traceback__)  # nothing appears
+                raise
+            try:
+                writer.close()
+            except BaseError:
+                # The response to the last request was lost, and its repetition failed because the upload had ended.
+                if self._size(path) != upload.size:
+                    raise
+
+    def write(self, path: str, content: bytes, new: bool = False) -> None:
+        """Write a whole file in one request, as `Storage.write` says.
+
+        A response may be lost, and the repeated request then finds the file of the first. So a file with the same
+        content counts as written by this call.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        with _as_os_error(path):
+            try:
+                obstore.put(self.bucket, self._key(path), content, mode="create" if new else "overwrite")
+            except AlreadyExistsError:
+                if self.read(path) != content:
+                    raise FileExistsError(f"{path}: exists") from None
+            except BaseError:
+                with suppress(OSError):
+                    if self.read(path) == content:
+                        return
+                raise
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file in one request, as `Storage.read` says."""
+        import obstore
+
+        with _as_os_error(path):
+            return bytes(obstore.get(self.bucket, self._key(path)).bytes())
+
+    def delete(self, path: str) -> None:
+        """Remove a file or all files of a folder, as `Storage.delete` says."""
+        import obstore
+
+        with _as_os_error(path):
+            key = self._key(path)
+            below = [entry["path"] for batch in obstore.list(self.bucket, f"{key}/") for entry in batch]
+            obstore.delete(self.bucket, [key, *below])
+
+    def check(self) -> None:
+        """Create an object twice; the second attempt must fail. Later checks of the workspace take one request."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        path = f"{self.root}/{PROBE}"
+        with _as_os_error(path):
+            for _ in range(2):
+                try:
+                    obstore.put(self.bucket, self._key(path), b"", mode="create")
+                except AlreadyExistsError:
+                    return
+        raise InputError(
+            f"{self.uri!r}: this object store ignores If-None-Match, so two workers could overwrite each"
+            " other's records; use S3, Google Cloud Storage or another store that honours it"
+        )
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
+    @cached_property
+    def _options(self) -> dict[str, str]:
+        options = dict(parse_qsl(urlsplit(self.uri).query))
+        known = OWN_OPTIONS | (S3_OPTIONS if self._is_s3 else GS_OPTIONS)
+        for name in options.keys() - known:
+            raise self._unusable(f"{name}= is not known; use {', '.join(sorted(known))}")
+        return options
+
+    def _number(self, name: str, default: float) -> float:
+        try:
+            value = float(self._options.get(name, default))
+        except ValueError:
+            value = -1
+        if not 0 <= value < math.inf:
+            raise self._unusable(f"{name}={self._options[name]} is not a positive number")
+        return value
+
+    @property
+    def _retries(self) -> int:
+        return int(self._number("retries", RETRIES))
+
+    @property
+    def _endpoint(self) -> str | None:
+        """URL of the server, if it is not the provider's own."""
+        given = self._options.get("endpoint_override")
+        if given:
+            return given if "://" in given else f"{self._options.get('scheme', 'https')}://{given}"
+        return next(filter(None, map(os.environ.get, S3_ENDPOINTS)), None) if self._is_s3 else None
+
+    def _credentials(self) -> Any:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        try:
+            return Boto3CredentialProvider()
+        except ValueError:
+            raise self._unusable(
+                "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or give the machine"
+                " a role"
+            ) from None
+
+    def _key(self, path: str) -> str:
+        """Return the key in the bucket of a path of `filesystem`."""
+        return path.partition("/")[2]
+
+    def _size(self, path: str) -> int | None:
+        import obstore
+
+        try:
+            return int(obstore.head(self.bucket, self._key(path))["size"])
+        except FileNotFoundError:
+            return None
+
+    def _unusable(self, problem: str) -> InputError:
+        return InputError(f"{self.uri!r}: {problem}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the URI alone to other processes: each makes its own clients."""
+        return type(self), (self.uri,)
+
+
+class _Upload(io.RawIOBase):
+    """A binary file over obstore's writer, which counts what is written."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer, self.size = writer, 0
+
+    def write(self, data: Any) -> int:
+        """Write anything that has a buffer, and return its size in bytes."""
+        view = memoryview(data).cast("B")
+        self._writer.write(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+
+@contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """Raise what obstore reports as OSError, in one line with the path."""
+    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(f"{path}: {_reason(error)}") from None
+    except BaseError as error:
+        raise OSError(f"{path}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what a server says in its XML, or else obstore's message, without its debugging text."""
+    text = one_line(str(error).partition("Debug source:")[0])
+    code, message = (re.search(f"<{tag}>([^<]*)", text) for tag in ("Code", "Message"))
+    return f"{code[1]}: {message[1]}" if code and message else text
+
+
+def _publish(temporary: Path, path: Path, new: bool) -> None:
+    """Rename a file such that it and its name survive a power cut. A link refuses a name that is taken."""
+    _sync(temporary)
+    if new:
+        os.link(temporary, path)
+        temporary.unlink()
+    else:
+        temporary.replace(path)
+    _sync(path.parent)
+    _sync(path.parent.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
