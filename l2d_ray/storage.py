@@ -1,7 +1,7 @@
 """The place of a workspace: a folder on a disk, or a prefix in a bucket of S3 or Google Cloud Storage.
 
-pyarrow reads and lists everywhere. On an object store, obstore writes: pyarrow would publish the beginning of an object
-whose writer raised, and it would overwrite an object that it was asked to create.
+On an object store, obstore reads and writes. pyarrow's own clients would publish the beginning of an object whose
+writer raised, overwrite an object that they were asked to create, and not repeat a short read that fails.
 
 Credentials come from the standard chain of the provider: environment, profile, role of the machine or the pod. A URI
 holds none, because logs and records show it.
@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from urllib.parse import parse_qsl, urlsplit
 
-import pyarrow as pa
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError, one_line
@@ -70,12 +69,16 @@ class Storage(Protocol):
         """Remove a file, or a folder with all that is in it, if it exists."""
         ...
 
+    def files(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder; none if it does not exist."""
+        ...
+
     def check(self) -> None:
         """Raise InputError or OSError if nothing can be written here, or if two writers could overwrite each other."""
         ...
 
 
-def open_storage(location: str) -> Storage:
+def open_storage(location: str) -> "LocalStorage | ObjectStorage":
     """Return the storage at a folder or URI, without a request. Raises InputError for a URI that cannot be used."""
     scheme, mark, _ = location.partition("://")
     if not mark:
@@ -96,7 +99,7 @@ class LocalStorage:
     filesystem: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
 
     @contextmanager
-    def create(self, path: str, new: bool = False) -> Iterator[pa.NativeFile]:
+    def create(self, path: str, new: bool = False) -> Iterator[Any]:
         """Open a stream, as `Storage.create` says; `new` as in `write`."""
         temporary, target = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp"), Path(path)
         try:
@@ -127,6 +130,11 @@ class LocalStorage:
         else:
             target.unlink(missing_ok=True)
 
+    def files(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder, as `Storage.files` says."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+        return [info.path for info in found if info.type == pafs.FileType.File]
+
     def check(self) -> None:
         """Do nothing: a local disk keeps the promises, and a full or read-only one is reported by the first write."""
 
@@ -143,7 +151,7 @@ class ObjectStorage:
 
     def __post_init__(self) -> None:
         """Raise InputError for a URI that cannot be used."""
-        self.root, self.filesystem  # noqa: B018, the properties raise
+        self.root, self._options, self._retries  # noqa: B018, the properties raise
 
     @cached_property
     def root(self) -> str:
@@ -159,49 +167,51 @@ class ObjectStorage:
 
     @cached_property
     def filesystem(self) -> pafs.FileSystem:
-        """The filesystem to read and list with."""
-        options = self._options
-        try:
-            if self._is_s3:
-                return pafs.S3FileSystem(
-                    region=options.get("region"),
-                    scheme=options.get("scheme", "https"),
-                    endpoint_override=options.get("endpoint_override"),
-                    anonymous=options.get("anonymous") == "true",
-                    request_timeout=self._number("request_timeout", REQUEST_SECONDS),
-                    connect_timeout=self._number("connect_timeout", CONNECT_SECONDS),
-                    retry_strategy=pafs.AwsStandardS3RetryStrategy(self._retries + 1),
-                )
-            return pafs.GcsFileSystem(
-                anonymous=options.get("anonymous") == "true",
-                scheme=options.get("scheme", "https"),
-                endpoint_override=options.get("endpoint_override"),
-                retry_time_limit=LONGEST_RETRY,
-            )
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._unusable(f"{one_line(error)}; correct the URI or the environment") from None
+        """The filesystem to read with, and for Ray Train to write checkpoints."""
+        from obstore.fsspec import FsspecStore
+
+        return pafs.PyFileSystem(pafs.FSSpecHandler(FsspecStore(urlsplit(self.uri).scheme, **self._client)))
 
     @cached_property
     def bucket(self) -> Any:
-        """The client that writes: an `obstore.store.ObjectStore` of the whole bucket."""
-        from obstore.store import GCSStore, S3Store  # not above: most workspaces are folders
+        """The client of the whole bucket: an `obstore.store.ObjectStore`."""
+        from obstore.store import GCSStore, S3Store
 
-        options, name = self._options, self.root.partition("/")[0]
-        anonymous, endpoint = options.get("anonymous") == "true", self._endpoint
-        shared: dict[str, Any] = {
+        return (S3Store if self._is_s3 else GCSStore)(self._bucket_name, **self._client)
+
+    @cached_property
+    def _client(self) -> dict[str, Any]:
+        """Arguments of obstore's clients."""
+        options, endpoint = self._options, self._endpoint
+        client: dict[str, Any] = {
             "client_options": {
                 "timeout": timedelta(seconds=self._number("request_timeout", REQUEST_SECONDS)),
                 "connect_timeout": timedelta(seconds=self._number("connect_timeout", CONNECT_SECONDS)),
                 "allow_http": (endpoint or "").startswith("http://"),
             },
             "retry_config": {"max_retries": self._retries, "retry_timeout": LONGEST_RETRY},
-            "skip_signature": anonymous,
+            "skip_signature": options.get("anonymous") == "true",
         }
-        if not self._is_s3:
-            return GCSStore(name, **shared, **({"base_url": endpoint} if endpoint else {}))
-        chain = None if anonymous else self._credentials()
-        given = {"endpoint": endpoint} if endpoint else {}
-        return S3Store(name, region=self.filesystem.region, credential_provider=chain, **shared, **given)
+        if endpoint:
+            client["endpoint" if self._is_s3 else "base_url"] = endpoint
+        if self._is_s3:
+            client["region"] = self._region()
+            if not client["skip_signature"]:
+                client["credential_provider"] = AwsCredentials().found()
+        return client
+
+    def _region(self) -> str:
+        """Return the region of the URI, the environment or the profile, or ask Amazon for that of the bucket."""
+        import boto3
+
+        if region := self._options.get("region") or boto3.Session().region_name:
+            return str(region)
+        if self._endpoint:
+            return "us-east-1"
+        try:
+            return str(pafs.resolve_s3_region(self._bucket_name))
+        except OSError as error:
+            raise self._unusable(f"{one_line(error)}; correct the bucket, or give ?region=") from None
 
     @contextmanager
     def create(self, path: str) -> Iterator["_Upload"]:
@@ -257,9 +267,22 @@ class ObjectStorage:
         import obstore
 
         with _as_os_error(path):
-            key = self._key(path)
-            below = [entry["path"] for batch in obstore.list(self.bucket, f"{key}/") for entry in batch]
-            obstore.delete(self.bucket, [key, *below])
+            obstore.delete(self.bucket, [self._key(file) for file in [path, *self.files(path)]])
+
+    def files(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder, as `Storage.files` says. A request lists 1,000."""
+        return [f"{self._bucket_name}/{entry['path']}" for entry in self._list(folder)]
+
+    def versions(self) -> dict[str, str]:
+        """Return a digest or version of each object below the root by its key; it changes with the content."""
+        return {entry["path"]: entry["e_tag"] or str(entry["last_modified"]) for entry in self._list(self.root)}
+
+    def _list(self, folder: str) -> list[Any]:
+        import obstore
+
+        with _as_os_error(folder):
+            found = obstore.list(self.bucket, f"{self._key(folder)}/".removeprefix("/"))
+            return [entry for batch in found for entry in batch]
 
     def check(self) -> None:
         """Create an object twice; the second attempt must fail. Later checks of the workspace take one request."""
@@ -311,16 +334,9 @@ class ObjectStorage:
             return given if "://" in given else f"{self._options.get('scheme', 'https')}://{given}"
         return next(filter(None, map(os.environ.get, S3_ENDPOINTS)), None) if self._is_s3 else None
 
-    def _credentials(self) -> Any:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        try:
-            return Boto3CredentialProvider()
-        except ValueError:
-            raise self._unusable(
-                "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or give the machine"
-                " a role"
-            ) from None
+    @property
+    def _bucket_name(self) -> str:
+        return self.root.partition("/")[0]
 
     def _key(self, path: str) -> str:
         """Return the key in the bucket of a path of `filesystem`."""
@@ -340,6 +356,35 @@ class ObjectStorage:
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the URI alone to other processes: each makes its own clients."""
         return type(self), (self.uri,)
+
+
+class AwsCredentials:
+    """The credentials of the AWS standard chain, for obstore. Another process looks for its own."""
+
+    @cached_property
+    def _chain(self) -> Any:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        try:
+            return Boto3CredentialProvider()
+        except ValueError:
+            raise InputError(
+                "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or give the machine"
+                " a role"
+            ) from None
+
+    def found(self) -> Self:
+        """Return itself. Raises InputError if there are no credentials."""
+        self._chain  # noqa: B018, the property raises
+        return self
+
+    def __call__(self) -> Any:
+        """Return the credentials at this moment."""
+        return self._chain()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send nothing to other processes."""
+        return type(self), ()
 
 
 class _Upload(io.RawIOBase):
@@ -367,6 +412,8 @@ def _as_os_error(path: str) -> Iterator[None]:
 
     try:
         yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {_reason(error)}") from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise PermissionError(f"{path}: {_reason(error)}") from None
     except BaseError as error:

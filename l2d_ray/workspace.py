@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError
-from l2d_ray.storage import LocalStorage, Storage, open_storage
+from l2d_ray.storage import LocalStorage, ObjectStorage, open_storage
 
 WRITERS = {
     "dataset": "jobs/prepare_data.py",
@@ -29,7 +29,7 @@ class Workspace:
 
     uri: str
     """A folder, or a URI: s3://…, gs://… or file://…."""
-    storage: Storage
+    storage: LocalStorage | ObjectStorage
 
     @classmethod
     def open(cls, uri: str) -> "Workspace":
@@ -64,11 +64,8 @@ class Workspace:
 
     def files(self, folder: str, suffix: str = "") -> list[str]:
         """Return the relative paths of all files below `folder`, sorted; none if the folder does not exist."""
-        found = self.filesystem.get_file_info(
-            pafs.FileSelector(self.path(folder), recursive=True, allow_not_found=True)
-        )
-        paths = [info.path for info in found if info.type == pafs.FileType.File and info.path.endswith(suffix)]
-        return sorted(path[len(self.path("")) + 1 :] for path in paths)
+        found = [path[len(self.path("")) + 1 :] for path in self.storage.files(self.path(folder))]
+        return sorted(path for path in found if path.endswith(suffix))
 
     def folders(self) -> list[str]:
         """Return the names of the folders of the workspace, sorted."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from support import s3_server
 
 if TYPE_CHECKING:
     from support.small_endpoint import LocalEngine
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Give this session's Ray a new token, normal priority and one thread per worker.
+    """Give this session's Ray a new token, normal priority and one thread per worker, and the keys of the S3 server.
 
     Ray reads the token when it is imported, and starts workers at niceness 15. With more threads than cores, the
     threads of one matrix product wait for each other.
@@ -28,6 +29,7 @@ def pytest_configure() -> None:
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
+    os.environ |= s3_server.ENVIRONMENT
     settings.register_profile("busy machine", deadline=None)
     settings.load_profile("busy machine")
 
@@ -66,6 +68,13 @@ def ray_session() -> Iterator[None]:
     quiet_ray_data()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.S3Server]:
+    """Run a real S3 server."""
+    with s3_server.s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

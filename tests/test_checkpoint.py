@@ -1,11 +1,11 @@
+import re
 import shutil
-import time
 from pathlib import Path
 
 import huggingface_hub.constants
-import pyarrow.fs as pafs
 import pytest
 import torch
+from support.s3_server import S3Server
 from support.tiny_models import save_tiny, tiny_tokenizer
 
 from l2d_ray.config import ModelConfig
@@ -36,26 +36,23 @@ def test_a_local_folder_can_be_given_as_a_uri(model: Path) -> None:
 
 
 def test_a_remote_folder_is_copied_once_until_it_changes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: S3Server
 ) -> None:
-    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    shutil.copytree(model, tmp_path / "bucket" / "model")
     monkeypatch.setattr(checkpoint, "user_cache_path", lambda _: tmp_path / "cache")
-    open_local = Workspace.open
-
-    def open_any(uri: str) -> Workspace:
-        return Workspace(uri, remote, uri.removeprefix("far://")) if uri.startswith("far://") else open_local(uri)
-
-    monkeypatch.setattr(Workspace, "open", open_any)
-    config = ModelConfig(name="far://bucket/model")
+    uri, local = s3.uri("model"), Workspace.open(str(model.parent))
+    local.copy(model.name, Workspace.open(s3.uri("")), "model")
+    config = ModelConfig(name=uri)
     first = find_model(config)
     assert first.digest() == Checkpoint(model).digest()
     assert find_model(config) == first
-    time.sleep(0.01)  # so that the copy has a later modification time
-    shutil.copy(model / "config.json", tmp_path / "bucket" / "model" / "config.json")
+    with Workspace.open(uri).create("config.json") as stream:
+        stream.write((model / "config.json").read_bytes() + b"\n")
     assert find_model(config).folder != first.folder
-    with pytest.raises(InputError, match=r"^model.name='far://bucket/none': cannot be fetched \(no file there\); give"):
-        find_model(ModelConfig(name="far://bucket/none"))
+    none = s3.uri("none")
+    with pytest.raises(
+        InputError, match=rf"^model.name='{re.escape(none)}': cannot be fetched \(no file there\); give"
+    ):
+        find_model(ModelConfig(name=none))
 
 
 def test_a_gguf_file_is_found_by_its_name_or_its_folder(tmp_path: Path) -> None:

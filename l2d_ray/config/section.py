@@ -1,5 +1,6 @@
 """The base class of the sections, and types of settings: locations that mean the same in every process, and names."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,9 @@ class Section(BaseModel):
 
 
 def _folder(location: str) -> str:
-    """Return the absolute path of a folder, links followed; a URI as it is."""
+    """Return the absolute path of a folder, links followed; a URI as it is. Raises ValueError for half a URI."""
+    if re.match(r"(s3|gs|file):(?!//)", location):
+        raise ValueError(f"{location!r}: not a URI; write {location.replace(':', '://', 1).replace(':///', '://')!r}")
     return location if "://" in location else str(Path(location).expanduser().resolve())
 
 

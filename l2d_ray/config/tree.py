@@ -20,7 +20,8 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     workspace: Folder = Field("workspace", validate_default=True)
-    """Folder or URI for everything the stages leave behind (s3://…, gs://…: whatever pyarrow.fs opens)."""
+    """Folder or URI (s3://bucket/folder, gs://bucket/folder) for everything the stages leave behind. Options of a URI
+    follow a question mark: region, endpoint_override, scheme, anonymous, connect_timeout, request_timeout, retries."""
     data: DataConfig = DataConfig()
     history: HistoryConfig = HistoryConfig()
     prompt: PromptConfig = PromptConfig()

@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from l2d_ray.config import ModelConfig
 from l2d_ray.downloads import smollm2_gguf
 from l2d_ray.errors import InputError, one_line
+from l2d_ray.storage import LocalStorage
 from l2d_ray.workspace import Workspace
 
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -103,15 +104,15 @@ def _find(name: str, key: str) -> Checkpoint:
 
 
 def _fetch(uri: str, key: str) -> Path:
-    """Return the folder or file at a URI that pyarrow opens: its path on a local disk, else a copy in the cache."""
+    """Return the folder at a URI: its path on a local disk, else a copy in the cache."""
     try:
         source = Workspace.open(uri)
-        if source.is_local:
+        if isinstance(source.storage, LocalStorage):
             return Path(source.path(""))
-        infos = [source.filesystem.get_file_info(source.path(file)) for file in source.files("")]
-        if not infos:
+        versions = source.storage.versions()
+        if not versions:
             raise InputError("no file there")
-        state = json.dumps([uri, *((info.path, info.size, info.mtime_ns) for info in infos)])
+        state = json.dumps([uri, versions], sort_keys=True)
         folder = user_cache_path("l2d_ray") / "fetched" / hashlib.sha256(state.encode()).hexdigest()[:16]
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)

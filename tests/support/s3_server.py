@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import obstore
 from obstore.store import S3Store
@@ -52,6 +53,7 @@ class S3Server:
                 Path(sys.executable).with_name("weed"),
                 *("server", f"-dir={data}", "-ip=127.0.0.1", "-s3", f"-s3.port={self.port}", *ports),
                 *(f"-s3.config={self.folder / 'identities.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+                "-s3.autoCreateBucket=false",
                 *("-master.telemetry=false", "-volume.max=20", "-master.volumeSizeLimitMB=256"),
             ],
             cwd=self.folder,
@@ -59,6 +61,7 @@ class S3Server:
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "server.log").open("ab"),
         )
+
         store = S3Store(
             BUCKET,
             endpoint=f"http://127.0.0.1:{self.port}",
@@ -129,7 +132,9 @@ class Faults:
     """Share of requests that are answered with 503 and not passed on."""
     lost: float = 0.0
     """Share of requests that are passed on, but whose response the client does not get."""
-    requests: list[tuple[str, str]] = field(default_factory=list)
+    unconditional: bool = False
+    """Whether a conditional PUT succeeds always, as on a server that ignores the condition."""
+    requests: list[str] = field(default_factory=list)
     """Method and path of every request so far."""
     seed: int = 0
 
@@ -145,8 +150,11 @@ def faulty_proxy(server: S3Server, faults: Faults) -> Iterator[int]:
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with lock:
-                faults.requests.append((self.command, self.path))
+                faults.requests.append(f"{self.command} {unquote(self.path)}")
                 luck = dice.random()
+            if faults.unconditional and "If-None-Match" in self.headers:
+                self._reply(200, {"ETag": '"written"'}, b"")
+                return
             if luck < faults.refused:
                 self._reply(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>")
                 return

@@ -141,7 +141,7 @@ def expected_ids(folder: Path) -> list[int]:
     return sorted(ids)
 
 
-def states_of(folder: Path) -> dict[int, np.ndarray]:
+def states_of(folder: Path | str) -> dict[int, np.ndarray]:
     """Return the state of every sample of the newest snapshot. Fails if an id occurs twice."""
     store = MemoryStore(Workspace.open(str(folder)))
     states: dict[int, np.ndarray] = {}
