@@ -156,7 +156,7 @@ CASES: list[tuple[str, Callable[[Path], object], str]] = [
     ("a missing configuration", load("--config=WS/none.yaml"),
         "--config WS/none.yaml: No such file or directory; name a readable YAML file"),
     ("a workspace of no filesystem", lambda _: Workspace.open("nope://x"),
-        "workspace='nope://x': Unrecognized filesystem type in URI: nope://x; give a folder or a URI that pyarrow.fs opens"),
+        "'nope://x': nope:// is not known; give a folder, s3://bucket/… or gs://bucket/…"),
     ("a missing dataset", configured(checks.build_memory),
         "WS/dataset/dataset.json: not found; run jobs/prepare_data.py first"),
     ("a damaged dataset", damaged("dataset/dataset.json", "{", Dataset.open),

@@ -173,6 +173,7 @@ def test_a_uri_that_cannot_be_used_is_refused(uri: str, message: str) -> None:
     assert str(refused.value).startswith(f"{uri!r}: {message}")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_is_reported_within_a_minute(s3: S3Server) -> None:
     started = time.monotonic()
     workspace = Workspace.open(s3.uri("x", free_port()))

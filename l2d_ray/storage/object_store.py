@@ -1,7 +1,7 @@
-"""The place of a workspace: a folder on a disk, or a prefix in a bucket of S3 or Google Cloud Storage.
+"""A prefix in a bucket of S3 or Google Cloud Storage, or of a server that speaks like one of them.
 
-On an object store, obstore reads and writes. pyarrow's own clients would publish the beginning of an object whose
-writer raised, overwrite an object that they were asked to create, and not repeat a short read that fails.
+obstore reads and writes. pyarrow's own clients would publish the beginning of an object whose writer raised, overwrite
+an object that they were asked to create, and not repeat a short read that fails.
 
 Credentials come from the standard chain of the provider: environment, profile, role of the machine or the pod. A URI
 holds none, because logs and records show it.
@@ -11,24 +11,29 @@ import io
 import math
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import GCSStore, S3Store
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError, one_line
 
-REQUEST_SECONDS, CONNECT_SECONDS, RETRIES = 30.0, 5.0, 7
-"""Defaults of `request_timeout`, `connect_timeout` and `retries`. With a fifth of all requests failing, 8 attempts fail
-together once in 400,000 times."""
+if TYPE_CHECKING:
+    from obstore.store import BackoffConfig
+
+REQUEST_SECONDS, CONNECT_SECONDS, RETRIES = 30.0, 5.0, 15
+"""Defaults of `request_timeout`, `connect_timeout` and `retries`. The retries span about half a minute, in which a
+server restarts."""
+BACKOFF: "BackoffConfig" = {"init_backoff": timedelta(seconds=0.3), "max_backoff": timedelta(seconds=10), "base": 3}
+"""Before a retry a client waits for a random time: at least the first value, at most the last one `base` times."""
 LONGEST_RETRY = timedelta(seconds=45)
 """No request is repeated later than this, so that a server that is down is reported within a minute."""
 OWN_OPTIONS = {"request_timeout", "connect_timeout", "retries"}
@@ -38,105 +43,6 @@ S3_ENDPOINTS = "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"
 """Environment variables of the AWS clients that name another server than Amazon's."""
 PROBE = "conditional-put"
 """Name of an object that `ObjectStorage.check` creates in a workspace, once."""
-
-
-class Storage(Protocol):
-    """Files below a root. Paths are those of `filesystem`."""
-
-    @property
-    def filesystem(self) -> pafs.FileSystem:
-        """The filesystem to read and list with."""
-        ...
-
-    @property
-    def root(self) -> str:
-        """Path of the root, without a slash at its end."""
-        ...
-
-    def create(self, path: str) -> AbstractContextManager[Any]:
-        """Open a binary stream. The file appears whole when the block ends; if the block raises, nothing appears."""
-        ...
-
-    def write(self, path: str, content: bytes, new: bool = False) -> None:
-        """Write a whole file. With `new`, raises FileExistsError if the file exists, also in a race."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """Return the content of a file. Raises FileNotFoundError if it is missing."""
-        ...
-
-    def delete(self, path: str) -> None:
-        """Remove a file, or a folder with all that is in it, if it exists."""
-        ...
-
-    def files(self, folder: str) -> list[str]:
-        """Return the paths of all files below a folder; none if it does not exist."""
-        ...
-
-    def check(self) -> None:
-        """Raise InputError or OSError if nothing can be written here, or if two writers could overwrite each other."""
-        ...
-
-
-def open_storage(location: str) -> "LocalStorage | ObjectStorage":
-    """Return the storage at a folder or URI, without a request. Raises InputError for a URI that cannot be used."""
-    scheme, mark, _ = location.partition("://")
-    if not mark:
-        return LocalStorage(str(Path(location).expanduser().resolve()))
-    if scheme == "file":
-        return LocalStorage(urlsplit(location).path.rstrip("/") or "/")
-    return ObjectStorage(location)
-
-
-@dataclass(frozen=True)
-class LocalStorage:
-    """A folder on a disk. Implements `Storage`.
-
-    A new file is a temporary one next to its target, synced and renamed.
-    """
-
-    root: str
-    filesystem: pafs.FileSystem = field(default_factory=pafs.LocalFileSystem)
-
-    @contextmanager
-    def create(self, path: str, new: bool = False) -> Iterator[Any]:
-        """Open a stream, as `Storage.create` says; `new` as in `write`."""
-        temporary, target = Path(f"{path}.{uuid.uuid4().hex[:8]}.tmp"), Path(path)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self.filesystem.open_output_stream(str(temporary)) as stream:
-                yield stream
-            _publish(temporary, target, new)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-    def write(self, path: str, content: bytes, new: bool = False) -> None:
-        """Write a whole file, as `Storage.write` says."""
-        if new and Path(path).exists():
-            raise FileExistsError(f"{path}: exists")
-        with self.create(path, new) as stream:
-            stream.write(content)
-
-    def read(self, path: str) -> bytes:
-        """Return the content of a file, as `Storage.read` says."""
-        return Path(path).read_bytes()
-
-    def delete(self, path: str) -> None:
-        """Remove a file or folder, as `Storage.delete` says."""
-        target = Path(path)
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
-
-    def files(self, folder: str) -> list[str]:
-        """Return the paths of all files below a folder, as `Storage.files` says."""
-        found = self.filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return [info.path for info in found if info.type == pafs.FileType.File]
-
-    def check(self) -> None:
-        """Do nothing: a local disk keeps the promises, and a full or read-only one is reported by the first write."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +74,13 @@ class ObjectStorage:
     @cached_property
     def filesystem(self) -> pafs.FileSystem:
         """The filesystem to read with, and for Ray Train to write checkpoints."""
-        from obstore.fsspec import FsspecStore
+        from l2d_ray.storage.object_files import ObjectFiles  # not above: fsspec takes a quarter of a second to import
 
-        return pafs.PyFileSystem(pafs.FSSpecHandler(FsspecStore(urlsplit(self.uri).scheme, **self._client)))
+        return pafs.PyFileSystem(pafs.FSSpecHandler(ObjectFiles(urlsplit(self.uri).scheme, **self._client)))
 
     @cached_property
     def bucket(self) -> Any:
         """The client of the whole bucket: an `obstore.store.ObjectStore`."""
-        from obstore.store import GCSStore, S3Store
-
         return (S3Store if self._is_s3 else GCSStore)(self._bucket_name, **self._client)
 
     @cached_property
@@ -189,7 +93,7 @@ class ObjectStorage:
                 "connect_timeout": timedelta(seconds=self._number("connect_timeout", CONNECT_SECONDS)),
                 "allow_http": (endpoint or "").startswith("http://"),
             },
-            "retry_config": {"max_retries": self._retries, "retry_timeout": LONGEST_RETRY},
+            "retry_config": {"max_retries": self._retries, "retry_timeout": LONGEST_RETRY, "backoff": BACKOFF},
             "skip_signature": options.get("anonymous") == "true",
         }
         if endpoint:
@@ -216,9 +120,6 @@ class ObjectStorage:
     @contextmanager
     def create(self, path: str) -> Iterator["_Upload"]:
         """Open a stream, as `Storage.create` says."""
-        import obstore
-        from obstore.exceptions import BaseError
-
         with _as_os_error(path):
             writer = obstore.open_writer(self.bucket, self._key(path))
             upload = _Upload(writer)
@@ -240,9 +141,6 @@ class ObjectStorage:
         A response may be lost, and the repeated request then finds the file of the first. So a file with the same
         content counts as written by this call.
         """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, BaseError
-
         with _as_os_error(path):
             try:
                 obstore.put(self.bucket, self._key(path), content, mode="create" if new else "overwrite")
@@ -257,15 +155,11 @@ class ObjectStorage:
 
     def read(self, path: str) -> bytes:
         """Return the content of a file in one request, as `Storage.read` says."""
-        import obstore
-
         with _as_os_error(path):
             return bytes(obstore.get(self.bucket, self._key(path)).bytes())
 
     def delete(self, path: str) -> None:
         """Remove a file or all files of a folder, as `Storage.delete` says."""
-        import obstore
-
         with _as_os_error(path):
             obstore.delete(self.bucket, [self._key(file) for file in [path, *self.files(path)]])
 
@@ -278,17 +172,12 @@ class ObjectStorage:
         return {entry["path"]: entry["e_tag"] or str(entry["last_modified"]) for entry in self._list(self.root)}
 
     def _list(self, folder: str) -> list[Any]:
-        import obstore
-
         with _as_os_error(folder):
             found = obstore.list(self.bucket, f"{self._key(folder)}/".removeprefix("/"))
             return [entry for batch in found for entry in batch]
 
     def check(self) -> None:
         """Create an object twice; the second attempt must fail. Later checks of the workspace take one request."""
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
         path = f"{self.root}/{PROBE}"
         with _as_os_error(path):
             for _ in range(2):
@@ -343,8 +232,6 @@ class ObjectStorage:
         return path.partition("/")[2]
 
     def _size(self, path: str) -> int | None:
-        import obstore
-
         try:
             return int(obstore.head(self.bucket, self._key(path))["size"])
         except FileNotFoundError:
@@ -408,8 +295,6 @@ class _Upload(io.RawIOBase):
 @contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
     """Raise what obstore reports as OSError, in one line with the path."""
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-
     try:
         yield
     except FileNotFoundError as error:
@@ -425,23 +310,3 @@ def _reason(error: Exception) -> str:
     text = one_line(str(error).partition("Debug source:")[0])
     code, message = (re.search(f"<{tag}>([^<]*)", text) for tag in ("Code", "Message"))
     return f"{code[1]}: {message[1]}" if code and message else text
-
-
-def _publish(temporary: Path, path: Path, new: bool) -> None:
-    """Rename a file such that it and its name survive a power cut. A link refuses a name that is taken."""
-    _sync(temporary)
-    if new:
-        os.link(temporary, path)
-        temporary.unlink()
-    else:
-        temporary.replace(path)
-    _sync(path.parent)
-    _sync(path.parent.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
