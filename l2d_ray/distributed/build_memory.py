@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.progress import Progress
-from l2d_ray.distributed.workers import actor_pool
+from l2d_ray.distributed.workers import actor_pool, worker_options
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
@@ -115,7 +115,8 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
     """Yield the records of these units as they are finished.
 
     After the loss of a node, Ray Data may give up on a task whose end it cannot know. Then the remaining units start
-    again, if the last round finished any: a unit that kills all its workers must end the job.
+    again, if the last round finished any: a unit that kills all its workers must end the job. A cloud that takes nodes
+    back is no reason to end it.
     """
     missing = {unit.name: unit for unit in units}
     while missing:
@@ -125,21 +126,19 @@ def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Itera
                 del missing[record.unit]
                 yield record
         except RayActorError as error:
-            if len(missing) == before:
+            if len(missing) == before and not error.preempted:
                 raise
             logger.warning("a worker was lost; the remaining %d units start again: %s", len(missing), error)
 
 
 def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
     """Build these units in one pass of Ray Data and yield their records."""
-    workers = config.workers
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
         UnitActor,
         batch_size=1,
         compute=actor_pool(config, len(units)),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
         max_task_retries=3,
+        **worker_options(config),
         fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
     )
     for row in records.iter_rows():

@@ -22,7 +22,7 @@ from l2d_ray.data.samples import Sample
 from l2d_ray.distributed.build_index import ensure_index
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.screen import show
-from l2d_ray.distributed.workers import actor_pool
+from l2d_ray.distributed.workers import actor_pool, worker_options
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.recommenders.contract import IndexKey
@@ -117,8 +117,7 @@ def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> 
         _EvaluationActor,
         batch_size=size,
         compute=actor_pool(config, batches),
-        num_cpus=config.workers.cpus,
-        num_gpus=config.workers.gpus,
+        **worker_options(config),
         fn_constructor_args=(config, {run.label: run.recommenders for run in runs}, indexes),
     )
     blocks = []
