@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.workers import actor_pool, worker_options
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
@@ -112,27 +112,12 @@ class UnitActor:
 
 
 def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """Yield the records of these units as they are finished.
-
-    After the loss of a node, Ray Data may give up on a task whose end it cannot know. Then the remaining units start
-    again, if the last round finished any: a unit that kills all its workers must end the job. A cloud that takes nodes
-    back is no reason to end it.
-    """
-    missing = {unit.name: unit for unit in units}
-    while missing:
-        before = len(missing)
-        try:
-            for record in _run(config, identity, list(missing.values())):
-                del missing[record.unit]
-                yield record
-        except RayActorError as error:
-            if len(missing) == before and not error.preempted:
-                raise
-            logger.warning("a worker was lost; the remaining %d units start again: %s", len(missing), error)
+    """Yield the records of these units as they are finished."""
+    return in_rounds({unit.name: unit for unit in units}, lambda missing: _run(config, identity, missing))
 
 
-def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """Build these units in one pass of Ray Data and yield their records."""
+def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[tuple[list[str], UnitRecord]]:
+    """Build these units in one pass of Ray Data; yield their names and records."""
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
         UnitActor,
         batch_size=1,
@@ -142,7 +127,8 @@ def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterato
         fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
     )
     for row in records.iter_rows():
-        yield UnitRecord.model_validate_json(row["record"])
+        record = UnitRecord.model_validate_json(row["record"])
+        yield [record.unit], record
 
 
 def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:

@@ -1,6 +1,6 @@
 """A Ray cluster with a real autoscaler in a namespace of its processes and network, and jobs on it.
 
-    unshare --fork --pid --mount-proc --net --kill-child python tests/support/autoscaling_cluster.py SCENARIO JSON
+    unshare --fork --pid --mount-proc --net --kill-child python tests/support/autoscaling_cluster.py JSON
 
 The head has no CPUs. Nodes are raylets on this machine, which Ray's fake provider starts for the autoscaler. The last
 line on stdout is one JSON object.
@@ -8,12 +8,12 @@ line on stdout is one JSON object.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,7 @@ def cluster_config() -> dict[str, Any]:
     }
 
 
-@contextmanager
-def running_head() -> Iterator[None]:
+def start_head() -> None:
     """Start the head in a folder for this cluster alone, and prepare the environment for its jobs."""
     folder = Path(tempfile.mkdtemp(prefix="autoscaling-", dir="/tmp"))
     config = folder / "cluster.json"
@@ -79,7 +78,6 @@ def running_head() -> Iterator[None]:
         stdout=sys.stderr,
     )
     os.environ["RAY_ADDRESS"] = ADDRESS
-    yield
 
 
 def nodes() -> dict[str, psutil.Process]:
@@ -88,7 +86,7 @@ def nodes() -> dict[str, psutil.Process]:
     for process in psutil.process_iter():
         try:
             if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
-                node = process.environ()["RAY_CLOUD_INSTANCE_ID"]
+                node = process.environ().get("RAY_CLOUD_INSTANCE_ID", HEAD)
                 if node != HEAD:
                     found[node] = process
         except psutil.Error:  # it has ended
@@ -127,49 +125,59 @@ class Watch:
         print(event, self.times[event], file=sys.stderr, flush=True)
 
 
-def run(job: list[str]) -> dict[str, Any]:
-    """Run a job to its end, and return what it left."""
-    started = time.monotonic()
-    process = subprocess.run([sys.executable, *job], capture_output=True, text=True, check=False, timeout=150)
-    return {
-        "status": process.returncode,
-        "lines": process.stderr.splitlines(),
-        "seconds": round(time.monotonic() - started, 1),
-        "nodes": len(nodes()),
-    }
-
-
-def grow(job: list[str], units: str) -> dict[str, Any]:
-    """Submit a build, lose one of its three nodes, and wait for its end and that of its nodes."""
-    watch, committed = Watch(), lambda: len(list(Path(units).glob("*.json")))
+def submit(job: list[str]) -> subprocess.Popen[str]:
+    """Submit a job to the cluster. What it prints goes to stdout."""
     ray = str(Path(sys.executable).parent / "ray")
-    submit = [ray, "job", "submit", "--address=http://127.0.0.1:8265", "--", sys.executable, *job]
-    process = subprocess.Popen(submit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [ray, "job", "submit", "--address=http://127.0.0.1:8265", "--", sys.executable, *job]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def main(units: str, build: list[str], impossible: list[str]) -> dict[str, Any]:
+    """Submit a build, lose one of its three nodes, and wait for its end and that of its nodes.
+
+    Another job, for whose workers there is no node, runs at the same time.
+    """
+    watch = Watch()
+    job, refused = submit(build), subprocess.Popen([sys.executable, *impossible], stderr=subprocess.PIPE, text=True)
+
+    def committed() -> int:
+        return len(list(Path(units).glob("*.json")))
 
     def three_workers() -> bool:
         for actor in actors("MapWorker"):  # they wait for each other, or two could finish before the third starts
             actor.suspend()
         return len(nodes()) == 3 and len(actors("MapWorker")) == 3
 
-    watch.wait("first unit", lambda: committed() > 0, process)
-    watch.wait("3 workers", three_workers, process)
+    watch.wait("first unit", lambda: committed() > 0, job)
+    watch.wait("3 workers", three_workers, job)
     node, raylet = next(iter(nodes().items()))
-    for child in [*raylet.children(recursive=True), raylet]:
-        child.kill()
+    for process in [*raylet.children(recursive=True), raylet]:
+        process.kill()
     watch.note("node killed")
     before = committed()
-    watch.wait("3 workers again", lambda: node not in nodes() and three_workers(), process)
+    watch.wait("3 workers again", lambda: node not in nodes() and three_workers(), job)
     for actor in actors("MapWorker"):
         actor.resume()
-    output, _ = process.communicate(timeout=180)
+    output, _ = job.communicate(timeout=300)
     watch.note("job ended")
     watch.wait("no nodes", lambda: not nodes())
-    return {"status": process.returncode, "output": output, "committed": before, "times": watch.times}
+    _, errors = refused.communicate(timeout=60)
+    return {
+        "status": job.returncode,
+        "output": output,
+        "committed": before,
+        "seconds": watch.times,
+        "refused": {"status": refused.returncode, "errors": errors.splitlines()},
+        "started": re.findall(r"Adding (\d+) node\(s\) of type (\S+)\.", monitor_log()),
+    }
+
+
+def monitor_log() -> str:
+    """Return what the autoscaler has logged."""
+    return (Path(os.environ["HOME"]) / "ray/session_latest/logs/monitor.log").read_text()
 
 
 if __name__ == "__main__":
-    scenario, arguments = sys.argv[1:]
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with running_head():
-        results = {"run": run, "grow": grow}[scenario](**json.loads(arguments))
-    print(json.dumps(results))
+    start_head()
+    print(json.dumps(main(**json.loads(sys.argv[1]))))
