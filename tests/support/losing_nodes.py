@@ -25,10 +25,12 @@ from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.haproxy import free_ports
 from l2d_ray.distributed.training.driver import finetune
+from support.autoscaling_cluster import SOON_DEAD
 from support.small_training import LEARNING, wait_for_checkpoint
 from support.small_workspace import command, config_of, environment, wait_for
 
-UNITS = {"memory.units": 20, "workers.max": 4}
+HEAD = {"num_cpus": 0, "include_dashboard": False, "_system_config": SOON_DEAD}
+UNITS = {"memory.units": 60, "workers.max": 4}
 FACTORY = {"index.factory": "IVF4,Flat", "workers.max": 2}
 TRAINING = LEARNING | {
     "workers.max": 2,
@@ -45,7 +47,7 @@ class SeveralNodes:
     """A head without CPUs and two nodes."""
 
     def __init__(self) -> None:
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self._cluster = Cluster(initialize_head=True, head_node_args=HEAD)
         self._nodes = [self._cluster.add_node(num_cpus=2, wait=False) for _ in range(2)]
         self._cluster.wait_for_nodes()
         self.address = self._cluster.address
@@ -59,13 +61,6 @@ class SeveralNodes:
         self._nodes.append(self._cluster.add_node(num_cpus=2, wait=False))
         self.lost += 1
 
-    def kill(self) -> None:
-        """Kill the head and every node at the same time."""
-        for node in [self._cluster.head_node, *self._nodes]:
-            for started in node.all_processes.values():
-                for process in started:
-                    kill_with_children(process.process.pid)
-
 
 def kill_with_children(pid: int) -> None:
     """Kill a process and its descendants, as a lost machine does."""
@@ -77,40 +72,37 @@ def kill_with_children(pid: int) -> None:
         return
 
 
-def after(count: int, records: Iterator[Any], act: Callable[[], None]) -> Iterator[Any]:
-    """Yield the records, and act after some of them."""
-    for number, record in enumerate(records, 1):
-        yield record
-        if number == count:
-            act()
-
-
-def lose_the_head(folder: Path) -> dict[str, Any]:
-    """Start to build the memory on a cluster that is lost as a whole, with the driver on its head."""
-    nodes, units = SeveralNodes(), folder / "memory" / "units"
-    environ = environment() | {"RAY_ADDRESS": nodes.address}
-    with (folder / "job.err").open("w") as stderr:
-        job = subprocess.Popen(command("build_memory", folder, **UNITS), env=environ, stdout=stderr, stderr=stderr)
-        wait_for(lambda: len(list(units.glob("*.json"))) >= 3 or job.poll() is not None)
-        job.kill()
-        nodes.kill()
-        job.wait()
-    return {"committed": times(units)}
+def head(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
+    """Start to build the memory as another process, until some units are committed. The caller kills everything."""
+    job = command("build_memory", folder, **UNITS)
+    process = subprocess.Popen(job, env=environment() | {"RAY_ADDRESS": nodes.address}, stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(committed(folder)) >= 3 or process.poll() is not None)
+    print(json.dumps({"ended": process.poll()}), flush=True)
+    process.wait()
+    return {}
 
 
 def memory(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
-    """Build the memory."""
-    before = times(folder / "memory" / "units")
-    run = build_memory._run
-    build_memory._run = lambda *arguments: after(3, run(*arguments), nodes.lose)
+    """Build the memory, and lose a node once the first records have arrived."""
+    before, run, left = committed(folder), build_memory._run, 0
+
+    def disturbed(*arguments: Any) -> Iterator[Any]:
+        nonlocal left
+        for number, record in enumerate(run(*arguments)):
+            yield record
+            if number == 1 and not nodes.lost:
+                nodes.lose()
+                left = UNITS["memory.units"] - len(committed(folder))
+
+    build_memory._run = disturbed
     result = build_memory.build_memory(config_of(folder, **UNITS))
-    kept = {name: changed for name, changed in times(folder / "memory" / "units").items() if name in before}
-    return {"reused": result.units_reused, "committed_again": kept != before}
+    kept = {name: changed for name, changed in committed(folder).items() if name in before}
+    return {"before": len(before), "left": left, "reused": result.units_reused, "committed_again": kept != before}
 
 
-def times(folder: Path) -> dict[str, int]:
-    """Return when the files of a folder were changed, by name."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+def committed(folder: Path) -> dict[str, int]:
+    """Return when each unit was committed."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "memory" / "units").glob("*.json")}
 
 
 def index(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
@@ -196,6 +188,7 @@ def serving(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
 
 
 STAGES = {
+    "head": head,
     "memory": memory,
     "index": index,
     "evaluation": evaluation,
@@ -206,7 +199,7 @@ STAGES = {
 
 def main(folder: Path, stages: list[str]) -> dict[str, Any]:
     """Run these stages, one after the other on the same cluster, and return what each left."""
-    results: dict[str, Any] = {"head": lose_the_head(folder)} if "memory" in stages else {}
+    results: dict[str, Any] = {}
     nodes = SeveralNodes()
     ray.init(address=nodes.address, log_to_driver=False)
     quiet_ray_data()
