@@ -1,7 +1,7 @@
 """Private names of Ray's autoscaler, as seen in Ray 2.60.0. Another version may lack any of them."""
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
 

@@ -8,7 +8,7 @@ nodes share one, and are read into memory from an object store. Where a node has
 """
 
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> 
 
 def _run(
     config: Config, indexes: Mapping[IndexKey, str], runs: Sequence[Run], samples: list[dict[str, Any]]
-) -> Iterator[tuple[set[Hashable], pa.Table]]:
+) -> Iterator[tuple[set[tuple[str, int]], pa.Table]]:
     """Run recommenders on these samples in one pass of Ray Data; yield the ranks of some, and which these are."""
     size = config.evaluate.batch_size
     batches = -(-len(samples) // size)

@@ -1,20 +1,22 @@
 """Passes of Ray Data that survive the loss of nodes."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from ray.exceptions import RayActorError
 
 logger = logging.getLogger(__name__)
-Piece, Result = TypeVar("Piece"), TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 FRUITLESS = 3
 """Rounds in a row that may finish nothing."""
 
 
 def in_rounds(
-    pieces: dict[Hashable, Piece], run: Callable[[list[Piece]], Iterator[tuple[Iterable[Hashable], Result]]]
+    pieces: Mapping[Key, Piece], run: Callable[[list[Piece]], Iterator[tuple[Iterable[Key], Result]]]
 ) -> Iterator[Result]:
     """Yield the results of `run` over pieces of work. It gives each result with the keys of the pieces in it.
 

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 HEAD = "f" * 51 + "00000"
-IDLE_MINUTES = 0.1
+IDLE_MINUTES = 0.25
 SPOT = {"ray.io/market-type": "spot"}
 NODE_TYPES = {
     "ray.head.default": {"resources": {"CPU": 0}, "max_workers": 0},
