@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
     """Lose a cluster while the memory is built, then run every stage on another one that loses nodes."""
-    environ = environment() | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environ = environment()
+    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environ.get("PYTHONPATH", "")])
     first = subprocess.Popen([*SCRIPT, str(folder), "head"], env=environ, stdout=subprocess.PIPE, text=True)
     assert first.stdout
     assert json.loads(first.stdout.readline()) == {"ended": None}

@@ -11,7 +11,7 @@ Run = Callable[[list[str]], Iterator[tuple[list[str], str]]]
 
 
 def failing(rounds: list[list[str]], failures: int, preempted: bool = False) -> Run:
-    """Return a pass that notes its pieces, and fails so many times at the piece "deadly"."""
+    """Return a pass that notes its pieces, and fails in the first rounds at the piece "deadly"."""
 
     def run(pieces: list[str]) -> Iterator[tuple[list[str], str]]:
         rounds.append(pieces)

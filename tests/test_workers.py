@@ -10,7 +10,7 @@ from l2d_ray.errors import InputError
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Pretend to be on a cluster that may grow, with room for so many workers."""
+    """Pretend to be on a cluster that may grow, with room for this number of workers."""
     monkeypatch.setattr(workers, "_may_grow", lambda: True)
     monkeypatch.setattr(workers, "_room", lambda _: request.param)
     monkeypatch.setattr(workers, "_lack", lambda *_: "they do not fit")
