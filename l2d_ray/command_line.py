@@ -156,7 +156,9 @@ def _remedy(message: str) -> str:
     """Return what to do about pydantic's message."""
     if "valid dictionary" in message:
         return "this is a section: give its keys"
-    if "match pattern" in message:  # the only one, of names
+    if "match pattern" in message and "in\\(" in message:
+        return "give a value, several as in(a,b), or ! and one of these"
+    if "match pattern" in message:
         return "give a name of letters, digits, dots, hyphens and underscores"
     message = message.partition(", unable to")[0].partition(" after validation")[0]
     for start, remedy in (

@@ -3,12 +3,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorUnavailableError
 from support.small_workspace import (
     command,
     config_of,
@@ -22,13 +20,9 @@ from support.small_workspace import (
 )
 from support.tiny_models import save_adapter, save_tiny
 
-from l2d_ray.config import Config
-from l2d_ray.distributed.build_memory import BuildResult, _build, build_memory
+from l2d_ray.distributed.build_memory import BuildResult, build_memory
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.verify import verify
-from l2d_ray.records import MemoryIdentity
-from l2d_ray.stages.extraction import Unit
 from l2d_ray.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -289,21 +283,3 @@ def test_a_relative_workspace_in_a_submitted_job_is_refused(tmp_path: Path) -> N
         "error: workspace='results': a submitted job runs in a temporary copy of this folder, where the result would be"
         " lost; give an absolute path or a URI"
     ]
-
-
-def test_the_remaining_units_start_again_while_each_round_finishes_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Data gives up on some units after a lost node, but not every time; so the error is made here."""
-    rounds: list[list[str]] = []
-
-    def run(_config: Config, _identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-        rounds.append([unit.name for unit in units])
-        for unit in units:
-            if unit.name == "deadly":
-                raise ActorUnavailableError("connection refused", None)
-            yield UnitRecord.model_construct(unit=unit.name)
-
-    monkeypatch.setattr("l2d_ray.distributed.build_memory._run", run)
-    units = [Unit(name, 0, 0) for name in ("first", "deadly", "last")]
-    with pytest.raises(ActorUnavailableError):
-        list(_build(Config(), MemoryIdentity.model_construct(), units))
-    assert rounds == [["first", "deadly", "last"], ["deadly", "last"]]

@@ -1,10 +1,16 @@
 """Settings of the language model: which one, how it is fine-tuned, and the workers that run it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from l2d_ray.config.section import Model, Name, Section
+
+_VALUE = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^({_VALUE}/)?{_VALUE}$")]
+"""The name of a label of Ray's nodes."""
+LabelSelector = Annotated[str, Field(pattern=rf"^!?({_VALUE}|in\({_VALUE}(, ?{_VALUE})*\))$")]
+"""A value of a label, or several; `!` excludes them."""
 
 
 class ModelConfig(Section):
@@ -95,16 +101,29 @@ class WorkersConfig(Section):
     """The worker processes that run the model."""
 
     min: int = Field(1, ge=1)
-    """Minimum number of workers. The pool starts with as many as fit, and grows as nodes join while work waits."""
+    """Minimum number of workers. Where a cluster has room for fewer, the job says so. Training waits for them, the
+    other stages begin with the first."""
     max: int | None = Field(None, ge=1)
-    """Maximum number of workers. null: as many as fit; on a cluster of several nodes, as many as it can grow to. The
-    number of training workers does not change after the start."""
+    """Maximum number of workers. null: as many as fit on this machine, or as a cluster can grow to. Training takes as
+    many as fit when it starts; on a cluster without any, it asks for finetune.batch_size / finetune.micro_batch_size.
+    The number of training workers does not change after the start."""
+    wait_seconds: float = Field(600, ge=0)
+    """Seconds for which training waits until a cluster has room for workers.max. It then starts with what is there, at
+    least workers.min. A cloud's GPU node joins within 10 minutes, or is not to be had."""
+    labels: dict[LabelKey, LabelSelector] = Field({})
+    """Labels of the nodes that may run workers: `{zone: a}`, `{zone: "!a"}` or `{zone: "in(a,b)"}`. On the command
+    line: `workers.labels=ray.io/market-type=spot`. The driver is no worker: it runs on the head."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each worker. Workers with a fraction share one."""
     cpus: int = Field(1, ge=1)
     """CPUs, and threads, of each worker."""
     tokens_per_chunk: int | None = Field(None, ge=64)
     """Distinct tokens in one forward pass. null: 2,048 on a CPU, 16,384 on a GPU."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Resources of one worker by Ray's names."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:

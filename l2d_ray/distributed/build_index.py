@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from l2d_ray.config import Config
 from l2d_ray.distributed.job import root_error
 from l2d_ray.distributed.progress import Progress
-from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.distributed.workers import check_room, worker_options, workers_that_fit
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
@@ -27,6 +27,9 @@ from l2d_ray.index.tuning import EXACT, find_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
 from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.stages.settings import for_index, record_index
+
+RETRIES = 3
+"""Number of times that a task starts again, or an actor, after its worker was lost."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRe
         return EXACT
     parts = partition(len(records), min(len(records), workers_that_fit(config)))
     cpus = config.workers.cpus
-    kind = ray.remote(_Shards).options(num_cpus=cpus, scheduling_strategy="SPREAD")
+    options = worker_options(config) | {"num_gpus": 0, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+    kind = ray.remote(_Shards).options(**options, scheduling_strategy="SPREAD")
     actors = [kind.remote(cpus, plan, fitted, [records[shard] for shard in part]) for part in parts]
 
     def send(request: Request) -> list[Any]:
@@ -143,7 +147,8 @@ def _run_tasks(
     After an error the other tasks are cancelled, and the error is raised when they have ended.
     """
     cpus = config.workers.cpus
-    task = ray.remote(_with_threads).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
+    options = worker_options(config) | {"num_gpus": gpus, "max_retries": RETRIES}
+    task = ray.remote(_with_threads).options(**options)
     number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
     results: list[Any] = [None] * len(calls)
     first_error: RayError | None = None

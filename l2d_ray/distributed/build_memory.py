@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.progress import Progress
-from l2d_ray.distributed.workers import actor_pool
+from l2d_ray.distributed.rounds import in_rounds
+from l2d_ray.distributed.workers import actor_pool, check_room, worker_options
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
@@ -69,9 +69,11 @@ def build_memory(config: Config) -> BuildResult:
     check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
-    record_memory(config, identity.dtype)
     units = plan_units(config, dataset)
     missing = [unit for unit in units if unit.name not in known]
+    if missing:
+        check_room(config)  # before anything is written
+    record_memory(config, identity.dtype)
     built = list(_progress(_build(config, identity, missing), len(missing)))
     records = [*(known[unit.name] for unit in units if unit.name in known), *built]
     names = [unit.name for unit in units]
@@ -112,38 +114,23 @@ class UnitActor:
 
 
 def _build(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """Yield the records of these units as they are finished.
-
-    After the loss of a node, Ray Data may give up on a task whose end it cannot know. Then the remaining units start
-    again, if the last round finished any: a unit that kills all its workers must end the job.
-    """
-    missing = {unit.name: unit for unit in units}
-    while missing:
-        before = len(missing)
-        try:
-            for record in _run(config, identity, list(missing.values())):
-                del missing[record.unit]
-                yield record
-        except RayActorError as error:
-            if len(missing) == before:
-                raise
-            logger.warning("a worker was lost; the remaining %d units start again: %s", len(missing), error)
+    """Yield the records of these units as they are finished."""
+    return in_rounds({unit.name: unit for unit in units}, lambda missing: _run(config, identity, missing))
 
 
-def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[UnitRecord]:
-    """Build these units in one pass of Ray Data and yield their records."""
-    workers = config.workers
+def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterator[tuple[list[str], UnitRecord]]:
+    """Build these units in one pass of Ray Data; yield their names and records."""
     records = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units)).map_batches(
         UnitActor,
         batch_size=1,
         compute=actor_pool(config, len(units)),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
         max_task_retries=3,
+        **worker_options(config),
         fn_constructor_args=(config.model_dump(mode="json"), identity.model_dump()),
     )
     for row in records.iter_rows():
-        yield UnitRecord.model_validate_json(row["record"])
+        record = UnitRecord.model_validate_json(row["record"])
+        yield [record.unit], record
 
 
 def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:

@@ -8,7 +8,7 @@ nodes share one, and are read into memory from an object store. Where a node has
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from l2d_ray.config import Config
 from l2d_ray.data.samples import Sample
 from l2d_ray.distributed.build_index import ensure_index
 from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.screen import show
-from l2d_ray.distributed.workers import actor_pool
+from l2d_ray.distributed.workers import actor_pool, worker_options
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.recommenders.contract import IndexKey
@@ -110,23 +111,31 @@ def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
 
 def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> pa.Table:
     """Run recommenders on a pool of actors, and return the rows of `Evaluator.ranks`."""
-    config, size = plan.config, plan.config.evaluate.batch_size
-    samples = [_row(run, sample) for run in runs if run.recommenders for sample in run.samples]
+    rows = [_row(run, sample) for run in runs if run.recommenders for sample in run.samples]
+    samples = {(row["run"], row["sample_id"]): row for row in rows}
+    blocks = []
+    with Progress(sum(len(run.samples) * len(run.recommenders) for run in runs), runs[0].label, "ranks") as progress:
+        for block in in_rounds(samples, lambda missing: _run(plan.config, indexes, runs, missing)):
+            blocks.append(block)
+            progress.advance(len(block))
+    return pa.concat_tables(blocks).sort_by([(name, "ascending") for name in ("run", "sample_id", "number")])
+
+
+def _run(
+    config: Config, indexes: Mapping[IndexKey, str], runs: Sequence[Run], samples: list[dict[str, Any]]
+) -> Iterator[tuple[set[tuple[str, int]], pa.Table]]:
+    """Run recommenders on these samples in one pass of Ray Data; yield the ranks of some, and which these are."""
+    size = config.evaluate.batch_size
     batches = -(-len(samples) // size)
     outcomes = ray.data.from_items(samples, override_num_blocks=batches).map_batches(
         _EvaluationActor,
         batch_size=size,
         compute=actor_pool(config, batches),
-        num_cpus=config.workers.cpus,
-        num_gpus=config.workers.gpus,
+        **worker_options(config),
         fn_constructor_args=(config, {run.label: run.recommenders for run in runs}, indexes),
     )
-    blocks = []
-    with Progress(sum(len(run.samples) * len(run.recommenders) for run in runs), runs[0].label, "ranks") as progress:
-        for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
-            blocks.append(block)
-            progress.advance(len(block))
-    return pa.concat_tables(blocks)
+    for block in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield set(zip(block["run"].to_pylist(), block["sample_id"].to_pylist(), strict=True)), block
 
 
 def _row(run: Run, sample: Sample) -> dict[str, Any]:

@@ -29,6 +29,13 @@ KEEP_IDLE_WORKERS = {"idle_worker_killing_time_threshold_ms": 600_000}
 """System setting of Ray, which by default ends workers that idle for a second: many short passes would start them again
 and again."""
 
+NO_REQUESTS_OF_RAY_DATA = {
+    f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{kind}_UTIL_THRESHOLD": "1e9"
+    for kind in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY")
+}
+"""Environment in which Ray Data asks the autoscaler for no nodes. Its requests ignore `workers.labels`, so that nodes
+would start which no worker may use. The actors of a pool ask (`workers.actor_pool`)."""
+
 
 def run(
     stage: str,
@@ -92,6 +99,7 @@ def connect(config: Config, serves: bool = False) -> bool:
     """
     import ray  # not above: it takes a second, and wrong settings are refused without it
 
+    os.environ |= NO_REQUESTS_OF_RAY_DATA  # before Ray Data is imported
     quiet_ray_data()
     if ray.is_initialized():
         return False

@@ -22,6 +22,7 @@ from l2d_ray.distributed.serving.gateway import Gateway, keys_of
 from l2d_ray.distributed.serving.hedging import EncoderRouter
 from l2d_ray.distributed.serving.ray_variables import MAX_MESSAGE_BYTES, Variable
 from l2d_ray.distributed.serving.shards import MemoryShard
+from l2d_ray.distributed.workers import worker_options
 from l2d_ray.serve.releases import Release, ReleaseFile
 
 REPLICA_VARIABLES = {
@@ -55,7 +56,7 @@ def application(file: ReleaseFile) -> Application:
     config = file.first.config
     keys, settings = keys_of(config.serve), config.serve
     keys.check()
-    model = {"num_cpus": config.workers.cpus, "num_gpus": config.workers.gpus}
+    model = worker_options(config)
     encoder = _deployment(
         Encoder,
         model,
@@ -96,7 +97,7 @@ def _shard_groups(file: ReleaseFile) -> list[Application]:
     ]
 
 
-def _deployment(kind: type, resources: dict[str, float], logs_requests: bool = False, **options: Any) -> Any:
+def _deployment(kind: type, resources: dict[str, Any], logs_requests: bool = False, **options: Any) -> Any:
     """Return a deployment of a replica class."""
     # Ray Serve would add only the working_dir of the job's environment to this one, so it is added here.
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}

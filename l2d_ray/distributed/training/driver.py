@@ -24,7 +24,7 @@ from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, repair
 from l2d_ray.distributed.training.monitor import monitored
 from l2d_ray.distributed.training.phrasing import PhraserActor, sample_phraser
 from l2d_ray.distributed.training.plan import WorkerPlan
-from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.distributed.workers import training_workers
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import identify, resolve_dtype
 from l2d_ray.models.trainable import check_target_modules
@@ -77,8 +77,7 @@ def finetune(config: Config) -> FinetuneResult:
     table = _read_samples(dataset, Split.TRAIN, config, "samples")
     valid = _read_samples(dataset, Split.VALID, config, "valid_samples")
     finetuning = config.finetune
-    workers = min(config.workers.max or workers_that_fit(config), len(table))
-    check_room(config, workers)
+    workers = training_workers(config, len(table))
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
     phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), valid)
     parts = np.array_split(np.arange(len(valid)), -(-len(valid) // finetuning.micro_batch_size))
@@ -138,12 +137,13 @@ def _train(
             num_workers=workers,
             use_gpu=config.device == "cuda",
             resources_per_worker={"CPU": config.workers.cpus, "GPU": config.workers.gpus},
+            label_selector=config.workers.labels or None,
         ),
         run_config=ray.train.RunConfig(
             name=plan.run,
             storage_path=workspace.path(FOLDER),
             storage_filesystem=None if workspace.is_local else workspace.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures, max_preemption_failures=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=finetuning.keep_checkpoints),
         ),
         datasets={"train": _phrase(config, plan, dataset, table)},

@@ -238,7 +238,8 @@ class _Worker:
             if owner["workers"] != self._world and self._finetune.zero_stage:
                 raise InputError(
                     f"{checkpoint.path}: holds ZeRO shards of {owner['workers']} workers, which {self._world} cannot"
-                    f" load; set workers.max={owner['workers']}, or delete its folder in checkpoints/"
+                    f" load; set workers.min={owner['workers']} and workers.max={owner['workers']}, or delete its"
+                    " folder in checkpoints/"
                 )
             _, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
         return Progress(**state["progress"])

@@ -1,0 +1,121 @@
+"""Every stage on a cluster of several nodes that loses some of them. `pytest -s` prints how long each stage took."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.losing_nodes import FACTORY, STAGES, UNITS, kill_with_children
+from support.small_memory import build
+from support.small_training import assert_same, weights
+from support.small_workspace import arguments, build_units, config_of, environment, expected_ids, write_dataset
+
+from l2d_ray.memory.verify import verify
+from l2d_ray.schema import hidden_states
+from l2d_ray.workspace import Workspace
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SCRIPT = [sys.executable, str(Path(__file__).parent / "support/losing_nodes.py")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes") / "workspace"
+    write_dataset(folder, users=600)
+    arguments(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, Any]:
+    """Lose a cluster while the memory is built, then run every stage on another one that loses nodes."""
+    environ = environment()
+    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environ.get("PYTHONPATH", "")])
+    first = subprocess.Popen([*SCRIPT, str(folder), "head"], env=environ, stdout=subprocess.PIPE, text=True)
+    assert first.stdout
+    assert json.loads(first.stdout.readline()) == {"ended": None}
+    kill_with_children(first.pid)
+    first.wait()
+    stages = [stage for stage in STAGES if stage != "head"]
+    process = subprocess.run(
+        [*SCRIPT, str(folder), *stages],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    results: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    print({stage: results[stage]["seconds"] for stage in stages})
+    return results
+
+
+def test_a_new_cluster_goes_on_with_the_memory_of_a_lost_one(folder: Path, found: dict[str, Any]) -> None:
+    result = found["memory"]
+    assert result["lost"] == 1
+    assert result["reused"] == result["before"] >= 3
+    assert 0 < result["left"] < UNITS["memory.units"] - result["before"]
+    assert not result["committed_again"]
+
+
+def test_the_memory_has_the_bytes_of_a_local_one(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(folder / "dataset", tmp_path / "dataset")
+    build_units(config_of(tmp_path, **UNITS, **{"model.name": folder / "model"}))
+    ours, theirs = states(folder), states(tmp_path)
+    assert sorted(ours) == sorted(theirs) == expected_ids(folder)
+    for sample, state in ours.items():
+        np.testing.assert_array_equal(state, theirs[sample])
+    assert verify(Workspace.open(str(folder))).problems == []
+
+
+def states(folder: Path) -> dict[int, np.ndarray]:
+    """Return the state of every sample that a committed unit names."""
+    found: dict[int, np.ndarray] = {}
+    for record in (folder / "memory/units").glob("*.json"):
+        for file in json.loads(record.read_text())["files"]:
+            rows = pq.read_table(folder / file["path"])
+            ids = rows.column("sample_id").to_pylist()
+            assert not found.keys() & set(ids)
+            found |= zip(ids, hidden_states(rows), strict=True)
+    return found
+
+
+def test_the_index_has_the_bytes_of_a_local_one(folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
+    assert found["index"]["lost"] == 2
+    shutil.copytree(folder / "memory", tmp_path / "memory")
+    build(Workspace.open(str(tmp_path)), factory=FACTORY["index.factory"])
+    assert digests(folder / "index") == digests(tmp_path / "index")
+
+
+def digests(folder: Path) -> list[str]:
+    """Return the digests of the files of an index; its records hold times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert files
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def test_the_evaluation_has_every_rank_once(folder: Path, found: dict[str, Any]) -> None:
+    assert found["evaluation"]["lost"] == 1
+    whole, lost = (pq.read_table(folder / f"reports/{name}.parquet") for name in ("whole", "lost"))
+    assert len(whole) == 2 * 100
+    assert lost == whole
+
+
+def test_training_ends_with_the_same_weights(folder: Path, found: dict[str, Any]) -> None:
+    assert found["training"]["lost"] == 1
+    assert_same(weights(folder.parent / "training", "lost"), weights(folder.parent / "training", "whole"))
+
+
+def test_an_endpoint_answers_the_same_again(found: dict[str, Any]) -> None:
+    result = found["serving"]
+    assert result["lost"] == 1
+    assert len(result["before"]) == 5
+    assert all(answer in ([], result["before"]) for answer in result["after"])
+    assert result["after"][-1] == result["before"]
