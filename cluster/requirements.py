@@ -9,4 +9,4 @@ from pathlib import Path
 
 file, *extras = sys.argv[1:]
 project = tomllib.loads(Path(file).read_text())["project"]
-print(*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra]), sep="\n")
+print(*project["dependencies"], *(line for name in extras for line in project["optional-dependencies"][name]), sep="\n")
