@@ -180,6 +180,11 @@ def test_policies_and_budgets_select_the_pods(named: dict[str, Config], objects:
     }
 
 
+def test_budgets_are_of_the_kind_that_works_for_the_pods_of_an_operator(objects: list[Config]) -> None:
+    budgets = [document["spec"] for document in objects if document["kind"] == "PodDisruptionBudget"]
+    assert all(isinstance(budget["minAvailable"], int) and "maxUnavailable" not in budget for budget in budgets)
+
+
 def test_pods_reach_dns_the_bucket_and_heads_the_api_server(objects: list[Config]) -> None:
     policies = {document["metadata"]["name"]: document for document in objects if document["kind"] == "NetworkPolicy"}
     open_to = {
