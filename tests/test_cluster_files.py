@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,6 +15,13 @@ from support.dockerfile import arguments, copied, copy, instructions
 
 DOCKERFILE = CLUSTER / "Dockerfile"
 HADOLINT = Path(sys.executable).parent / "hadolint"
+STEPS = {
+    "pins": "cluster/constraints.txt cluster/",
+    "torch": "constraints.txt torch",
+    "dependencies": "--requirement requirements.txt",
+    "code": "l2d_ray l2d_ray",
+    "package": "--no-deps .",
+}
 
 
 def lint(text: str) -> subprocess.CompletedProcess[str]:
@@ -49,17 +58,8 @@ def test_the_context_holds_what_is_copied_and_not_more() -> None:
 
 def test_dependencies_are_installed_below_the_code() -> None:
     order = [text for _, text in instructions(DOCKERFILE)]
-    place = {name: next(n for n, text in enumerate(order) if pattern in text) for name, pattern in _STEPS.items()}
+    place = {name: next(n for n, text in enumerate(order) if pattern in text) for name, pattern in STEPS.items()}
     assert list(place) == sorted(place, key=place.__getitem__)
-
-
-_STEPS = {
-    "pins": "COPY cluster/constraints.txt".removeprefix("COPY "),
-    "torch": "constraints.txt torch",
-    "dependencies": "--requirement requirements.txt",
-    "code": "l2d_ray l2d_ray",
-    "package": "--no-deps .",
-}
 
 
 def test_every_dependency_of_the_image_is_pinned() -> None:
@@ -75,15 +75,23 @@ def _name(requirement: str) -> str:
     return re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Yield a folder that is removed at once: pytest would keep gigabytes."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
-def test_the_steps_of_the_image_install_the_pinned_versions(tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+def test_the_steps_of_the_image_install_the_pinned_versions(folder: Path) -> None:
     """The steps of Python, for a CPU. Those of the operating system need an image."""
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    binaries, work = tmp_path / "venv/bin", tmp_path / "opt"
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    binaries, work = folder / "venv/bin", folder / "opt"
     work.mkdir()
     own = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME"}
     environment = {key: value for key, value in os.environ.items() if key not in own} | arguments(DOCKERFILE)
-    environment |= {"PATH": f"{binaries}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment |= {"PATH": f"{binaries}:{os.environ['PATH']}", "HOME": str(folder)}
     ran = 0
     for keyword, text in instructions(DOCKERFILE):
         if keyword == "COPY":
