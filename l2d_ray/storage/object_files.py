@@ -9,9 +9,10 @@ class ObjectFiles(FsspecStore):
     """obstore's filesystem, with files that take any buffer: obstore itself refuses those of signed bytes."""
 
     def _open(self, path: str, mode: str = "rb", *unused: Any, **options: Any) -> BufferedFile:
-        return _File(self, path, mode, **options)
+        file: BufferedFile = _File(self, path, mode, **options)  # type: ignore[call-overload]
+        return file
 
 
 class _File(BufferedFile):
     def write(self, data: Any) -> int:
-        return super().write(memoryview(data).cast("B"))
+        return super().write(memoryview(data).cast("B"))  # type: ignore[arg-type]

@@ -76,7 +76,8 @@ class ObjectStorage:
         """The filesystem to read with, and for Ray Train to write checkpoints."""
         from l2d_ray.storage.object_files import ObjectFiles  # not above: fsspec takes a quarter of a second to import
 
-        return pafs.PyFileSystem(pafs.FSSpecHandler(ObjectFiles(urlsplit(self.uri).scheme, **self._client)))
+        files = ObjectFiles(urlsplit(self.uri).scheme, **self._client)  # type: ignore[call-overload]
+        return pafs.PyFileSystem(pafs.FSSpecHandler(files))
 
     @cached_property
     def bucket(self) -> Any:
