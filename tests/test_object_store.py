@@ -54,6 +54,7 @@ def test_a_stream_leaves_its_content(workspace: Workspace, size: int) -> None:
         assert stream.read() == content
 
 
+@pytest.mark.slow
 def test_of_several_writers_of_a_record_one_wins(workspace: Workspace) -> None:
     def write(record: int, writer: int) -> int | None:
         try:
@@ -77,6 +78,7 @@ def test_a_record_takes_one_request(workspace: Workspace, faults: Faults) -> Non
     assert [request.split()[0] for request in faults.requests] == ["PUT", "PUT", "GET"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refused", "lost"), [(0.2, 0.0), (0.0, 0.2), (0.2, 0.2)])
 def test_requests_that_fail_lose_and_double_nothing(
     workspace: Workspace, faults: Faults, refused: float, lost: float

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import obstore
@@ -25,6 +25,7 @@ from obstore.store import GCSStore, S3Store
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError, one_line
+from l2d_ray.storage.aws_credentials import AwsCredentials
 
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig
@@ -102,8 +103,17 @@ class ObjectStorage:
         if self._is_s3:
             client["region"] = self._region()
             if not client["skip_signature"]:
-                client["credential_provider"] = AwsCredentials().found()
+                client["credential_provider"] = self._credentials()
         return client
+
+    def _credentials(self) -> AwsCredentials:
+        try:
+            return AwsCredentials().found()
+        except ValueError:
+            raise self._unusable(
+                "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or give the machine"
+                " a role"
+            ) from None
 
     def _region(self) -> str:
         """Return the region of the URI, the environment or the profile, or ask Amazon for that of the bucket."""
@@ -244,35 +254,6 @@ class ObjectStorage:
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the URI alone to other processes: each makes its own clients."""
         return type(self), (self.uri,)
-
-
-class AwsCredentials:
-    """The credentials of the AWS standard chain, for obstore. Another process looks for its own."""
-
-    @cached_property
-    def _chain(self) -> Any:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        try:
-            return Boto3CredentialProvider()
-        except ValueError:
-            raise InputError(
-                "no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or give the machine"
-                " a role"
-            ) from None
-
-    def found(self) -> Self:
-        """Return itself. Raises InputError if there are no credentials."""
-        self._chain  # noqa: B018, the property raises
-        return self
-
-    def __call__(self) -> Any:
-        """Return the credentials at this moment."""
-        return self._chain()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Send nothing to other processes."""
-        return type(self), ()
 
 
 class _Upload(io.RawIOBase):

@@ -126,7 +126,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 @dataclass
 class Faults:
-    """What a proxy does to requests; it may be changed while the proxy runs."""
+    """Faults that a proxy makes; they may be changed while it runs."""
 
     refused: float = 0.0
     """Share of requests that are answered with 503 and not passed on."""
