@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.losing_nodes import FACTORY, STAGES, UNITS, kill_with_children
+from support.losing_nodes import EVALUATION, FACTORY, STAGES, UNITS, kill_with_children
 from support.small_memory import build
 from support.small_training import assert_same, weights
 from support.small_workspace import arguments, build_units, config_of, environment, expected_ids, write_dataset
 
+from l2d_ray.config import Config
+from l2d_ray.distributed import evaluate
 from l2d_ray.memory.verify import verify
 from l2d_ray.schema import hidden_states
+from l2d_ray.stages.evaluation import choose, final_runs, plan_evaluation
+from l2d_ray.stages.evaluator import Evaluator
 from l2d_ray.workspace import Workspace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -103,9 +109,20 @@ def digests(folder: Path) -> list[str]:
 
 def test_the_evaluation_has_every_rank_once(folder: Path, found: dict[str, Any]) -> None:
     assert found["evaluation"]["lost"] == 1
-    whole, lost = (pq.read_table(folder / f"reports/{name}.parquet") for name in ("whole", "lost"))
-    assert len(whole) == 2 * 100
-    assert lost == whole
+    ranks = pq.read_table(folder / "reports/evaluation.parquet")
+    assert len(ranks) == 2 * 100
+    assert ranks == local_ranks(config_of(folder, **EVALUATION)).select(ranks.column_names)
+
+
+def local_ranks(config: Config) -> pa.Table:
+    """Evaluate in this process, without Ray."""
+    plan = plan_evaluation(config)
+    (run,) = final_runs(plan, choose(plan, []))
+    indexes = {key: evaluate._build(plan.config, key) for key in plan.indexes}
+    samples = pd.DataFrame([evaluate._row(run, sample) for sample in run.samples])
+    evaluator = Evaluator(plan.config, {run.label: run.recommenders}, indexes)
+    ranks = evaluator.ranks({name: samples[name].to_numpy() for name in samples})
+    return pa.table(ranks).sort_by([("sample_id", "ascending"), ("number", "ascending")])
 
 
 def test_training_ends_with_the_same_weights(folder: Path, found: dict[str, Any]) -> None:

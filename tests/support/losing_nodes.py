@@ -39,6 +39,13 @@ TRAINING = LEARNING | {
     "finetune.samples": 100,
     "finetune.trackers": "[]",
 }
+EVALUATION = FACTORY | {
+    "evaluate.recommenders": '["most-popular","l2d-local"]',
+    "evaluate.batch_size": 4,
+    "evaluate.samples": 100,
+    "evaluate.fractions": "[]",
+    "evaluate.top_m": "[5]",
+}
 SERVING = {"serve.encoders": 2, "serve.gateways": 2, "serve.shard_replicas": 2, "workers.max": 2}
 QUESTION = {"history": ["i1", "i2", "i3"], "k": 5}
 
@@ -132,25 +139,17 @@ def index(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
 
 
 def evaluation(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
-    """Evaluate twice, and lose a node the second time."""
-    ranks = evaluate.Progress
+    """Evaluate, and lose a node once the first ranks have arrived."""
+    progress = evaluate.Progress
 
-    class Losing(ranks):  # type: ignore[misc, valid-type]
+    class Losing(progress):  # type: ignore[misc, valid-type]
         def advance(self, *arguments: Any, **named: Any) -> None:
             if not self.done:
                 nodes.lose()
             super().advance(*arguments, **named)
 
-    settings = {
-        "evaluate.recommenders": '["most-popular","l2d-local"]',
-        "evaluate.batch_size": 4,
-        "evaluate.samples": 100,
-    } | FACTORY
-    settings |= {"evaluate.fractions": "[1.0]", "evaluate.top_m": "[5]"}
-    evaluate.evaluate(config_of(folder, **settings, **{"evaluate.name": "whole"}))
     evaluate.Progress = Losing
-    evaluate.evaluate(config_of(folder, **settings, **{"evaluate.name": "lost"}))
-    evaluate.Progress = ranks
+    evaluate.evaluate(config_of(folder, **EVALUATION))
     return {}
 
 
@@ -180,8 +179,8 @@ def serving(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     with endpoint(config_of(folder, **SERVING, **{"serve.port": port})) as url:
         before, answers = items(), []
         nodes.lose()
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and answers[-5:] != [before] * 5:
+        lost = time.monotonic()
+        while time.monotonic() < lost + 10 or (time.monotonic() < lost + 60 and answers[-5:] != [before] * 5):
             answers.append(items())
             time.sleep(0.5)
     return {"before": before, "after": answers}
