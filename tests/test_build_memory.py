@@ -162,48 +162,6 @@ def test_a_killed_worker_is_replaced(
     assert_whole(folder, uninterrupted)
 
 
-NODE_FAILURE = """
-import sys, threading, time
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from l2d_ray.command_line import load_config
-from l2d_ray.distributed.build_memory import build_memory
-from l2d_ray.distributed.job import quiet_ray_data
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-node = cluster.add_node(num_cpus=2)
-cluster.wait_for_nodes()
-ray.init(address=cluster.address, log_to_driver=False)
-quiet_ray_data()
-config = load_config(sys.argv[1:])
-results = []
-build = threading.Thread(target=lambda: results.append(build_memory(config)))
-build.start()
-units = Path(config.workspace) / "memory" / "units"
-while len(list(units.glob("*.json"))) < 3:
-    time.sleep(0.01)
-cluster.remove_node(node, allow_graceful=False)
-left = config.memory.units - len(list(units.glob("*.json")))
-build.join()
-ray.shutdown()
-cluster.shutdown()
-print(left, results[0].rows)
-"""
-
-
-def test_a_build_survives_a_lost_node(folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]) -> None:
-    job = command("build_memory", folder, **{"memory.units": UNITS, "workers.min": 4, "workers.max": 4})
-    process = subprocess.run(
-        [sys.executable, "-c", NODE_FAILURE, *job[2:]], env=environment(), capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    left, rows = map(int, process.stdout.splitlines()[-1].split())
-    assert left > 0
-    assert rows == len(uninterrupted[0])
-    assert_whole(folder, uninterrupted)
-
-
 FULL_DISK = """
 set -u
 mount -t tmpfs -o size=700k tmpfs "$1" && cp -r "$2/dataset" "$1/"

@@ -1,15 +1,14 @@
 import json
 import re
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from support.small_workspace import config_of, kill_worker, refusal, write_dataset
+from support.small_training import LEARNING, USERS, assert_same, weights
+from support.small_workspace import config_of, refusal, write_dataset
 from support.tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.bench.finetune import bench_finetune
@@ -88,24 +87,6 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     with_recorded_adapter = evaluate(config_of(folder, **settings))
     for row, expected in zip(with_recorded_adapter.results, report.results, strict=True):
         assert row == expected | {"seconds_per_user": row["seconds_per_user"]}
-
-
-def test_two_workers_train_to_the_same_weights_even_if_one_is_killed(
-    folder: Path, tuned: tuple[Path, FinetuneResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ZeRO stage 2 includes stage 1. Stage 3 is tested below, and a single worker has stage 0.
-
-    Checkpoints are written by time, and each block of Ray Data holds several steps.
-    """
-    monkeypatch.setattr(driver, "MAX_BLOCKS", 8)
-    settings = {"finetune.zero_stage": 2, "workers.max": 2, "finetune.checkpoint_minutes": 0.01}
-    training = threading.Thread(target=lambda: finetune(config(folder, **settings)))
-    training.start()
-    wait_for_checkpoint(folder)
-    kill_worker("RayTrainWorker")
-    assert not (folder / "adapter" / "training.json").exists()
-    training.join()
-    assert_same(weights(folder), weights(tuned[0]), tolerance=2e-3)
 
 
 def test_a_model_that_cannot_run_packed_trains_in_padded_batches(

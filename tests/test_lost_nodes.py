@@ -125,9 +125,11 @@ def local_ranks(config: Config) -> pa.Table:
     return pa.table(ranks).sort_by([("sample_id", "ascending"), ("number", "ascending")])
 
 
-def test_training_ends_with_the_same_weights(folder: Path, found: dict[str, Any]) -> None:
+def test_two_workers_train_to_the_weights_of_one_even_if_a_node_is_lost(folder: Path, found: dict[str, Any]) -> None:
+    """ZeRO stage 2 includes stage 1. test_finetune.py has stage 3 and, with a single worker, stage 0."""
     assert found["training"]["lost"] == 1
-    assert_same(weights(folder.parent / "training", "lost"), weights(folder.parent / "training", "whole"))
+    one, two = (weights(folder.parent / "training", name) for name in ("one", "two"))
+    assert_same(two, one, tolerance=2e-3)
 
 
 def test_an_endpoint_answers_the_same_again(found: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from l2d_ray.distributed import build_index, build_memory, evaluate
 from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.haproxy import free_ports
+from l2d_ray.distributed.training import driver
 from l2d_ray.distributed.training.driver import finetune
 from support.autoscaling_cluster import SOON_DEAD
 from support.small_training import LEARNING, wait_for_checkpoint
@@ -35,7 +36,7 @@ FACTORY = {"index.factory": "IVF4,Flat", "workers.max": 2}
 TRAINING = LEARNING | {
     "workers.max": 2,
     "workers.cpus": 2,
-    "finetune.checkpoint_steps": 3,
+    "finetune.checkpoint_minutes": 0.01,
     "finetune.samples": 100,
     "finetune.trackers": "[]",
 }
@@ -154,12 +155,17 @@ def evaluation(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
 
 
 def training(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
-    """Train twice with a worker on each node, and lose a node the second time."""
+    """Train with one worker, then with a worker on each of two nodes, of which one is lost.
+
+    Each block of Ray Data holds several steps.
+    """
     other = folder.parent / "training"
     shutil.copytree(folder / "dataset", other / "dataset")
+    driver.MAX_BLOCKS = 8
     settings = TRAINING | {"model.name": folder / "model"}
-    finetune(config_of(other, **settings, **{"finetune.name": "whole"}))
-    thread = threading.Thread(target=lambda: finetune(config_of(other, **settings, **{"finetune.name": "lost"})))
+    finetune(config_of(other, **settings, **{"finetune.name": "one", "workers.max": 1}))
+    two = config_of(other, **settings, **{"finetune.name": "two", "finetune.zero_stage": 2})
+    thread = threading.Thread(target=lambda: finetune(two))
     thread.start()
     wait_for_checkpoint(other)
     nodes.lose()
