@@ -111,8 +111,8 @@ class WorkersConfig(Section):
     """Seconds for which training waits until a cluster has room for workers.max. It then starts with what is there, at
     least workers.min. A cloud's GPU node joins within 10 minutes, or is not to be had."""
     labels: dict[LabelKey, LabelSelector] = Field({})
-    """Labels of the nodes that may run workers: `{zone: a}`, `{zone: "!a"}` or `{zone: "in(a,b)"}`. On the command
-    line: `workers.labels=ray.io/market-type=spot`. The driver is no worker: it runs on the head."""
+    """Labels of the nodes that may run workers. Values are `{zone: a}`, `{zone: "!a"}` or `{zone: "in(a,b)"}`. On the
+    command line: `workers.labels=ray.io/market-type=spot`. The driver is no worker: it runs on the head."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each worker. Workers with a fraction share one."""
     cpus: int = Field(1, ge=1)

@@ -20,7 +20,7 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     workspace: Folder = Field("workspace", validate_default=True)
-    """Folder or URI (s3://bucket/folder, gs://bucket/folder) for everything the stages leave behind. Options of a URI
+    """Folder or URI for everything the stages leave behind. A URI is s3://bucket/folder or gs://bucket/folder. Options
     follow a question mark: region, endpoint_override, scheme, anonymous, connect_timeout, request_timeout, retries."""
     data: DataConfig = DataConfig()
     history: HistoryConfig = HistoryConfig()
