@@ -133,12 +133,13 @@ class ObjectStorage:
         """Open a stream, as `Storage.create` says."""
         with _as_os_error(path):
             writer = obstore.open_writer(self.bucket, self._key(path))
-            upload = _Upload(writer)
-            try:
-                yield upload
-            except BaseException as error:
-                writer.__exit__(type(error), error, error.__traceback__)  # nothing appears
-                raise
+        upload = _Upload(writer, path)
+        try:
+            yield upload
+        except BaseException as error:
+            writer.__exit__(type(error), error, error.__traceback__)  # nothing appears
+            raise
+        with _as_os_error(path):
             try:
                 writer.close()
             except BaseError:
@@ -259,13 +260,14 @@ class ObjectStorage:
 class _Upload(io.RawIOBase):
     """A binary file over obstore's writer, which counts what is written."""
 
-    def __init__(self, writer: Any) -> None:
-        self._writer, self.size = writer, 0
+    def __init__(self, writer: Any, path: str) -> None:
+        self._writer, self._path, self.size = writer, path, 0
 
     def write(self, data: Any) -> int:
         """Write anything that has a buffer, and return its size in bytes."""
         view = memoryview(data).cast("B")
-        self._writer.write(view)
+        with _as_os_error(self._path):
+            self._writer.write(view)
         self.size += view.nbytes
         return view.nbytes
 
