@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 # Hundreds of processes of the tests import the package: 0.3 s each, were it compiled every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install test test-all lint types imports unit slow demo serve clean
+.PHONY: help install test test-all test-long lint types imports unit slow demo serve clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,6 +25,9 @@ test: lint types imports unit  ## style, types, import rules and tests, in minut
 
 test-all: test slow  ## everything that CI checks
 
+test-long: install  ## proofs that take minutes each: several nodes, S3, the steps of the image
+	$(BIN)/pytest -m long
+
 lint: install  ## ruff: style and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,7 +42,7 @@ unit: install  ## the tests that take seconds, and one pass of every job on Ray
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: install  ## kills, full disks, lost nodes, hostile requests; last those that need the machine to themselves
-	$(BIN)/pytest -m "slow and not alone" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "slow and not alone and not long" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m alone
 
 demo: install  ## every stage on a local Ray: recommendations first, a table of recommenders last

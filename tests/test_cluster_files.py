@@ -83,6 +83,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_steps_of_the_image_install_the_pinned_versions(folder: Path) -> None:
     """The steps of Python, for a CPU. Those of the operating system need an image."""

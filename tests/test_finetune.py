@@ -82,11 +82,7 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
     build_memory(config_of(folder, **settings, **{"model.adapter": result.adapter}))
     with pytest.raises(InputError, match=r"made with another adapter"):
         evaluate(config_of(folder, **settings, **{"model.adapter": "null"}))
-    report = evaluate(config_of(folder, **settings, **{"model.adapter": result.adapter}))
-    assert report.results[0]["users"] == 12
-    with_recorded_adapter = evaluate(config_of(folder, **settings))
-    for row, expected in zip(with_recorded_adapter.results, report.results, strict=True):
-        assert row == expected | {"seconds_per_user": row["seconds_per_user"]}
+    assert evaluate(config_of(folder, **settings)).results[0]["users"] == 12  # with the adapter that is recorded
 
 
 def test_a_model_that_cannot_run_packed_trains_in_padded_batches(

@@ -27,7 +27,7 @@ from l2d_ray.stages.evaluation import choose, final_runs, plan_evaluation
 from l2d_ray.stages.evaluator import Evaluator
 from l2d_ray.workspace import Workspace
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 SCRIPT = [sys.executable, str(Path(__file__).parent / "support/losing_nodes.py")]
 
 

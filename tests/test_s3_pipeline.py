@@ -83,6 +83,7 @@ def assert_same_memory(uri: str, built: Path) -> None:
     assert sorted(workspace.files("memory/data")) == sorted(named)
 
 
+@pytest.mark.long
 def test_every_stage_runs_and_gives_the_bytes_that_it_gives_on_a_disk(
     dataset: Path, remote: str, built: Path, proxied: tuple[Faults, int]
 ) -> None:
