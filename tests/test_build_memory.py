@@ -164,7 +164,7 @@ def test_a_killed_worker_is_replaced(
 
 FULL_DISK = """
 set -u
-mount -t tmpfs -o size=400k tmpfs "$1" && cp -r "$2/dataset" "$1/"
+mount -t tmpfs -o size=250k tmpfs "$1" && cp -r "$2/dataset" "$1/"
 shift 2
 "$@" >full.out 2>full.err; echo "full: $?"
 mount -o remount,size=100m "$WORKSPACE"
