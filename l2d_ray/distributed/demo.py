@@ -29,6 +29,7 @@ from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.screen import log_file, say
 from l2d_ray.distributed.training.driver import finetune
+from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.errors import InputError, one_line
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.verify import verify
@@ -148,6 +149,8 @@ def _build_memory(config: Config, dataset: Dataset, cluster: Cluster) -> None:
     """
     workspace, store = dataset.workspace, MemoryStore(dataset.workspace)
     command = [sys.executable, "jobs/build_memory.py", *sys.argv[1:], f"workspace={workspace.uri}"]
+    if config.workers.max is None:  # the job would take this Ray for a cluster that grows, and ask it for more
+        command.append(f"workers.max={workers_that_fit(config)}")
     # Ray would give the job the address of any Ray that it finds on the machine.
     client, job = _submit(f"http://{cluster.webui_url}", ["env", f"RAY_ADDRESS={cluster.address}", *command])
     units = {unit.name for unit in plan_units(config, dataset)}
