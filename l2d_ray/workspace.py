@@ -44,7 +44,7 @@ class Workspace:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether the workspace is a folder on a disk."""
         return isinstance(self.storage, LocalStorage)
 
     def path(self, relative: str) -> str:

@@ -57,14 +57,12 @@ def ray_session() -> Iterator[None]:
     """Start a Ray for this test session, with more logical CPUs than a small machine has."""
     import ray
 
-    from l2d_ray.distributed.job import quiet_ray_data
+    from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, quiet_ray_data
 
     # Workers import recommenders that tests add. Ray gives them only the folder of the command.
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # By default Ray ends workers that are idle for a second. Starting them again takes longer than most tests.
-    keep = {"idle_worker_killing_time_threshold_ms": 600_000}
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=keep)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=KEEP_IDLE_WORKERS)
     quiet_ray_data()
     yield
     ray.shutdown()

@@ -131,7 +131,18 @@ class Study:
     trials: tuple[Options, ...]
     """The recommender's options, one for each value."""
     default: float
-    """The choice where there are no validation samples."""
+    """The choice among several values where there are no validation samples."""
+
+    @property
+    def compared(self) -> tuple[Options, ...]:
+        """The trials to run: none if there is one value only."""
+        return self.trials if len(self.trials) > 1 else ()
+
+    @property
+    def untested(self) -> float:
+        """The choice without a run."""
+        only: float = getattr(self.trials[0], self.option) if len(self.trials) == 1 else self.default
+        return only
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -167,8 +167,7 @@ def validation_run(plan: Plan) -> Run:
     trials = [
         NamedRecommender(study.recommender, module, options)
         for study, module in plan.studies.items()
-        if len(study.trials) > 1
-        for options in study.trials
+        for options in study.compared
     ]
     return Run("validation", trials, plan.valid)
 
@@ -178,7 +177,7 @@ def choose(plan: Plan, rows: Sequence[Row]) -> Validation:
     choices: dict[str, dict[str, float]] = {}
     trials, remaining = [], iter(rows)
     for study in plan.studies:
-        results = list(zip(study.trials, remaining, strict=False)) if len(study.trials) > 1 else []
+        results = list(zip(study.compared, remaining, strict=False))
         choices.setdefault(study.group, {})[study.label] = _best(study, results)
         compared = [other.option for other in plan.studies if other.group == study.group]
         trials += [Trial({name: getattr(options, name) for name in compared}, row) for options, row in results]
@@ -228,7 +227,7 @@ def rows_of(run: Run, ranks: pa.Table, training_targets: NDArray[np.integer]) ->
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:
     if not results:
-        return getattr(study.trials[0], study.option) if len(study.trials) == 1 else study.default
+        return study.untested
     values = [(row.metrics.means["recall@20"], getattr(options, study.option)) for options, row in results]
     best: float = max(values, key=lambda result: (result[0], -result[1]))[1]
     return best

@@ -133,7 +133,7 @@ class Faults:
     lost: float = 0.0
     """Share of requests that are passed on, but whose response the client does not get."""
     unconditional: bool = False
-    """Whether a conditional PUT succeeds always, as on a server that ignores the condition."""
+    """Whether the server ignores the condition of a PUT."""
     requests: list[str] = field(default_factory=list)
     """Method and path of every request so far."""
     seed: int = 0
