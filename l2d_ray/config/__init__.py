@@ -4,6 +4,7 @@
 `l2d_ray.command_line` reads the tree from a YAML file and the command line.
 """
 
+from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import ColumnsConfig, DataConfig, HistoryConfig, PromptConfig
 from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
@@ -14,6 +15,7 @@ from l2d_ray.config.tree import Config, flatten
 
 __all__ = [
     "BenchConfig",
+    "CapacityConfig",
     "ColumnsConfig",
     "Config",
     "DataConfig",

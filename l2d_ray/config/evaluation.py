@@ -55,6 +55,10 @@ class BenchConfig(Section):
     """CPU threads. null: workers.cpus."""
     seconds: int = Field(20, ge=1)
     """Duration of each load on the endpoint, in seconds (jobs/bench_serve.py)."""
+    scales: list[Annotated[int, Field(ge=1)]] = Field([1, 10, 100], min_length=2)
+    """Numbers by which bench.samples are multiplied (jobs/bench_scale.py)."""
+    workers: int = Field(2, ge=1)
+    """Workers to compare with one (jobs/bench_scale.py)."""
     rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
     """Rows of the synthetic memories (jobs/bench_search.py)."""
     shards: list[Annotated[int, Field(ge=1)]] = Field([1, 4], min_length=1)

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
 from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
@@ -34,6 +35,7 @@ class Config(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()
+    capacity: CapacityConfig = CapacityConfig()
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
