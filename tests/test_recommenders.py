@@ -155,7 +155,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, messag
 
 
 def test_a_resource_that_is_not_declared_is_refused(world: World) -> None:
-    with pytest.raises(LookupError, match=r"Need.TRAINING_PAIRS is used by a recommender whose declaration"):
+    with pytest.raises(LookupError, match=r"Need.TRAINING_INTERACTIONS is used by a recommender whose declaration"):
         world.named("most-popular").make(Resources(world.config, {Need.INDEX}, world.indexes))
 
 

@@ -64,7 +64,7 @@ class Recommender(ABC):
 class Need(Enum):
     """A resource that a recommender is made from; `Resources` has one property or method for each."""
 
-    TRAINING_PAIRS = "training_pairs"
+    TRAINING_INTERACTIONS = "training_interactions"
     INDEX = "index"
     ENCODER = "encoder"
     """The language model without its head."""

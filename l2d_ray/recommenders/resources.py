@@ -5,7 +5,7 @@ from functools import cached_property
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.samples import TrainingPairs, training_pairs
+from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
@@ -34,10 +34,10 @@ class Resources:
         return titles
 
     @cached_property
-    def training_pairs(self) -> TrainingPairs:
-        """The last item and the target of every training sample."""
-        self._check(Need.TRAINING_PAIRS)
-        return training_pairs(self._dataset)
+    def training_interactions(self) -> TrainingInteractions:
+        """The items of all users up to their last training targets."""
+        self._check(Need.TRAINING_INTERACTIONS)
+        return training_interactions(self._dataset)
 
     @cached_property
     def language_model(self) -> LanguageModel:
