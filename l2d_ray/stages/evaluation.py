@@ -152,6 +152,8 @@ def plan_evaluation(config: Config) -> Plan:
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
+    for one in recommenders:
+        one.options.check(dataset, test)
     return Plan(
         config=config,
         recommenders=recommenders,
