@@ -1,7 +1,11 @@
 """EASE^R: a linear model from all items of a history to the next one, in closed form.
 
-Of the users' binary interactions X and their Gram matrix G = X'X, the weights are B = I - P diag(1 / diag P) with
-P = (G + ridge I)^-1. They minimise |X - XB|^2 + ridge |B|^2 with a zero diagonal, and a history x has the scores xB.
+X has a row for each user, with 1 for each of the user's items. With the Gram matrix G = X'X and the precision matrix
+P = (G + ridge I)^-1, the weights are
+
+    B = I - P diag(1 / diag P)
+
+They minimise |X - XB|^2 + ridge |B|^2 with a zero diagonal. A history x has the scores xB.
 
 Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (arXiv 1905.03375), section 3.1.
 """

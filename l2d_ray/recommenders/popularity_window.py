@@ -1,7 +1,7 @@
 """The items with the most training samples in the days before a query, the same for everybody at that moment.
 
-Source: the evaluation of popularity by Ji, Sun, Zhang and Li (arXiv 2005.13829), who find that an item's count at the
-time of a recommendation is a stronger baseline than its count over all of the data.
+Source: Ji, Sun, Zhang and Li (arXiv 2005.13829). They find that popularity at the moment of a recommendation is a much
+stronger baseline than popularity over all of the data.
 """
 
 from collections.abc import Sequence

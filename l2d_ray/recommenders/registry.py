@@ -21,6 +21,7 @@ MODULES = {
     "ease": "l2d_ray.recommenders.ease",
     "title-knn": "l2d_ray.recommenders.title_knn",
     "l2d": "l2d_ray.recommenders.l2d",
+    "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
 }

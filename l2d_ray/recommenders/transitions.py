@@ -4,8 +4,9 @@ With item i of age 0 for the last item, and c(i, v) the weighted number of train
 
     p(v | history) = sum over i of DECAY^age(i) (c(i, v) + SMOOTHING p(v)) / (c(i) + SMOOTHING) / sum of the weights
 
-is a mixture of Markov chains that skip items, each smoothed by the popularity p(v). Sources: a linear combination of
-the transitions of lags 1 to n is the mixture transition distribution model (Raftery, 1985); the smoothing by a prior is
+is a mixture of Markov chains that skip items, each smoothed by the popularity p(v).
+
+Sources: mixtures of the transitions from several last states are Raftery's model (1985). The smoothing by a prior is
 Dirichlet smoothing (Zhai and Lafferty, 2004).
 """
 
