@@ -1,10 +1,10 @@
-"""Settings of the evaluation and of the benchmarks."""
+"""Settings of the evaluation, of the export of its samples, and of the benchmarks."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from l2d_ray.config.section import Name, Section
+from l2d_ray.config.section import Folder, Name, Section
 
 
 class EvaluateConfig(Section):
@@ -44,6 +44,13 @@ class EvaluateConfig(Section):
     """Samples that are encoded and recommended together."""
     name: Name = "evaluation"
     """Name of the report's files in reports/."""
+
+
+class ExportConfig(Section):
+    """The export of the samples, jobs/export_samples.py."""
+
+    folder: Folder | None = None
+    """Folder or URI for the files. null: export/ in the workspace."""
 
 
 class BenchConfig(Section):
