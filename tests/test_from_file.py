@@ -101,6 +101,13 @@ def test_a_missing_file_is_refused_with_the_name(tmp_path: Path, monkeypatch: py
     assert find("file:there.csv", Config(), "evaluate.recommenders").options.location == f"{tmp_path}/there.csv"
 
 
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^evaluate\.recommenders='file:/.*': the folder holds no file; give one with"
+    ):
+        lists(str(tmp_path))
+
+
 def test_a_file_is_evaluated_like_any_other_recommender(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its targets are found at their places; a sample without a list counts as a miss, and one line says so."""
     samples = choose_samples(write_dataset(tmp_path, users=20), Split.TEST, 20)

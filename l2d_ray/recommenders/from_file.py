@@ -61,8 +61,10 @@ class FixedLists(Recommender):
 
         Raises InputError for a missing column or value, an unknown item, and an item that a list has twice.
         """
-        catalogue = pa.array(item_ids, pa.string())
-        parts = [_checked(*chunk, catalogue) for path in children(SETTING, location) for chunk in _chunks(path)]
+        catalogue, paths = pa.array(item_ids, pa.string()), children(SETTING, location)
+        if not paths:
+            raise InputError(f"{SETTING}='file:{location}': the folder holds no file; give one with recommendations")
+        parts = [_checked(*chunk, catalogue) for path in paths for chunk in _chunks(path)]
         samples, items, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         _refuse_twice(location, samples, items, item_ids)
         order = np.lexsort((items, -scores, samples))
