@@ -19,6 +19,7 @@ WRITERS = {
     "memory": "jobs/build_memory.py",
     "index": "jobs/build_index.py",
     "reports": "jobs/evaluate.py",
+    "export": "jobs/export_samples.py",
 }
 """Jobs by the folder that they write. The folder of jobs/finetune.py has any other name."""
 

@@ -1,10 +1,10 @@
-"""Settings of the evaluation and of the benchmarks."""
+"""Settings of the evaluation, of the export of its samples, and of the benchmarks."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from l2d_ray.config.section import Name, Section
+from l2d_ray.config.section import Folder, Name, Section
 
 
 class EvaluateConfig(Section):
@@ -24,7 +24,9 @@ class EvaluateConfig(Section):
         min_length=1,
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
-    best of evaluate.priors; the number of constrained-beam is that of its beams."""
+    best of evaluate.priors; the number of constrained-beam is that of its beams. There are also transitions,
+    popularity-window, ease and title-knn, whose number validation chooses unless it is given (`popularity-window-7`,
+    in days). `file:PATH` has recommendations of another system (l2d_ray/recommenders/from_file.py)."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
@@ -42,6 +44,13 @@ class EvaluateConfig(Section):
     """Samples that are encoded and recommended together."""
     name: Name = "evaluation"
     """Name of the report's files in reports/."""
+
+
+class ExportConfig(Section):
+    """The export of the samples, jobs/export_samples.py."""
+
+    folder: Folder | None = None
+    """Folder or URI for the files. null: export/ in the workspace."""
 
 
 class BenchConfig(Section):

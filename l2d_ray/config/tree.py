@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
-from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
+from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
@@ -32,6 +32,7 @@ class Config(BaseSettings):
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()

@@ -16,6 +16,8 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 
 if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
+    from l2d_ray.data.dataset import Dataset
+    from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
 
 
@@ -64,10 +66,12 @@ class Recommender(ABC):
 class Need(Enum):
     """A resource that a recommender is made from; `Resources` has one property or method for each."""
 
-    TRAINING_PAIRS = "training_pairs"
+    TRAINING_INTERACTIONS = "training_interactions"
     INDEX = "index"
     ENCODER = "encoder"
     """The language model without its head."""
+    TITLE_STATES = "title_states_ID"
+    """The language model's hidden states of the titles. It does not run when a query comes."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
 
@@ -98,6 +102,13 @@ class Options:
     def indexes(self) -> Sequence[IndexKey]:
         """The indexes that the recommender searches."""
         return ()
+
+    def check(self, dataset: "Dataset", test: "Sequence[Sample]") -> None:
+        """Raise InputError if the options do not fit the dataset; log a warning about what a reader must know.
+
+        An evaluation calls this before it begins.
+        """
+        return
 
     def studies(self, config: Config) -> "Sequence[Study]":
         """Return what must be compared on validation samples before the recommender is tested."""

@@ -48,7 +48,10 @@ def evaluate(config: Config) -> None:
 
     config = for_evaluation(config)
     recommenders = [find(name, config, "evaluate.recommenders") for name in config.evaluate.recommenders]
-    check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    dataset = Dataset.open(Workspace.open(config.workspace))
+    check_data(config, dataset)
+    for recommender in recommenders:
+        recommender.options.check(dataset, test=[])
     if any(recommender.options.indexes for recommender in recommenders):
         plan_index(config)
     _check_model(config.model)
