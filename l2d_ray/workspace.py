@@ -18,6 +18,7 @@ WRITERS = {
     "dataset": "jobs/prepare_data.py",
     "memory": "jobs/build_memory.py",
     "index": "jobs/build_index.py",
+    "recommenders": "jobs/train.py",
     "reports": "jobs/evaluate.py",
 }
 """Jobs by the folder that they write. The folder of jobs/finetune.py has any other name."""

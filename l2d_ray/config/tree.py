@@ -12,6 +12,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
 from l2d_ray.config.serving import ServeConfig
+from l2d_ray.config.training import TrainConfig
 
 
 class Config(BaseSettings):
@@ -30,6 +31,10 @@ class Config(BaseSettings):
     memory: MemoryConfig = MemoryConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
+    recommender: str = "sasrec"
+    """Recommender that jobs/train.py trains: sasrec, esasrec or gru4rec. `sasrec-NAME` is another one of the kind, to
+    keep next to it. jobs/evaluate.py takes the same names."""
+    train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()

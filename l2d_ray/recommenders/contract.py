@@ -16,7 +16,9 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 
 if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
+    from l2d_ray.data.dataset import Dataset
     from l2d_ray.recommenders.resources import Resources
+    from l2d_ray.recommenders.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Need(Enum):
     """The language model without its head."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
+    TRAINED = "trained"
+    """The weights that jobs/train.py left."""
 
 
 class IndexKey(NamedTuple):
@@ -98,6 +102,9 @@ class Options:
     def indexes(self) -> Sequence[IndexKey]:
         """The indexes that the recommender searches."""
         return ()
+
+    def check(self, dataset: "Dataset") -> None:
+        """Raise InputError if what the recommender needs is missing, or belongs to another dataset."""
 
     def studies(self, config: Config) -> "Sequence[Study]":
         """Return what must be compared on validation samples before the recommender is tested."""
@@ -164,3 +171,5 @@ class Declaration(Generic[OptionsT]):
     needs: frozenset[Need]
     writes_text: bool = False
     """Whether it generates text, which takes seconds per query."""
+    trainer: "Trainer | None" = None
+    """How jobs/train.py trains it; None if it needs no training."""

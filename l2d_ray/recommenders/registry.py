@@ -19,6 +19,9 @@ MODULES = {
     "l2d": "l2d_ray.recommenders.l2d",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
+    "sasrec": "l2d_ray.recommenders.sasrec",
+    "esasrec": "l2d_ray.recommenders.esasrec",
+    "gru4rec": "l2d_ray.recommenders.gru4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 

@@ -48,10 +48,20 @@ def evaluate(config: Config) -> None:
 
     config = for_evaluation(config)
     recommenders = [find(name, config, "evaluate.recommenders") for name in config.evaluate.recommenders]
-    check_data(config, Dataset.open(Workspace.open(config.workspace)))
+    dataset = Dataset.open(Workspace.open(config.workspace))
+    check_data(config, dataset)
+    for recommender in recommenders:
+        recommender.options.check(dataset)
     if any(recommender.options.indexes for recommender in recommenders):
         plan_index(config)
     _check_model(config.model)
+
+
+def train(config: Config) -> None:
+    """Check that there is a dataset, that the recommender can be trained, and that its folder is free."""
+    from l2d_ray.stages.training import plan_training
+
+    plan_training(config).finished()
 
 
 def check_training(config: Config) -> None:

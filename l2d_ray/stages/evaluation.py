@@ -138,8 +138,9 @@ class Report:
 def plan_evaluation(config: Config) -> Plan:
     """Plan the evaluation of `evaluate.recommenders`, with the settings that the workspace records.
 
-    Raises InputError for an unknown recommender, if there is no dataset or no test sample, if a given setting
-    contradicts the record, or if an index is needed and the memory does not belong to the dataset and the model.
+    Raises InputError for an unknown recommender or one that was not trained, if there is no dataset or no test sample,
+    if a given setting contradicts the record, or if an index is needed and the memory does not belong to the dataset
+    and the model.
     """
     config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)
@@ -147,6 +148,8 @@ def plan_evaluation(config: Config) -> Plan:
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
     check_data(config, dataset)
+    for one in recommenders:
+        one.options.check(dataset)
     if any(one.options.indexes for one in recommenders):
         config = _with_snapshot(config)
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
