@@ -10,7 +10,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Section
 from l2d_ray.config.serving import ServeConfig
-from l2d_ray.config.training import TrainConfig
+from l2d_ray.config.training import TrainConfig, TuneConfig
 from l2d_ray.config.tree import Config, flatten
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Section",
     "ServeConfig",
     "TrainConfig",
+    "TuneConfig",
     "WorkersConfig",
     "flatten",
 ]

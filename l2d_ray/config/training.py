@@ -43,3 +43,10 @@ class TrainConfig(Section):
     """Maximum number of validation samples; chosen by sample id."""
     seed: int = Field(0, ge=0)
     """Seed of the first weights, the order of the sequences, the dropout and the random items."""
+
+
+class TuneConfig(Section):
+    """Search for the best settings of a recommender, jobs/tune.py."""
+
+    trials: int = Field(24, ge=1)
+    """Maximum number of choices to compare. If the grid in the recommender's module has more, a random part of it."""

@@ -12,7 +12,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
 from l2d_ray.config.serving import ServeConfig
-from l2d_ray.config.training import TrainConfig
+from l2d_ray.config.training import TrainConfig, TuneConfig
 
 
 class Config(BaseSettings):
@@ -35,6 +35,7 @@ class Config(BaseSettings):
     """Recommender that jobs/train.py trains: sasrec, esasrec or gru4rec. `sasrec-NAME` is another one of the kind, to
     keep next to it. jobs/evaluate.py takes the same names."""
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()

@@ -110,7 +110,7 @@ DECLARATION = declare(
     grid={
         "dimension": [64, 128],
         "dropout": [0.2, 0.5],
-        "length": [50],
+        "length": [50, 100],
         "learning_rate": [1e-3, 3e-4],
         "weight_decay": [0.0, 0.01],
         "loss": ["softmax", "sampled-softmax"],

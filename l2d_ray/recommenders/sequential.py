@@ -89,7 +89,8 @@ class SequenceRecommender(Recommender):
 
     def _window(self, history: History) -> NDArray[np.int64]:
         """Return the last items of a history among those that the catalogue knows."""
-        items = np.array([item for item in history if not isinstance(item, str)], np.int64)
+        known = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
+        items = np.asarray(known, np.int64)
         return items[(items >= 0) & (items < self.model.num_items)][-self.model.length :]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ from l2d_ray.core.arrays import IntArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
-from l2d_ray.recommenders.resources import Resources
 from l2d_ray.recommenders.sequential import SequenceModel, SequenceRecommender
 from l2d_ray.recommenders.trained import read_record
 from l2d_ray.recommenders.training import Learner, Trainer, TrainingData
+
+if TYPE_CHECKING:  # imports transformers, which takes seconds
+    from l2d_ray.recommenders.resources import Resources
 
 BETAS = (0.9, 0.98)
 """Adam's decay rates in the code of SASRec's authors."""
@@ -200,7 +202,7 @@ def declare(
     )
 
 
-def _make(build: Build, options: TrainedOptions, resources: Resources) -> SequenceRecommender:
+def _make(build: Build, options: TrainedOptions, resources: "Resources") -> SequenceRecommender:
     trained = resources.trained(options.name)
     model = build(trained.record.train, trained.record.items)
     try:
