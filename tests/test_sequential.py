@@ -41,13 +41,13 @@ def folder(tmp_path: Path) -> Path:
     [("sasrec", "softmax"), ("sasrec", "sampled-softmax"), ("sasrec", "binary"), ("esasrec", None), ("gru4rec", None)],
 )
 def test_the_next_item_of_a_cycle_is_found(folder: Path, name: str, loss: str | None) -> None:
-    settings = QUICK | {"epochs": 40, "dropout": 0, "negatives": 8} | ({"loss": loss} if loss else {})
+    settings = QUICK | {"epochs": 40, "batch_size": 16, "dropout": 0, "negatives": 8} | ({"loss": loss} if loss else {})
     config = config_of(folder, name, **settings)
     record = trained(config)
     assert record.history[record.best_epoch - 1].ndcg > 0.99
-    queries = [Query.after([item, (item + 1) % ITEMS], 1) for item in range(ITEMS)]
+    queries = [Query.after([(item + step) % ITEMS for step in range(9)], 1) for item in range(ITEMS)]
     found = [int(one.items_I[0]) for one in loaded(config).recommend(queries)]
-    assert found == [(item + 2) % ITEMS for item in range(ITEMS)]
+    assert found == [(item + 9) % ITEMS for item in range(ITEMS)]
 
 
 @every_name
@@ -70,7 +70,7 @@ def test_every_training_sample_is_in_one_window(sizes: list[int], length: int) -
     """Items are numbered, so that the target of item i is item i + 1."""
     offsets = np.cumsum([0, *sizes])
     data = TrainingData(np.arange(sum(sizes), dtype=np.int32), offsets, sum(sizes))
-    windows = Windows.cut(data, length)
+    windows = Windows.cut(data, length, np.random.default_rng(0))
     items, targets, lengths = windows.batch(np.arange(windows.starts.size))
     assert lengths.max() <= length
     filled = items == data.num_items
@@ -80,6 +80,9 @@ def test_every_training_sample_is_in_one_window(sizes: list[int], length: int) -
     expected = [item for start, stop in pairwise(offsets) for item in range(start + 1, stop)]
     assert sorted(targets[~filled].tolist()) == expected
     assert data.samples == len(expected)
+    assert windows.starts.size >= sum(-(-(size - 1) // length) for size in sizes)
+    whole = [start for start, size in zip(offsets, sizes, strict=False) if size - 1 <= length]
+    assert set(whole) <= set(windows.starts.tolist())
 
 
 def test_nothing_after_the_last_training_sample_is_trained_on(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def refused(function: Callable[[Config], Any], config: Config) -> str:
         ),
         (
             "sasrec",
-            {"learning_rate": 1e30},
+            {"learning_rate": 1e30, "batch_size": 8},
             "train.learning_rate=1e+30: the loss is not finite in epoch 1; lower it",
         ),
     ],

@@ -20,8 +20,7 @@ class TrainConfig(Section):
     heads: int = Field(1, ge=1)
     """Attention heads of a block. They divide the dimension."""
     dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of the inputs that dropout removes. SASRec's paper has 0.5 for sparse data and 0.2 for MovieLens-1M; in
-    MovieLens-100k, where a user has 100 items, 0.5 is better."""
+    """Share of the inputs that dropout removes. SASRec's paper has 0.5, and 0.2 for MovieLens-1M."""
     length: int = Field(50, ge=1)
     """Items of a history that the model reads: the last ones. Longer training sequences are cut into windows."""
     loss: Literal["softmax", "sampled-softmax", "binary"] = "softmax"

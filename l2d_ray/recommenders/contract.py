@@ -172,4 +172,4 @@ class Declaration(Generic[OptionsT]):
     writes_text: bool = False
     """Whether it generates text, which takes seconds per query."""
     trainer: "Trainer | None" = None
-    """How jobs/train.py trains it; None if it needs no training."""
+    """Its part in jobs/train.py; None if it needs no training."""

@@ -1,4 +1,4 @@
-"""What neural models of sequences share: the interface of a model, and recommending with a trained one.
+"""Neural models of sequences: the interface of a model, and the recommender that a trained one makes.
 
 A model reads the items of a history and returns a state for each place. The score of an item is the product of its
 vector and the state of the last place. The items' vectors are the input embeddings, too, as in SASRec.

@@ -1,4 +1,4 @@
-"""What recommenders that are trained share: their data, the interface of a learner, and the epochs of a training.
+"""Recommenders that are trained: their data, the interface of a learner, and the epochs of a training.
 
 A recommender that is trained gives its `Declaration` a `Trainer`. `fit` runs the epochs of any learner;
 `stages/training.py` keeps checkpoints of it in the workspace.
