@@ -56,26 +56,24 @@ def tune(config: Config) -> TuneResult:
 def _run(config: Config, trials: list[Trial], progress: Progress) -> dict[str, str]:
     """Run trials, as many at once as there are workers. Return the reasons why some failed, by name."""
     settings = [trial.config.model_dump(mode="json", exclude_unset=True) for trial in trials]
+    train_one = ray_tune.with_parameters(_train_one, settings=settings)
     with tempfile.TemporaryDirectory() as folder:
         found = ray_tune.Tuner(
-            ray_tune.with_resources(_train_one, {"cpu": config.workers.cpus, "gpu": config.workers.gpus}),
-            param_space={"settings": ray_tune.grid_search(settings)},
+            ray_tune.with_resources(train_one, {"cpu": config.workers.cpus, "gpu": config.workers.gpus}),
+            param_space={"number": ray_tune.grid_search(list(range(len(trials))))},
             tune_config=ray_tune.TuneConfig(max_concurrent_trials=config.workers.max or workers_that_fit(config)),
             run_config=ray_tune.RunConfig(storage_path=folder, verbose=0, callbacks=[_Count(progress)]),
         ).fit()
     for result in found:
         if result.error:
             raise result.error
-    return {
-        str(result.config["settings"]["recommender"]): str(result.metrics["error"])
-        for result in found
-        if result.metrics.get("error")
-    }
+    reasons = {trials[result.config["number"]].name: result.metrics.get("error") for result in found}
+    return {name: str(reason) for name, reason in reasons.items() if reason}
 
 
-def _train_one(parameters: dict[str, Any]) -> None:
+def _train_one(parameters: dict[str, int], settings: list[dict[str, Any]]) -> None:
     """Run a trial in a worker. The workspace has its result; Ray Tune hears of its progress, and why it failed."""
-    config = Config(**parameters["settings"])
+    config = Config(**settings[parameters["number"]])
     torch.set_num_threads(config.workers.cpus)
 
     def report(history: Sequence[Epoch]) -> None:
@@ -93,6 +91,10 @@ class _Count(ray_tune.Callback):  # type: ignore[misc]
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the bar out of what Ray Tune stores of a search, which is not read again."""
+        return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count a trial."""

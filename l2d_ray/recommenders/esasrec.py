@@ -7,6 +7,7 @@ Differences from the authors' implementation in RecTools:
 
 - The negatives are drawn once for a sequence instead of once for a place, which needs a product of matrices instead of
   a copy of `train.negatives` vectors for each place. A negative that is the target does not count.
+- The last states pass a LayerNorm, as SASRec's do. RecTools' layers of LiGR have none at the end.
 - Heads and dropout are RecTools' defaults. The dimension is that of sasrec, so that the two differ in what eSASRec
   adds; RecTools' default is 256.
 
