@@ -90,6 +90,11 @@ class HistoryEncoder:
         self.cache = PrefixCache(cache_bytes)
         self.extract = extractor(self.backbone, self.tokens_per_chunk, self.cache if cache_bytes else None)
 
+    def title_states(self, num_items: int) -> FloatArray:
+        """Compute the state of each item's title alone, in the item's form but without prefix: [I, D] float32."""
+        states: FloatArray = self.extract(Prompts.join(self.prompts.pieces(range(num_items)))).states.numpy()
+        return states
+
     def phrase(self, history: History, room: int = 0) -> NDArray[np.int32]:
         """Return the prompt of a history's last window, as token ids.
 

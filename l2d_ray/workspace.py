@@ -20,6 +20,7 @@ WRITERS = {
     "index": "jobs/build_index.py",
     "recommenders": "jobs/train.py",
     "reports": "jobs/evaluate.py",
+    "export": "jobs/export_samples.py",
 }
 """Jobs by the folder that they write. The folder of jobs/finetune.py has any other name."""
 

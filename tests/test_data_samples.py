@@ -10,7 +10,7 @@ import pytest
 from l2d_ray.config import HistoryConfig
 from l2d_ray.core.samples import sample_ids
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
-from l2d_ray.data.samples import choose_samples, iter_samples, training_pairs
+from l2d_ray.data.samples import choose_samples, iter_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.schema import HISTORIES, ITEMS, Split
 from l2d_ray.workspace import Workspace
@@ -124,17 +124,36 @@ def test_the_samples_with_the_smallest_ids_are_chosen_so_that_fewer_are_a_part_o
         assert as_tuples(choose_samples(dataset, Split.TEST, limit)) == ranked[:limit]
 
 
+def test_training_interactions_end_with_the_last_training_target_of_each_user(dataset: Dataset) -> None:
+    found = training_interactions(dataset)
+    assert found.items.dtype == np.dtype(np.int32)
+    cut = [sum(split <= Split.TRAIN for split in user["splits"]) for user in USERS]
+    users = [(user, stop) for user, stop in zip(USERS, cut, strict=True) if Split.TRAIN in user["splits"]]
+    assert found.items.tolist() == [item for user, stop in users for item in user["item_indices"][:stop]]
+    assert found.timestamps.tolist() == [time for user, stop in users for time in user["timestamps"][:stop]]
+    assert np.diff(found.offsets).tolist() == [stop for _, stop in users]
+    assert found.positions.tolist() == [position for _, stop in users for position in range(stop)]
+
+
 def test_training_pairs_are_those_of_training_samples_only(dataset: Dataset) -> None:
-    lasts, targets = training_pairs(dataset)
-    assert lasts.dtype == targets.dtype == np.dtype(np.int32)
-    pairs = [(history[-1], target) for _, _, history, target, _ in expected(Split.TRAIN)]
-    assert list(zip(lasts.tolist(), targets.tolist(), strict=True)) == pairs
+    found = training_interactions(dataset)
+    assert found.lasts.dtype == found.targets.dtype == np.dtype(np.int32)
+    pairs = [(history[-1], target, time) for _, _, history, target, time in expected(Split.TRAIN)]
+    columns = (found.lasts.tolist(), found.targets.tolist(), found.target_timestamps.tolist())
+    assert list(zip(*columns, strict=True)) == pairs
 
 
 def test_a_training_sample_without_a_history_is_no_pair(tmp_path: Path) -> None:
     row = {"user_id": "u", "user_hash": 1, "timestamps": [1, 2], "splits": [Split.TRAIN, Split.TRAIN]}
-    pairs = training_pairs(write(tmp_path, [row | {"item_indices": items} for items in ([7, 8], [9, 10])]))
-    assert (pairs.lasts.tolist(), pairs.targets.tolist()) == ([7, 9], [8, 10])
+    found = training_interactions(write(tmp_path, [row | {"item_indices": items} for items in ([7, 8], [9, 10])]))
+    assert (found.lasts.tolist(), found.targets.tolist()) == ([7, 9], [8, 10])
+    assert found.items.tolist() == [7, 8, 9, 10]
+
+
+def test_a_dataset_without_training_samples_has_no_training_interactions(tmp_path: Path) -> None:
+    row = {"user_id": "u", "user_hash": 1, "item_indices": [7, 8], "timestamps": [1, 2], "splits": [0, Split.TEST]}
+    found = training_interactions(write(tmp_path, [row, row | {"user_id": "v"}]))
+    assert (found.items.size, found.targets.size, found.offsets.tolist()) == (0, 0, [0])
 
 
 def test_lists_of_different_lengths_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from l2d_ray.core.decoding import (
     ScoredItems,
     aggregate,
     best_items,
+    best_of_all,
     completed,
     last_row,
     nearest,
@@ -107,3 +108,25 @@ def test_m_beyond_the_memory_keeps_all_rows() -> None:
     assert part.sample_ids_M.tolist() == [11, 10]
     assert last_row([part], 5) == ALL_ROWS
     assert part.up_to(ALL_ROWS).rows_M.tolist() == [1, 0]
+
+
+@given(
+    seed=SEEDS,
+    count=st.integers(0, 40),
+    k=st.integers(1, 45),
+    exclude=st.lists(st.integers(-3, 45), max_size=20),
+    allow=st.none() | st.lists(st.integers(-3, 45), max_size=40),
+)
+def test_the_best_of_all_items_are_those_of_a_full_sort(
+    seed: int, count: int, k: int, exclude: list[int], allow: list[int] | None
+) -> None:
+    scores = np.random.default_rng(seed).integers(0, 6, count).astype(float)
+    scores[scores == 0] = -np.inf
+    permitted = [
+        item for item in range(count) if scores[item] > 0 and item not in exclude and (allow is None or item in allow)
+    ]
+    found = best_of_all(
+        scores.copy(), k, np.unique(np.array(exclude, int)), None if allow is None else np.unique(np.array(allow, int))
+    )
+    assert found.items_I.tolist() == sorted(permitted, key=lambda item: (-scores[item], item))[:k]
+    assert found.scores_I.tolist() == scores[found.items_I].tolist()

@@ -11,6 +11,7 @@ from support.small_workspace import config_of, write_dataset
 from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
 
 from l2d_ray.core.metrics import NOT_RANKED
+from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import MODULES, find
@@ -40,7 +41,8 @@ def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
     tables = []
     for run in runs:
         samples = {
-            name: np.array([getattr(s, name) for s in run.samples]) for name in ("sample_id", "user_hash", "target")
+            name: np.array([getattr(s, name) for s in run.samples])
+            for name in ("sample_id", "user_hash", "target", "timestamp")
         }
         histories = np.empty(len(run.samples), object)
         histories[:] = [sample.history for sample in run.samples]
@@ -93,11 +95,11 @@ def test_l2d_needs_no_head_and_text_does(tmp_path: Path) -> None:
     config = write_endpoint(tmp_path, **{"model.name": tmp_path / "headless"})
     indexes = {IndexKey(config.index.space): plan_index(config).manifest}
     l2d, beam = (find(name, config, "name") for name in ("l2d-global", "constrained-beam-2"))
-    history = np.array([3, 4], np.int32)
-    ((found,),) = [outcome.lists for outcome in Evaluator(config, {"run": [l2d]}, indexes).recommend([l2d], [history])]
+    query = Query.after(np.array([3, 4], np.int32), 100)
+    ((found,),) = [outcome.lists for outcome in Evaluator(config, {"run": [l2d]}, indexes).recommend([l2d], [query])]
     assert len(found) == 28
     with pytest.raises(InputError, match=r"lm_head\.weight"):
-        Evaluator(config, {"run": [l2d, beam]}, indexes).recommend([l2d, beam], [history])
+        Evaluator(config, {"run": [l2d, beam]}, indexes).recommend([l2d, beam], [query])
 
 
 def test_targets_are_grouped_by_their_training_samples() -> None:

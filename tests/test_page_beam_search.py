@@ -1,6 +1,5 @@
 """Constrained beam search on the page, in a real browser, over the real application."""
 
-import pytest
 from playwright.sync_api import Page, expect
 from support.chromium import needs_chromium
 from support.page_actions import (
@@ -49,7 +48,9 @@ def test_l2d_does_not_wait_for_beam_search(page: Page, beams_url: str, page_engi
     durations = articles(page).first.locator(".hint").inner_text()
     l2d_ms = float(durations.partition("(in this browser ")[2].removesuffix(" ms)"))
     assert seconds >= late
-    assert factor == pytest.approx(1000 * seconds / l2d_ms, rel=0.1)
+    shown_to = 0.05 if factor < 10 else 0.5
+    least, most = 1000 * (seconds - 0.05) / (l2d_ms + 0.5), 1000 * (seconds + 0.05) / (l2d_ms - 0.5)
+    assert least - shown_to <= factor <= most + shown_to
     set_results(page, 3)
     expect(articles(page).get_by_role("listitem")).to_have_count(9)
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -53,9 +55,13 @@ class World:
         self.language_model, self.encoder = self.resources.language_model, self.resources.encoder
         self.index = self.resources.index(*self.indexes)
         self._made: dict[str, Recommender] = {}
+        rows = [(sample, f"i{item}", (item * 7 + sample) % ITEM_COUNT) for sample in range(9) for item in range(30)]
+        names = ["sample_id", "item_id", "rank"]
+        pq.write_table(pa.table(list(zip(*rows, strict=True)), names), folder / "recommendations.parquet")
+        self.folder = folder
 
     def named(self, name: str) -> NamedRecommender:
-        return find(name, self.config, "name")
+        return find(name.replace("file:", f"file:{self.folder}/"), self.config, "name")
 
     def recommender(self, name: str) -> Recommender:
         """Make it from what its module says that it needs, and nothing else."""
@@ -158,7 +164,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, messag
 
 
 def test_a_resource_that_is_not_declared_is_refused(world: World) -> None:
-    with pytest.raises(LookupError, match=r"Need.TRAINING_PAIRS is used by a recommender whose declaration"):
+    with pytest.raises(LookupError, match=r"Need.TRAINING_INTERACTIONS is used by a recommender whose declaration"):
         world.named("most-popular").make(Resources(world.config, {Need.INDEX}, world.indexes))
 
 

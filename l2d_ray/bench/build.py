@@ -64,13 +64,17 @@ def _start(config: Config, identity: MemoryIdentity) -> None:
 
 
 def _extract(unit: Unit) -> int:
-    """Run a unit's samples, discard the states, and return the number of samples."""
-    samples = 0
-    for batch in ahead(_extractor.batches(unit)):
-        if batch.prompts:
-            _extractor.encoder.extract(Prompts.join(batch.prompts))
-        samples += len(batch.prompts)
-    return samples
+    return extract_only(_extractor, unit)
 
 
 _extractor: UnitExtractor
+
+
+def extract_only(extractor: UnitExtractor, unit: Unit) -> int:
+    """Run a unit's samples, discard the states, and return the number of samples."""
+    samples = 0
+    for batch in ahead(extractor.batches(unit)):
+        if batch.prompts:
+            extractor.encoder.extract(Prompts.join(batch.prompts))
+        samples += len(batch.prompts)
+    return samples

@@ -4,8 +4,9 @@
 `l2d_ray.command_line` reads the tree from a YAML file and the command line.
 """
 
+from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import ColumnsConfig, DataConfig, HistoryConfig, PromptConfig
-from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
+from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Section
@@ -15,10 +16,12 @@ from l2d_ray.config.tree import Config, flatten
 
 __all__ = [
     "BenchConfig",
+    "CapacityConfig",
     "ColumnsConfig",
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "HistoryConfig",
     "IndexConfig",

@@ -1,10 +1,10 @@
-"""Settings of the evaluation and of the benchmarks."""
+"""Settings of the evaluation, of the export of its samples, and of the benchmarks."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from l2d_ray.config.section import Name, Section
+from l2d_ray.config.section import Folder, Name, Section
 
 
 class EvaluateConfig(Section):
@@ -24,7 +24,9 @@ class EvaluateConfig(Section):
         min_length=1,
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
-    best of evaluate.priors; the number of constrained-beam is that of its beams."""
+    best of evaluate.priors; the number of constrained-beam is that of its beams. There are also transitions,
+    popularity-window, ease and title-knn, whose number validation chooses unless it is given (`popularity-window-7`,
+    in days). `file:PATH` has recommendations of another system (l2d_ray/recommenders/from_file.py)."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
@@ -44,6 +46,13 @@ class EvaluateConfig(Section):
     """Name of the report's files in reports/."""
 
 
+class ExportConfig(Section):
+    """The export of the samples, jobs/export_samples.py."""
+
+    folder: Folder | None = None
+    """Folder or URI for the files. null: export/ in the workspace."""
+
+
 class BenchConfig(Section):
     """The benchmarks, jobs/bench_*.py."""
 
@@ -55,6 +64,10 @@ class BenchConfig(Section):
     """CPU threads. null: workers.cpus."""
     seconds: int = Field(20, ge=1)
     """Duration of each load on the endpoint, in seconds (jobs/bench_serve.py)."""
+    scales: list[Annotated[int, Field(ge=1)]] = Field([1, 10, 100], min_length=2)
+    """Numbers by which bench.samples are multiplied (jobs/bench_scale.py)."""
+    workers: int = Field(2, ge=1)
+    """Workers to compare with one (jobs/bench_scale.py)."""
     rows: list[Annotated[int, Field(ge=1000)]] = Field([100_000, 1_000_000], min_length=1)
     """Rows of the synthetic memories (jobs/bench_search.py)."""
     shards: list[Annotated[int, Field(ge=1)]] = Field([1, 4], min_length=1)

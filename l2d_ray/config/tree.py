@@ -6,8 +6,9 @@ from typing import Any, Literal, Self
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
-from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig
+from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
@@ -37,9 +38,11 @@ class Config(BaseSettings):
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()
     bench: BenchConfig = BenchConfig()
+    capacity: CapacityConfig = CapacityConfig()
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

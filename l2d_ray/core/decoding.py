@@ -137,6 +137,22 @@ def best_items(shards: Sequence[ScoredItems], k: int) -> ScoredItems:
     return ScoredItems(items_I[order_K], scores_I[order_K])
 
 
+def best_of_all(scores_I: FloatArray, k: int, exclude: IntArray, allow: IntArray | None = None) -> ScoredItems:
+    """Return the K best permitted items, given the score of every item; -inf takes an item out.
+
+    Of equal scores the smaller item index comes first. The items of a filter need not exist.
+    """
+    permitted_I = scores_I > -np.inf
+    permitted_I[exclude[(exclude >= 0) & (exclude < scores_I.size)]] = False
+    if allow is not None:
+        permitted_I &= np.isin(np.arange(scores_I.size), allow)
+    items_I = np.flatnonzero(permitted_I)
+    if items_I.size > k:
+        last = np.partition(scores_I[items_I], -k)[-k]
+        items_I = items_I[scores_I[items_I] >= last]
+    return best_items([ScoredItems(items_I.astype(np.int64), scores_I[items_I].astype(np.float64))], k)
+
+
 def completed(found: ScoredItems, more: ScoredItems, k: int, exclude: IntArray, allow: IntArray | None) -> ScoredItems:
     """Return the first K permitted items of `found`, followed by those of `more` where they are fewer than K.
 

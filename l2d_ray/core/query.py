@@ -32,6 +32,10 @@ class Query:
     """Name of an L2D aggregation. Other recommenders ignore it."""
     top_m: int = 200
     """M of L2D-L: number of nearest memory rows to aggregate. Other recommenders ignore it."""
+    timestamp: int | None = None
+    """Time of the query in the unit of the dataset. None is a moment after all of the data."""
+    sample_id: int | None = None
+    """The sample that an evaluation asks about, for recommenders that look lists up; None outside of an evaluation."""
 
     @classmethod
     def after(
@@ -44,7 +48,7 @@ class Query:
     ) -> Self:
         """Build a query that excludes `deny` and, with `exclude_seen`, the items of the history.
 
-        `options` are the remaining fields: `allow`, `aggregation`, `top_m`.
+        `options` are the remaining fields.
         """
         seen = [int(item) for item in history if not isinstance(item, str)] if exclude_seen else []
         exclude = np.union1d(np.asarray(deny, np.int64), np.asarray(seen, np.int64))

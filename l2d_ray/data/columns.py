@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from l2d_ray.core.arrays import Float64
 from l2d_ray.errors import InputError
 
 INTERACTIONS = pa.schema(
@@ -92,6 +93,21 @@ def whole_numbers(column: Any, path: str, name: str, first_row: int, parse: bool
         raise InputError(f"{path}: {name} has values beyond 64 bits; {_WHOLE}") from None
 
 
+def finite_numbers(column: Any, path: str, name: str, first_row: int) -> Float64:
+    """Return the column, of numbers or of text that holds numbers, as float64. Raises InputError for nulls and NaN."""
+    array = _one_array(column, path, name, first_row, (int, float))
+    try:
+        values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        values = np.array([value if _is_number(value) else np.nan for value in array.to_pylist()], np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argmax(bad))
+        value = array[row].as_py()
+        raise InputError(f"{path}: row {first_row + row}: {name}={value!r} is no finite number; correct the row")
+    return np.asarray(values, np.float64)
+
+
 def _parsed(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
     try:
         return array.cast(pa.int64())
@@ -148,10 +164,10 @@ def _valid(text: pa.Array, path: str, name: str) -> pa.Array:
     return text
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: Any) -> bool:
     try:
         float(text)
-    except ValueError:
+    except (ValueError, TypeError):
         return False
     return True
 

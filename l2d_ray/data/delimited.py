@@ -32,7 +32,7 @@ def read_delimited(
     parse = csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
     read = csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names)
     if names is None:
-        names = _header(path, parse)
+        names = header(path, parse)
     require(path, wanted, names, remedy)
     # Without a type, pyarrow would guess those of the unwanted columns, too, and fail on some of them.
     convert = csv.ConvertOptions(include_columns=list(wanted), column_types=dict.fromkeys(names, pa.string()))
@@ -48,8 +48,8 @@ def read_delimited(
         raise InputError(f"{path}: no rows below the header; give the complete file, or remove it from the folder")
 
 
-def _header(path: str, parse: csv.ParseOptions) -> list[str]:
-    """Return the names in the first line."""
+def header(path: str, parse: csv.ParseOptions) -> list[str]:
+    """Return the names in the first line. Raises InputError if it is not readable."""
     read = csv.ReadOptions(block_size=_BLOCK_BYTES)
     try:
         with readable(path) as stream:

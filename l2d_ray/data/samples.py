@@ -1,12 +1,11 @@
 """Samples of a prepared dataset in typed batches, for extraction, fine-tuning and evaluation alike.
 
-Shapes: N samples, and H interactions in the histories of their users.
+Shapes: N samples, U users, and H interactions in the histories of their users.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +34,41 @@ class Sample:
     """Time of the target."""
 
 
-class TrainingPairs(NamedTuple):
-    """Last item of the history and target of every training sample."""
+@dataclass(frozen=True)
+class TrainingInteractions:
+    """H training interactions of U users in flat arrays: each user's items up to the last training target.
 
-    lasts: NDArray[np.int32]
-    """[N] last items of the histories."""
-    targets: NDArray[np.int32]
-    """[N] items that came next."""
+    Users without a training sample have no part in it.
+    """
+
+    items: NDArray[np.int32]
+    """[H] item indices, each user's in time order."""
+    timestamps: IntArray
+    """[H] times of the interactions."""
+    offsets: IntArray
+    """[U + 1]: the interactions of user u are those from offsets[u] to offsets[u + 1] - 1."""
+    is_target: NDArray[np.bool_]
+    """[H] whether the interaction is the target of a training sample that has a history."""
+
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """[N] target of every training sample that has a history."""
+        return self.items[self.is_target]
+
+    @property
+    def lasts(self) -> NDArray[np.int32]:
+        """[N] last item of the history of every such sample."""
+        return self.items[np.flatnonzero(self.is_target) - 1]
+
+    @property
+    def target_timestamps(self) -> IntArray:
+        """[N] time of every such target."""
+        return self.timestamps[self.is_target]
+
+    @property
+    def positions(self) -> IntArray:
+        """[H] number of the user's items before each interaction."""
+        return np.arange(self.items.size) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
 
 
 @dataclass(frozen=True)
@@ -127,14 +154,30 @@ def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
     return sorted(found, key=lambda sample: sample.sample_id % 2**64)[:limit]
 
 
-def training_pairs(dataset: Dataset) -> TrainingPairs:
-    """Return the last item of the history and the target of every training sample that has a history."""
-    lasts, targets = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
-    for samples in iter_samples(dataset, Split.TRAIN):
-        stops = samples.stops[samples.positions > 0]
-        lasts.append(samples.items[stops - 1])
-        targets.append(samples.items[stops])
-    return TrainingPairs(np.concatenate(lasts), np.concatenate(targets))
+def training_interactions(dataset: Dataset) -> TrainingInteractions:
+    """Return the training interactions of all users, in the order of the dataset."""
+    parts = [_training_part(samples) for samples in iter_samples(dataset, Split.TRAIN)]
+    nothing = TrainingInteractions(
+        np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.bool_)
+    )
+    items, timestamps, is_target = (
+        np.concatenate([getattr(part, name) for part in [nothing, *parts]])
+        for name in ("items", "timestamps", "is_target")
+    )
+    lengths = np.concatenate([np.diff(part.offsets) for part in [nothing, *parts]])
+    return TrainingInteractions(items, timestamps, np.cumsum([0, *lengths]), is_target)
+
+
+def _training_part(samples: SampleBatch) -> TrainingInteractions:
+    """Return the training interactions of the users of these training samples."""
+    begins, first_N = np.unique(samples.begins, return_index=True)
+    ends = samples.stops[np.append(first_N[1:], len(samples)) - 1] + 1
+    lengths = ends - begins
+    offsets = np.cumsum([0, *lengths])
+    kept_H = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)
+    is_target = np.zeros(samples.items.size, np.bool_)
+    is_target[samples.stops[samples.positions > 0]] = True
+    return TrainingInteractions(samples.items[kept_H], samples.timestamps[kept_H], offsets, is_target[kept_H])
 
 
 def _samples_of(users: pa.Table, split: Split, dataset: Dataset) -> SampleBatch:

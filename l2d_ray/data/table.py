@@ -5,14 +5,17 @@ which become microseconds.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from l2d_ray.config import Config
 from l2d_ray.data import columns
-from l2d_ray.data.delimited import read_delimited
+from l2d_ray.data.delimited import header, read_delimited
 from l2d_ray.data.files import CHUNK_ROWS, children, json_chunks, seekable, suffix
 from l2d_ray.errors import InputError, one_line
 
@@ -26,7 +29,7 @@ def read_items(config: Config) -> Iterator[pa.Table]:
     names = config.data.columns
     item, title = names.id_in_items or names.item, names.title
     for path in children("data.items", str(config.data.items)):
-        for row, chunk in _chunks(path, (item, title), _ITEMS_REMEDY):
+        for row, chunk in read_chunks(path, (item, title), _ITEMS_REMEDY):
             item_ids = columns.ids(chunk[item], path, item, row)
             yield columns.items(item_ids, columns.titles(chunk[title], path, title, row))
 
@@ -40,7 +43,7 @@ def read_interactions(path: str, config: Config) -> Iterator[pa.Table]:
     """Yield the rows of one file."""
     names = config.data.columns
     is_text = suffix(path) in _DELIMITERS
-    for row, chunk in _chunks(path, (names.user, names.item, names.timestamp), _REMEDY):
+    for row, chunk in read_chunks(path, (names.user, names.item, names.timestamp), _REMEDY):
         yield columns.interactions(
             columns.ids(chunk[names.user], path, names.user, row),
             columns.ids(chunk[names.item], path, names.item, row),
@@ -53,7 +56,7 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
-def _chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[tuple[int, Any]]:
+def read_chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[tuple[int, Any]]:
     """Yield the wanted columns by name, some rows at a time, with the number of the first row, from 1."""
     kind = suffix(path)
     if kind in _DELIMITERS:
@@ -62,21 +65,45 @@ def _chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[tuple[int
         return _json_chunks(path, wanted, remedy)
     if kind == ".parquet":
         return _parquet_chunks(path, wanted, remedy)
+    raise _unknown(path)
+
+
+def column_names(path: str) -> list[str]:
+    """Return the names of the columns of a file; of JSON Lines, the keys of the first object."""
+    kind = suffix(path)
+    if kind in _DELIMITERS:
+        return header(path, csv.ParseOptions(delimiter=_DELIMITERS[kind]))
+    if kind in _JSON_LINES:
+        return [name for _, chunk in islice(json_chunks(path), 1) for name in chunk[0][1]]
+    if kind == ".parquet":
+        with _parquet(path) as file:
+            names: list[str] = file.schema_arrow.names
+            return names
+    raise _unknown(path)
+
+
+def _unknown(path: str) -> InputError:
     known = ", ".join([".parquet", *_DELIMITERS, *_JSON_LINES])
-    raise InputError(f"{path}: unknown suffix {kind!r}; rename or convert the file to one of {known}")
+    return InputError(f"{path}: unknown suffix {suffix(path)!r}; rename or convert the file to one of {known}")
+
+
+@contextmanager
+def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file. Raises InputError, also while it is read, if it is damaged."""
+    try:
+        with seekable(path) as stream:
+            yield pq.ParquetFile(stream)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: damaged Parquet file ({one_line(error)}); write it again") from None
 
 
 def _parquet_chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[tuple[int, pa.Table]]:
     row = 1
-    try:
-        with seekable(path) as stream:
-            file = pq.ParquetFile(stream)
-            columns.require(path, wanted, file.schema_arrow.names, remedy)
-            for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
-                yield row, pa.Table.from_batches([batch])
-                row += batch.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: damaged Parquet file ({one_line(error)}); write it again") from None
+    with _parquet(path) as file:
+        columns.require(path, wanted, file.schema_arrow.names, remedy)
+        for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(wanted))):
+            yield row, pa.Table.from_batches([batch])
+            row += batch.num_rows
     if row == 1:
         raise InputError(f"{path}: no rows; give the complete file, or remove it from the folder")
 

@@ -158,10 +158,10 @@ def _build_memory(config: Config, dataset: Dataset, cluster: Cluster) -> None:
         while not (status := client.get_job_status(job)).is_terminal():
             time.sleep(0.5)
             progress.advance(len(units & store.units().keys()) - progress.done)
-    *_, last = client.get_job_logs(job).strip().splitlines()
-    if status != JobStatus.SUCCEEDED:
-        raise InputError(last.removeprefix("error: "))
-    built = json.loads(last)
+    lines = client.get_job_logs(job).strip().splitlines()
+    if status != JobStatus.SUCCEEDED:  # a job that Ray could not start has no lines
+        raise InputError(lines[-1].removeprefix("error: ") if lines else one_line(client.get_job_info(job).message))
+    built = json.loads(lines[-1])
     say(f"{built['tokens']:,} tokens went through the model; one sample at a time: {built['tokens_one_by_one']:,}")
     if problems := verify(workspace).problems:
         raise InputError(problems[0])

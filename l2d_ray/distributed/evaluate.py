@@ -146,6 +146,7 @@ def _row(run: Run, sample: Sample) -> dict[str, Any]:
         "user_hash": sample.user_hash,
         "history": sample.history.tolist(),
         "target": sample.target,
+        "timestamp": sample.timestamp,
     }
 
 

@@ -94,6 +94,10 @@ class VectorEngine(Protocol):
         """Return an empty index. Raises InputError if the factory string is invalid or does not fit the dimension."""
         ...
 
+    def bytes_per_vector(self, factory: str, dimension: int) -> int:
+        """Return the bytes that a vector adds to an index. Raises InputError as `create` does."""
+        ...
+
     def create_exhaustive(self, dimension: int) -> CandidateIndex:
         """Return an empty index whose search is exhaustive."""
         ...

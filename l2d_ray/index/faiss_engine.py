@@ -162,6 +162,26 @@ def create(factory: str, dimension: int) -> FaissIndex:
     return FaissIndex(index)
 
 
+def bytes_per_vector(factory: str, dimension: int) -> int:
+    """Return the bytes of a vector's code, and of its id in an inverted list or of its links in a graph."""
+    index = create(factory, dimension)._index
+    return _bytes_per_vector(index)  # `index` owns what follows, which must not end before it
+
+
+def _bytes_per_vector(index: Any) -> int:
+    if isinstance(index, faiss.IndexPreTransform):
+        return _bytes_per_vector(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexRefine):
+        parts = map(faiss.downcast_index, (index.base_index, index.refine_index))
+        return sum(map(_bytes_per_vector, parts))
+    if isinstance(index, faiss.IndexIVF):
+        return int(index.code_size) + 8
+    if isinstance(index, faiss.IndexHNSW):  # a link takes 4 bytes, offset and level 12
+        links = int(faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level)[1])
+        return _bytes_per_vector(faiss.downcast_index(index.storage)) + 4 * links + 12
+    return int(index.code_size)
+
+
 def create_exhaustive(dimension: int) -> FaissIndex:
     """Return an empty `Flat`."""
     return FaissIndex(faiss.IndexFlatL2(dimension))

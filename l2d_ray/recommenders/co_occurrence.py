@@ -48,6 +48,8 @@ DECLARATION = Declaration(
     form="co-occurrence",
     examples=("co-occurrence",),
     options=Options,
-    make=lambda _, resources: CoOccurrence.fit(*resources.training_pairs),
-    needs=frozenset({Need.TRAINING_PAIRS}),
+    make=lambda _, resources: CoOccurrence.fit(
+        resources.training_interactions.lasts, resources.training_interactions.targets
+    ),
+    needs=frozenset({Need.TRAINING_INTERACTIONS}),
 )

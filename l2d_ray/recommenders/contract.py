@@ -17,6 +17,7 @@ from l2d_ray.core.query import Query
 
 if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
     from l2d_ray.data.dataset import Dataset
+    from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
     from l2d_ray.recommenders.training import Trainer
 
@@ -66,10 +67,12 @@ class Recommender(ABC):
 class Need(Enum):
     """A resource that a recommender is made from; `Resources` has one property or method for each."""
 
-    TRAINING_PAIRS = "training_pairs"
+    TRAINING_INTERACTIONS = "training_interactions"
     INDEX = "index"
     ENCODER = "encoder"
     """The language model without its head."""
+    TITLE_STATES = "title_states_ID"
+    """The language model's hidden states of the titles. It does not run when a query comes."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
     TRAINED = "trained"
@@ -103,8 +106,12 @@ class Options:
         """The indexes that the recommender searches."""
         return ()
 
-    def check(self, dataset: "Dataset") -> None:
-        """Raise InputError if what the recommender needs is missing, or belongs to another dataset."""
+    def check(self, dataset: "Dataset", test: "Sequence[Sample]") -> None:
+        """Raise InputError if the options do not fit the dataset, or if what the recommender needs is missing.
+
+        An evaluation calls this before it begins. May log a warning about what a reader must know.
+        """
+        return
 
     def studies(self, config: Config) -> "Sequence[Study]":
         """Return what must be compared on validation samples before the recommender is tested."""

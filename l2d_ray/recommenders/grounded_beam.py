@@ -44,8 +44,8 @@ class GroundedBeam(Recommender):
         # The token that follows a title in an item's form, by default a line break, ends a title, too.
         ends = {language_model.backbone.tokenizer.eos_token_id, *encoder.prompts.item_end[:1].tolist()}
         longest = max(title.size for title in titles)
-        states = encoder.extract(Prompts.join(titles)).states.numpy()
-        return cls(encoder, BeamSearch(language_model, BEAMS, longest, sorted(ends), batch_size), states)
+        search = BeamSearch(language_model, BEAMS, longest, sorted(ends), batch_size)
+        return cls(encoder, search, encoder.title_states(num_items))
 
     def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
         """Return the permitted items whose titles are nearest; none if the model writes no token at all."""

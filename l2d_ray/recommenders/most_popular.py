@@ -33,6 +33,6 @@ DECLARATION = Declaration(
     form="most-popular",
     examples=("most-popular",),
     options=Options,
-    make=lambda _, resources: MostPopular.fit(resources.training_pairs.targets),
-    needs=frozenset({Need.TRAINING_PAIRS}),
+    make=lambda _, resources: MostPopular.fit(resources.training_interactions.targets),
+    needs=frozenset({Need.TRAINING_INTERACTIONS}),
 )

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 MODULES = {
     "most-popular": "l2d_ray.recommenders.most_popular",
+    "popularity-window": "l2d_ray.recommenders.popularity_window",
     "co-occurrence": "l2d_ray.recommenders.co_occurrence",
+    "transitions": "l2d_ray.recommenders.transitions",
+    "ease": "l2d_ray.recommenders.ease",
+    "title-knn": "l2d_ray.recommenders.title_knn",
     "l2d": "l2d_ray.recommenders.l2d",
+    "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
     "sasrec": "l2d_ray.recommenders.sasrec",

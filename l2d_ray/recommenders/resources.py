@@ -1,17 +1,21 @@
 """The parts that recommenders are made from."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
+from typing import Any, TypeVar
 
 from l2d_ray.config import Config
+from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.samples import TrainingPairs, training_pairs
+from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
 from l2d_ray.recommenders.contract import IndexKey, Need
 from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
+
+PartT = TypeVar("PartT")
 
 
 class Resources:
@@ -27,6 +31,7 @@ class Resources:
         self._workspace = Workspace.open(config.workspace)
         self._dataset = Dataset.open(self._workspace)
         self._indexes: dict[tuple[IndexKey, float], ShardedIndex] = {}
+        self._derived: dict[Any, Any] = {}
 
     @cached_property
     def titles(self) -> list[str]:
@@ -35,10 +40,16 @@ class Resources:
         return titles
 
     @cached_property
-    def training_pairs(self) -> TrainingPairs:
-        """The last item and the target of every training sample."""
-        self._check(Need.TRAINING_PAIRS)
-        return training_pairs(self._dataset)
+    def item_ids(self) -> list[str]:
+        """The id of each item."""
+        item_ids: list[str] = self._dataset.items()["item_id"].to_pylist()
+        return item_ids
+
+    @cached_property
+    def training_interactions(self) -> TrainingInteractions:
+        """The items of all users up to their last training targets."""
+        self._check(Need.TRAINING_INTERACTIONS)
+        return training_interactions(self._dataset)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -46,10 +57,20 @@ class Resources:
         self._check(Need.LANGUAGE_MODEL)
         return language_model(self.config)
 
-    @cached_property
+    @property
     def encoder(self) -> HistoryEncoder:
         """The encoder of histories. It shares the language model's weights where that is needed, too."""
         self._check(Need.ENCODER)
+        return self._encoder
+
+    @cached_property
+    def title_states_ID(self) -> FloatArray:
+        """The hidden state of each item's title alone, float32."""
+        self._check(Need.TITLE_STATES)
+        return self._encoder.title_states(len(self.titles))
+
+    @cached_property
+    def _encoder(self) -> HistoryEncoder:
         backbone = self.language_model.backbone if Need.LANGUAGE_MODEL in self._needs else None
         return HistoryEncoder(self.config, self.titles, backbone)
 
@@ -66,6 +87,13 @@ class Resources:
                 self.index(key).with_prior(prior) if prior else ShardedIndex.open(self._workspace, self._paths[key])
             )
         return self._indexes[key, prior]
+
+    def once(self, derive: Callable[["Resources"], PartT]) -> PartT:
+        """Return `derive(self)`, which is computed at the first call only: a part that several recommenders share."""
+        if derive not in self._derived:
+            self._derived[derive] = derive(self)
+        part: PartT = self._derived[derive]
+        return part
 
     def _check(self, need: Need) -> None:
         if need not in self._needs:

@@ -29,6 +29,7 @@ from l2d_ray.recommenders.trained import read_record
 from l2d_ray.recommenders.training import Learner, Trainer, TrainingData
 
 if TYPE_CHECKING:  # imports transformers, which takes seconds
+    from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
 
 BETAS = (0.9, 0.98)
@@ -183,7 +184,7 @@ class TrainedOptions(Options):
         """Return the whole name."""
         return cls(groups["name"])
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: Dataset, test: "Sequence[Sample]") -> None:
         """Raise InputError if it was not trained, or on another dataset."""
         read_record(dataset, self.name)
 

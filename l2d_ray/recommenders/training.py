@@ -21,11 +21,10 @@ from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.metrics import ndcg, target_ranks
 from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.samples import Sample, iter_samples
+from l2d_ray.data.samples import Sample, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import Recommender
 from l2d_ray.recommenders.trained import Epoch
-from l2d_ray.schema import Split
 
 CUTOFF = 20
 """K of the NDCG that chooses the best epoch."""
@@ -48,20 +47,17 @@ class TrainingData:
         where, num_items = dataset.workspace.path("dataset"), len(dataset.items())
         if num_items < 2:
             raise InputError(f"{where}: has {num_items} item, so that there is nothing to rank; prepare more data")
-        sequences = [np.empty(0, np.int32)]
-        for samples in iter_samples(dataset, Split.TRAIN):
-            last = np.flatnonzero(np.diff(samples.begins, append=-1))
-            bounds = zip(samples.begins[last].tolist(), (samples.stops[last] + 1).tolist(), strict=True)
-            sequences += [samples.items[start:stop] for start, stop in bounds if stop - start > 1]
-        if len(sequences) == 1:
+        found = training_interactions(dataset)
+        lengths = np.diff(found.offsets)
+        items, lengths = found.items[np.repeat(lengths > 1, lengths)], lengths[lengths > 1]
+        if not items.size:
             raise InputError(f"{where}: has 0 training samples; prepare more data")
-        items = np.concatenate(sequences)
         if not 0 <= items.min() <= items.max() < num_items:
             raise InputError(
                 f"{where}: a history has an item that is not among the {num_items} items; run jobs/prepare_data.py"
                 " again"
             )
-        return cls(items, np.cumsum([sequence.size for sequence in sequences]), num_items)
+        return cls(items, np.cumsum([0, *lengths]), num_items)
 
     @property
     def samples(self) -> int:

@@ -51,7 +51,7 @@ def evaluate(config: Config) -> None:
     dataset = Dataset.open(Workspace.open(config.workspace))
     check_data(config, dataset)
     for recommender in recommenders:
-        recommender.options.check(dataset)
+        recommender.options.check(dataset, test=[])
     if any(recommender.options.indexes for recommender in recommenders):
         plan_index(config)
     _check_model(config.model)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.samples import Sample, choose_samples, training_pairs
+from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
@@ -148,18 +148,18 @@ def plan_evaluation(config: Config) -> Plan:
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
     check_data(config, dataset)
-    for one in recommenders:
-        one.options.check(dataset)
     if any(one.options.indexes for one in recommenders):
         config = _with_snapshot(config)
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
+    for one in recommenders:
+        one.options.check(dataset, test)
     return Plan(
         config=config,
         recommenders=recommenders,
         studies={study: one.module for one in recommenders for study in one.options.studies(config)},
-        training_targets=training_pairs(dataset).targets,
+        training_targets=training_interactions(dataset).targets,
         valid=choose_samples(dataset, Split.VALID, config.evaluate.samples),
         test=test,
     )

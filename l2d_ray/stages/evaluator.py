@@ -34,9 +34,9 @@ class Evaluator:
     def ranks(self, samples: Columns) -> dict[str, NDArray[Any]]:
         """Return a row for each sample and each recommender of its run.
 
-        `samples` has the columns `run`, `sample_id`, `user_hash`, `history` and `target`. The rows have `run`,
-        `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`, `target`, `rank`, `seconds`
-        and `tokens`; the last two are means over the batch.
+        `samples` has the columns `run`, `sample_id`, `user_hash`, `history`, `target` and `timestamp` (of the target).
+        The rows have `run`, `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`,
+        `target`, `rank`, `seconds` and `tokens`; the last two are means over the batch.
         """
         parts = [
             self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
@@ -44,9 +44,8 @@ class Evaluator:
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def recommend(self, named: Sequence[NamedRecommender], histories: Sequence[NDArray[np.int32]]) -> list[Outcome]:
-        """Return what each recommender recommends after the histories; those of one class may share work."""
-        queries = [Query.after(history, max(CUTOFFS), self._exclude_seen) for history in histories]
+    def recommend(self, named: Sequence[NamedRecommender], queries: Sequence[Query]) -> list[Outcome]:
+        """Return what each recommender answers to the queries; those of one class may share work."""
         recommenders = [self._recommender(one) for one in named]
         outcomes: dict[int, Outcome] = {}
         for kind in dict.fromkeys(type(one) for one in recommenders):
@@ -56,11 +55,11 @@ class Evaluator:
 
     def _ranks_in_run(self, label: str, samples: Columns) -> dict[str, NDArray[Any]]:
         named = self._runs[label]
-        histories = [np.asarray(history, np.int32) for history in samples["history"]]
+        queries = self._queries(samples)
         if label not in self._warm:  # load models, build tries and fill caches before anything is timed
-            self.recommend(named, histories[:1])
+            self.recommend(named, queries[:1])
             self._warm.add(label)
-        outcomes, size = self.recommend(named, histories), len(histories)
+        outcomes, size = self.recommend(named, queries), len(queries)
         targets = samples["target"].astype(np.int32)
         ranks = [target_ranks([items.items_I for items in outcome.lists], targets) for outcome in outcomes]
         return {
@@ -74,6 +73,16 @@ class Evaluator:
             "seconds": np.repeat([outcome.seconds / size for outcome in outcomes], size),
             "tokens": np.repeat([outcome.tokens / size for outcome in outcomes], size),
         }
+
+    def _queries(self, samples: Columns) -> list[Query]:
+        """Return the query of each sample, at the moment of its target."""
+        columns = samples["history"], samples["timestamp"].tolist(), samples["sample_id"].tolist()
+        return [
+            Query.after(
+                np.asarray(history, np.int32), max(CUTOFFS), self._exclude_seen, timestamp=time, sample_id=sample_id
+            )
+            for history, time, sample_id in zip(*columns, strict=True)
+        ]
 
     def _recommender(self, named: NamedRecommender) -> Recommender:
         if named not in self._made:

@@ -76,13 +76,17 @@ def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
 
     The name of a unit is a digest of the dataset, the fraction and the number of units, and its place among them.
     """
-    samples = dataset.num_samples(Split.TRAIN) * config.memory.sample_fraction
-    wanted = config.memory.units or max(FEWEST_UNITS, round(samples / SAMPLES_PER_UNIT))
-    count = min(wanted, dataset.num_users)
+    count = count_units(config, dataset.num_samples(Split.TRAIN), dataset.num_users)
     origin = f"{dataset.digest} {config.memory.sample_fraction} {count}"
     label = hashlib.sha256(origin.encode()).hexdigest()[:8]
     bounds = np.linspace(0, dataset.num_users, count + 1).astype(int)
     return [Unit(f"{label}-{k:05d}", int(bounds[k]), int(bounds[k + 1])) for k in range(count)]
+
+
+def count_units(config: Config, samples: int, users: int | None = None) -> int:
+    """Return the number of units for a dataset with this many training samples; None stands for enough users."""
+    wanted = config.memory.units or max(FEWEST_UNITS, round(samples * config.memory.sample_fraction / SAMPLES_PER_UNIT))
+    return wanted if users is None else min(wanted, users)
 
 
 class UnitExtractor:

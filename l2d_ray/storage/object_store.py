@@ -88,7 +88,7 @@ class ObjectStorage:
     @cached_property
     def _client(self) -> dict[str, Any]:
         """Arguments of obstore's clients."""
-        options, endpoint = self._options, self._endpoint
+        options, endpoint = self._options, self.endpoint
         client: dict[str, Any] = {
             "client_options": {
                 "timeout": timedelta(seconds=self._number("request_timeout", REQUEST_SECONDS)),
@@ -121,7 +121,7 @@ class ObjectStorage:
 
         if region := self._options.get("region") or boto3.Session().region_name:
             return str(region)
-        if self._endpoint:
+        if self.endpoint:
             return "us-east-1"
         try:
             return str(pafs.resolve_s3_region(self._bucket_name))
@@ -228,7 +228,7 @@ class ObjectStorage:
         return int(self._number("retries", RETRIES))
 
     @property
-    def _endpoint(self) -> str | None:
+    def endpoint(self) -> str | None:
         """URL of the server, if it is not the provider's own."""
         given = self._options.get("endpoint_override")
         if given:

@@ -7,6 +7,7 @@ stdout is one JSON object: what each stage left, and its seconds.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.haproxy import free_ports
 from l2d_ray.distributed.training import driver
 from l2d_ray.distributed.training.driver import finetune
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.workspace import Workspace
 from support.autoscaling_cluster import SOON_DEAD
 from support.small_training import LEARNING, wait_for_checkpoint
 from support.small_workspace import command, config_of, environment, wait_for
@@ -61,10 +64,14 @@ class SeveralNodes:
         self.address = self._cluster.address
         self.lost = 0
 
+    def oldest_raylet(self) -> psutil.Process:
+        """Return the process that manages the oldest node."""
+        return psutil.Process(self._nodes[0].all_processes["raylet"][0].process.pid)
+
     def lose(self) -> None:
         """Kill the oldest node with its workers, and add another one."""
+        kill_with_children(self.oldest_raylet().pid)
         node = self._nodes.pop(0)
-        kill_with_children(node.all_processes["raylet"][0].process.pid)
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(num_cpus=2, wait=False))
         self.lost += 1
@@ -106,6 +113,26 @@ def memory(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     result = build_memory.build_memory(config_of(folder, **UNITS))
     kept = {name: changed for name, changed in committed(folder).items() if name in before}
     return {"before": len(before), "left": left, "reused": result.units_reused, "committed_again": kept != before}
+
+
+def zombie(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
+    """Build the memory at the URI in WORKSPACE; lose a node whose worker goes on, while another repeats its unit."""
+    config = config_of(folder, **UNITS | {"memory.units": 12, "workspace": os.environ["WORKSPACE"]})
+    results: list[build_memory.BuildResult] = []
+    thread = threading.Thread(target=lambda: results.append(build_memory.build_memory(config)))
+    thread.start()
+    store = MemoryStore(Workspace.open(os.environ["UNDISTURBED"]))
+    wait_for(lambda: len(store.units()) >= 2)
+    raylet = nodes.oldest_raylet()
+    workers = [worker for worker in raylet.children(recursive=True) if "UnitActor" in " ".join(worker.cmdline())]
+    raylet.kill()
+    left = 12 - len(store.units())
+    _, alive = psutil.wait_procs(workers, timeout=1)
+    zombies = sum(worker.status() != psutil.STATUS_ZOMBIE for worker in alive)
+    psutil.wait_procs(workers, timeout=60)
+    nodes.lose()
+    thread.join()
+    return {"left": left, "zombies": zombies, "rows": results[0].rows}
 
 
 def committed(folder: Path) -> dict[str, int]:
@@ -195,6 +222,7 @@ def serving(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
 STAGES = {
     "head": head,
     "memory": memory,
+    "zombie": zombie,
     "index": index,
     "evaluation": evaluation,
     "training": training,

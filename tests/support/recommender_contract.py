@@ -16,7 +16,10 @@ HISTORIES = [np.array(history, np.int32) for history in ([3], [4, 4, 4], [*range
 
 def queries(k: int, exclude_seen: bool = True, deny: Sequence[int] = (), allow: Sequence[int] | None = None) -> list:
     allowed = None if allow is None else np.array(allow, np.int64)
-    return [Query.after(history, k, exclude_seen, deny, allow=allowed) for history in HISTORIES]
+    return [
+        Query.after(history, k, exclude_seen, deny, allow=allowed, sample_id=sample)
+        for sample, history in enumerate(HISTORIES)
+    ]
 
 
 def assert_alike(found: ScoredItems, expected: ScoredItems, rtol: float = 2e-3) -> None:
@@ -86,7 +89,7 @@ class RecommenderContract:
             assert_alike(found, expected)
 
     def test_a_history_may_hold_titles_that_the_catalogue_does_not_know(self, recommender: Recommender) -> None:
-        (found,) = recommender.recommend([Query.after([3, "A title that nobody knows"], 5)])
+        (found,) = recommender.recommend([Query.after([3, "A title that nobody knows"], 5, sample_id=0)])
         assert 0 < len(found) <= 5
         assert 3 not in found.items_I
 

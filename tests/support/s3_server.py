@@ -1,6 +1,5 @@
 """A real S3 server on this machine (SeaweedFS), and a proxy that counts requests to it and makes some of them fail."""
 
-import http.client
 import json
 import os
 import random
@@ -12,20 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
 
 import obstore
 from obstore.store import S3Store
+
+from l2d_ray.bench.counting_proxy import Handler, Request, Response, counting_proxy
 
 BUCKET = "bucket"
 KEY, SECRET = "tester", "secret-of-the-tester"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 """Environment variables of the clients."""
 STARTS_WITHIN = 60.0
-HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"
 
 
 @dataclass
@@ -134,8 +132,8 @@ class Faults:
     """Share of requests that are passed on, but whose response the client does not get."""
     unconditional: bool = False
     """Whether the server ignores the condition of a PUT."""
-    requests: list[str] = field(default_factory=list)
-    """Method and path of every request so far."""
+    requests: list[Request] = field(default_factory=list)
+    """Every request so far."""
     seed: int = 0
 
 
@@ -144,63 +142,20 @@ def faulty_proxy(server: S3Server, faults: Faults) -> Iterator[int]:
     """Run a proxy before the server while the block runs, and yield its port."""
     dice, lock = random.Random(faults.seed), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _pass(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    class Faulty(Handler):
+        def answer(self, body: bytes) -> Response | None:
             with lock:
-                faults.requests.append(f"{self.command} {unquote(self.path)}")
                 luck = dice.random()
             if faults.unconditional and "If-None-Match" in self.headers:
-                self._reply(200, {"ETag": '"written"'}, b"")
-                return
+                return Response(200, {"ETag": '"written"'}, b"")
             if luck < faults.refused:
-                self._reply(503, {}, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>")
-                return
-            upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-            try:
-                upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in self.headers.items():
-                    upstream.putheader(name, value)
-                upstream.endheaders(body)
-                response = upstream.getresponse()
-                content = response.read()
-            except OSError:
-                self.close_connection = True
-                return
-            finally:
-                upstream.close()
-            if luck < faults.refused + faults.lost:
-                self.close_connection = True
-                return
-            headers = {name: value for name, value in response.getheaders() if name.lower() not in HOP}
-            length = response.getheader("Content-Length") if self.command == "HEAD" else None
-            self._reply(response.status, headers, content, length)
+                return Response(503, {}, SLOW_DOWN)
+            response = self.forward(body)
+            return None if luck < faults.refused + faults.lost else response
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
-
-        def _reply(self, status: int, headers: dict[str, str], content: bytes, length: str | None = None) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", length or str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: Any) -> None:
-            """Be quiet."""
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *arguments: Any) -> None:
-            """Be quiet when a client leaves."""
-
-    with Server(("127.0.0.1", 0), Handler) as proxy:
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        yield int(proxy.server_address[1])
-        proxy.shutdown()
+    with counting_proxy("127.0.0.1", server.port, Faulty) as (port, requests):
+        faults.requests = requests
+        yield port
 
 
 def free_port() -> int:
