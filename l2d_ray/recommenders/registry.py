@@ -24,6 +24,9 @@ MODULES = {
     "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
+    "sasrec": "l2d_ray.recommenders.sasrec",
+    "esasrec": "l2d_ray.recommenders.esasrec",
+    "gru4rec": "l2d_ray.recommenders.gru4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 
