@@ -19,6 +19,7 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.rounds import in_rounds
+from l2d_ray.distributed.screen import say
 from l2d_ray.distributed.workers import actor_pool, check_room, worker_options
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
@@ -73,6 +74,7 @@ def build_memory(config: Config) -> BuildResult:
     missing = [unit for unit in units if unit.name not in known]
     if missing:
         check_room(config)  # before anything is written
+    say(f"model: {config.model.name}, adapter: {config.model.adapter or 'none'}")
     record_memory(config, identity.dtype)
     built = list(_progress(_build(config, identity, missing), len(missing)))
     records = [*(known[unit.name] for unit in units if unit.name in known), *built]

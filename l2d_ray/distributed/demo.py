@@ -93,7 +93,7 @@ def demo(config: Config) -> DemoResult:
         tuned = finetune(config)
         losses = f"{tuned.train_loss:.2f} per token, {tuned.valid_loss:.2f} on validation data"
         say(f"{tuned.samples:,} samples: loss {losses}")
-        stage(7, "evaluate: the share of users whose next item is among the first 20, 50 and 100")
+        stage(7, "evaluate: for how many percent of users the next item is among the first 20, 50 and 100")
         evaluation = evaluate(config)
     return DemoResult(
         history=history,

@@ -32,6 +32,7 @@ from l2d_ray.data.splits import SHARES, Cut, by_time, find_cut, histogram, leave
 from l2d_ray.distributed.blocks import Blocks
 from l2d_ray.distributed.job import root_error
 from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.screen import say
 from l2d_ray.errors import InputError
 from l2d_ray.schema import HISTORIES, ITEMS
 from l2d_ray.workspace import Workspace
@@ -82,9 +83,21 @@ def prepare(config: Config) -> PrepareResult:
     except RayError as error:
         raise root_error(error) from None
     about = {"data": config.data.model_dump(mode="json"), **_counts(items, parts), "dropped": dropped}
-    write_manifest(workspace, items, parts, about)
+    manifest = write_manifest(workspace, items, parts, about)
+    _warn_if_few_are_kept(manifest["interactions"], dropped)
     seconds = round(time.monotonic() - started, 3)
     return PrepareResult(**_counts(items, parts), dropped=dropped, seconds=seconds, dataset=workspace.path("dataset"))
+
+
+def _warn_if_few_are_kept(kept: int, dropped: dict[str, int]) -> None:
+    """Tell the user if filters dropped most interactions. Those that `data.max_users` left out do not count."""
+    filtered = {reason: count for reason, count in dropped.items() if reason != "max_users"}
+    if sum(filtered.values()) > kept:
+        reasons = ", ".join(f"{count:,} by {reason}" for reason, count in filtered.items())
+        say(
+            f"kept {kept:,} of {kept + sum(filtered.values()):,} interactions; dropped {reasons}; data.min_interactions"
+            " and data.max_title_words decide how many"
+        )
 
 
 def _histories(config: Config, catalogue: Catalogue) -> tuple[Blocks, dict[str, int]]:

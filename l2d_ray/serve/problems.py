@@ -58,6 +58,14 @@ def invalid(location: tuple[str | int, ...], message: str) -> RequestValidationE
     return RequestValidationError([{"loc": location, "msg": message}])
 
 
+def _described(error: dict[str, Any]) -> dict[str, str]:
+    """Return the field and the message of an error of pydantic."""
+    if error.get("type") == "json_invalid":
+        return {"field": "body", "message": "not JSON"}
+    field = ".".join(str(part) for part in error["loc"])[:MAX_FIELD_CHARS]
+    return {"field": field, "message": "unknown field" if error.get("type") == "extra_forbidden" else error["msg"]}
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every exception with a Problem.
 
@@ -66,10 +74,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def refuse_fields(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            {"field": ".".join(str(part) for part in one["loc"])[:MAX_FIELD_CHARS], "message": one["msg"]}
-            for one in error.errors()[:MAX_ERRORS]
-        ]
+        # A misspelled field comes first: it explains why another one is missing.
+        found = sorted(error.errors(), key=lambda one: one.get("type") != "extra_forbidden")
+        errors = [_described(one) for one in found[:MAX_ERRORS]]
         return problem(request, 422, f"{errors[0]['field']}: {errors[0]['message']}", errors)
 
     @app.exception_handler(HTTPException)

@@ -147,14 +147,17 @@ class ItemsResponse(BaseModel):
     """Version of the release that answered."""
 
 
+_UNKNOWN = "unknown items: 9999; add unknown_items=skip to leave such items out, or give their titles"
+
+
 class Problem(BaseModel):
     """An error: what is wrong, in words. `errors` names the invalid fields of a request."""
 
     model_config = _with_examples(
         {
-            "detail": "body.history: unknown items: 9999",
+            "detail": f"body.history: {_UNKNOWN}",
             "request_id": "0d6f1c3e5a7b4920",
-            "errors": [{"field": "body.history", "message": "unknown items: 9999"}],
+            "errors": [{"field": "body.history", "message": _UNKNOWN}],
         }
     )
 

@@ -29,7 +29,11 @@ def query_of(
     catalogue, at_history = release.catalogue, (*location, "history")
     unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
     if unknown and request.unknown_items == "refuse":
-        raise invalid(at_history, f"unknown items: {', '.join(item[:100] for item in unknown[:10])}")
+        raise invalid(
+            at_history,
+            f"unknown items: {', '.join(item[:100] for item in unknown[:10])}; add unknown_items=skip to leave such"
+            " items out, or give their titles",
+        )
     history = [catalogue.index(item) if isinstance(item, str) else item.title for item in request.history]
     known = [item for item in history if item is not None]
     if not known:
