@@ -24,6 +24,7 @@ MODULES = {
     "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
+    "bigrec": "l2d_ray.recommenders.bigrec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 
