@@ -1,16 +1,23 @@
-"""Recommenders that write text, with writers of known results: nothing here runs a model."""
+"""Recommenders that write text, against their formulas: with known texts, or with those of a tiny model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from support.small_workspace import ITEM_COUNT, config_of, write_dataset
 
 from l2d_ray.config import Config
-from l2d_ray.core.query import Query
+from l2d_ray.core.query import History, Query
 from l2d_ray.recommenders.bigrec import popularity_weights
+from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, TitleTrie
+from l2d_ray.recommenders.contract import Need
+from l2d_ray.recommenders.d3 import D3, AssistedSearch, TitlePaths
 from l2d_ray.recommenders.grounded_beam import GroundedBeam, _scaled
 from l2d_ray.recommenders.registry import find
+from l2d_ray.recommenders.resources import Resources
+from l2d_ray.recommenders.transitions import Transitions
 
 
 class KnownWriter:
@@ -22,6 +29,23 @@ class KnownWriter:
     def write(self, queries: Sequence[Query]) -> tuple[list[Any], int]:
         self.calls += 1
         return [self.written] * len(queries), 7 * len(queries)
+
+
+class Certain:
+    """An assistant that is sure of one item."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def probabilities(self, history: History) -> NDArray[np.float64]:
+        return np.eye(ITEM_COUNT)[self.item]
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Resources:
+    folder = tmp_path_factory.mktemp("workspace")
+    write_dataset(folder, users=40)
+    return Resources(config_of(folder), set(Need), {})
 
 
 def test_distances_are_scaled_to_0_and_1() -> None:
@@ -60,7 +84,45 @@ def test_a_model_that_writes_nothing_recommends_nothing() -> None:
     assert len(found) == 0
 
 
-@pytest.mark.parametrize(("name", "tuned", "stated"), [("bigrec", "gamma", 0.5)])
+def test_a_guide_adds_the_probability_of_its_items_to_each_title() -> None:
+    """Also to titles that are the same, and to a title with which another begins."""
+    titles = [np.array(title, np.int32) for title in ([1, 2], [1, 2], [1, 3, 4], [1, 2, 9], [7])]
+    probabilities = np.array([0.1, 0.2, 0.3, 0.35, 0.05])
+    trie = TitleTrie.of(titles)
+    guide = TitlePaths.of(trie, titles).guide(probabilities)
+    for item, title in enumerate(titles):
+        path = trie.grow(title.tolist())
+        added = guide.steps_N[path].sum() + guide.ends_N[path[-1]]
+        assert added == pytest.approx(np.log(probabilities[trie.items[path[-1]]].sum()))
+        assert probabilities[item] > 0
+    assert guide.steps_N[0] == 0
+
+
+def test_d3_scores_by_the_probability_of_the_title_and_by_that_of_the_item(resources: Resources) -> None:
+    """With as many beams as titles, it is what the paper's search finds at every alpha."""
+    beam = ConstrainedBeam.over(resources.language_model, resources.encoder, ITEM_COUNT, ITEM_COUNT, batch_size=2)
+    assistant = Transitions.fit(resources.training_interactions, ITEM_COUNT)
+    search, queries = AssistedSearch.over(beam, assistant), [Query([3], ITEM_COUNT), Query([4, 9], 7, np.array([5, 8]))]
+    titles = beam.recommend([Query(query.history, ITEM_COUNT) for query in queries])
+    for alpha in (0.0, 0.25, 1.0):
+        for query, title, found in zip(queries, titles, D3(search, alpha).recommend(queries), strict=True):
+            expected = np.empty(ITEM_COUNT)
+            expected[title.items_I] = alpha * title.scores_I
+            expected += (1 - alpha) * np.log(assistant.probabilities(query.history))
+            np.testing.assert_allclose(found.scores_I, expected[found.items_I], rtol=1e-4)
+            expected[query.exclude] = -np.inf
+            assert found.items_I.tolist() == np.argsort(-expected, kind="stable")[: query.k].tolist()
+
+
+def test_the_assistant_of_d3_leads_the_beams(resources: Resources) -> None:
+    """Two beams find the title that the assistant deems certain, whatever the language model says."""
+    beam = ConstrainedBeam.over(resources.language_model, resources.encoder, ITEM_COUNT, 2, batch_size=2)
+    for item in range(ITEM_COUNT):
+        (found,) = D3(AssistedSearch.over(beam, Certain(item)), 1.0).recommend([Query([3], 2)])
+        assert item in found.items_I
+
+
+@pytest.mark.parametrize(("name", "tuned", "stated"), [("bigrec", "gamma", 0.5), ("d3", "alpha", 0.0)])
 def test_a_name_without_a_number_leaves_it_to_validation(name: str, tuned: str, stated: float) -> None:
     options = find(name, Config(), "name").options
     (study,) = options.studies(Config())

@@ -23,6 +23,7 @@ MODULES = {
     "l2d": "l2d_ray.recommenders.l2d",
     "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
+    "d3": "l2d_ray.recommenders.d3",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
     "bigrec": "l2d_ray.recommenders.bigrec",
 }
