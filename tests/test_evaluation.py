@@ -109,6 +109,19 @@ def test_recommenders_that_write_text_are_validated_on_few_samples(
     assert validation_runs(replace(plan, valid=[])) == []
 
 
+def test_values_of_a_study_share_the_text(tmp_path: Path) -> None:
+    write_dataset(tmp_path, users=20)
+    names = '["d3","bigrec","grounded-beam","most-popular"]'
+    plan = plan_evaluation(config_of(tmp_path, **{"evaluate.recommenders": names, "evaluate.generation_samples": 3}))
+    found = evaluate(plan, {})
+    trials = [trial.row for trial in found.validation.trials]
+    assert [row.recommender for row in trials] == [study.recommender for study in plan.studies for _ in study.trials]
+    assert len({(row.recommender, row.tokens_per_user) for row in trials}) == len(plan.studies) == 2
+    assert {row.metrics.users for row in [*trials, *found.results[:3]]} == {3}
+    d3, bigrec, grounded, _ = found.results
+    assert bigrec.tokens_per_user == grounded.tokens_per_user < d3.tokens_per_user
+
+
 def test_l2d_needs_no_head_and_text_does(tmp_path: Path) -> None:
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     model.model.save_pretrained(tmp_path / "headless")

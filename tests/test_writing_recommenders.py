@@ -14,6 +14,7 @@ from l2d_ray.recommenders.bigrec import popularity_weights
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, TitleTrie
 from l2d_ray.recommenders.contract import Need
 from l2d_ray.recommenders.d3 import D3, AssistedSearch, TitlePaths
+from l2d_ray.recommenders.gpt4rec import Gpt4Rec, TitleIndex, in_turns
 from l2d_ray.recommenders.grounded_beam import GroundedBeam, _scaled
 from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.resources import Resources
@@ -120,6 +121,39 @@ def test_the_assistant_of_d3_leads_the_beams(resources: Resources) -> None:
     for item in range(ITEM_COUNT):
         (found,) = D3(AssistedSearch.over(beam, Certain(item)), 1.0).recommend([Query([3], 2)])
         assert item in found.items_I
+
+
+def test_rankings_take_turns_and_give_no_item_twice() -> None:
+    rankings = [np.array(ranking) for ranking in ([1, 2, 3, 4], [2, 1, 7], [], [2, 3, 8])]
+    assert list(in_turns(rankings)) == [1, 2, 3, 4, 7, 8]
+    assert list(in_turns([])) == []
+
+
+def test_bm25_finds_titles_by_rare_words_and_short_ones() -> None:
+    index = TitleIndex.of(["Toy Story", "Toy Story 3", "The Story of Us", "...", "Rocky V"])
+    assert index.ranking("toy STORY 3 nobody").tolist() == [1, 0, 2]
+    assert index.ranking("story").tolist() == [0, 1, 2]  # shorter titles first
+    assert index.ranking("v.").tolist() == [4]
+    assert index.ranking("nobody").tolist() == index.ranking("?").tolist() == index.ranking("").tolist() == []
+    assert TitleIndex.of(["...", ""]).ranking("toy").tolist() == []
+
+
+def test_gpt4rec_gives_every_query_its_share_of_each_list() -> None:
+    index = TitleIndex.of(["a one", "a two two", "a three three three", "b one", "b two two", "c"])
+    recommender = Gpt4Rec(KnownWriter(["a", "b", "x"]), index)
+    for k, items in ((2, [0, 3]), (4, [0, 3, 1, 4]), (6, [0, 3, 1, 4, 2])):
+        (found,) = recommender.recommend([Query([9], k)])
+        assert found.items_I.tolist() == items
+        np.testing.assert_allclose(found.scores_I, 1 / np.arange(1, len(items) + 1))
+    (found,) = recommender.recommend([Query([9], 2, np.array([3]), allow=np.array([1, 3, 4, 5]))])
+    assert (found.items_I.tolist(), found.scores_I.tolist()) == ([1, 4], [1 / 3, 1 / 4])
+
+
+def test_gpt4rec_searches_for_what_the_model_writes(resources: Resources) -> None:
+    texts, tokens = find("gpt4rec-5", Config(), "name").make(resources).writer.write([Query([3]), Query([4, 9])])
+    assert [len(of_query) for of_query in texts] == [5, 5]
+    assert not any("\n" in text or "<s>" in text for of_query in texts for text in of_query)
+    assert tokens > 0
 
 
 @pytest.mark.parametrize(("name", "tuned", "stated"), [("bigrec", "gamma", 0.5), ("d3", "alpha", 0.0)])

@@ -200,7 +200,7 @@ class _AlongTrie:
             dead = self._dead[prompt]
             steps = {token: child for token, child in self._trie.children[node].items() if child not in dead}
             rows += [row] * len(steps)
-            tokens += steps
+            tokens += list(steps)
             stops = [node] if self._trie.items[node] and node not in dead else []
             ends += [row] * len(stops)
             if self._guides:

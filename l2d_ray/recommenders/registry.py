@@ -26,6 +26,7 @@ MODULES = {
     "d3": "l2d_ray.recommenders.d3",
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
     "bigrec": "l2d_ray.recommenders.bigrec",
+    "gpt4rec": "l2d_ray.recommenders.gpt4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 
