@@ -18,6 +18,7 @@ WRITERS = {
     "dataset": "jobs/prepare_data.py",
     "memory": "jobs/build_memory.py",
     "index": "jobs/build_index.py",
+    "recommenders": "jobs/train.py",
     "reports": "jobs/evaluate.py",
     "export": "jobs/export_samples.py",
 }

@@ -49,7 +49,7 @@ def found(folder: Path) -> dict[str, Any]:
     assert json.loads(first.stdout.readline()) == {"ended": None}
     kill_with_children(first.pid)
     first.wait()
-    stages = [stage for stage in STAGES if stage != "head"]
+    stages = [stage for stage in STAGES if stage not in ("head", "zombie")]
     process = subprocess.run(
         [*SCRIPT, str(folder), *stages],
         env=environ,

@@ -32,6 +32,7 @@ from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration
 from l2d_ray.recommenders.resources import Resources
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
+from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
 
 NAMES = [name for module in MODULES.values() for name in declaration(module).examples]
@@ -66,6 +67,8 @@ class World:
         """Make it from what its module says that it needs, and nothing else."""
         if name not in self._made:
             named = self.named(name)
+            if named.declaration.trainer:
+                train(plan_training(self.config.replace({"recommender": name, "train.epochs": 2})))
             self._made[name] = named.make(Resources(self.config, named.declaration.needs, self.indexes))
         return self._made[name]
 

@@ -1,6 +1,10 @@
 """Jobs on a workspace in a real S3 server, while requests fail, two of them build at once and the server restarts."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 from support.s3_server import Faults, S3Server, faulty_proxy
 from support.small_training import LEARNING
-from support.small_workspace import config_of, states_of, wait_for
+from support.small_workspace import config_of, environment, states_of, wait_for
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.build_index import build_index
@@ -117,6 +121,26 @@ def test_two_builders_at_once_lose_and_double_nothing_while_requests_fail(
     assert {result.snapshot for result in results} == {1}
     proxied[0].refused = proxied[0].lost = 0.0
     build_memory(config_at(remote, dataset))  # cleans up after both
+    assert_same_memory(remote, built)
+
+
+@pytest.mark.long
+def test_a_worker_that_outlives_its_node_loses_and_doubles_nothing(
+    dataset: Path, remote: str, built: Path, s3: S3Server, proxied: tuple[Faults, int]
+) -> None:
+    """Ray takes the worker for dead and repeats its unit elsewhere, while it still writes to a slow server."""
+    proxied[0].refused = 0.5
+    script = [sys.executable, str(Path(__file__).parent / "support/losing_nodes.py"), str(dataset), "zombie"]
+    environ = environment() | {"WORKSPACE": remote, "UNDISTURBED": remote.replace(f":{proxied[1]}", f":{s3.port}")}
+    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environ.get("PYTHONPATH", "")])
+    process = subprocess.run(script, env=environ, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])["zombie"]
+    assert result["left"] > 0
+    assert result["zombies"] > 0
+    assert result["rows"] == 36 * 9
+    proxied[0].refused = 0.0
+    build_memory(config_at(remote, dataset))  # cleans up
     assert_same_memory(remote, built)
 
 

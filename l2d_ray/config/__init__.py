@@ -11,6 +11,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Section
 from l2d_ray.config.serving import ServeConfig
+from l2d_ray.config.training import TrainConfig, TuneConfig
 from l2d_ray.config.tree import Config, flatten
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "RecommendConfig",
     "Section",
     "ServeConfig",
+    "TrainConfig",
+    "TuneConfig",
     "WorkersConfig",
     "flatten",
 ]

@@ -13,6 +13,7 @@ from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
 from l2d_ray.config.serving import ServeConfig
+from l2d_ray.config.training import TrainConfig, TuneConfig
 
 
 class Config(BaseSettings):
@@ -23,6 +24,9 @@ class Config(BaseSettings):
     workspace: Folder = Field("workspace", validate_default=True)
     """Folder or URI for everything the stages leave behind. A URI is s3://bucket/folder or gs://bucket/folder. Options
     follow a question mark: region, endpoint_override, scheme, anonymous, connect_timeout, request_timeout, retries."""
+    recommender: str = "sasrec"
+    """Recommender that jobs/train.py trains: sasrec, esasrec or gru4rec. `sasrec-NAME` is another one of the kind, to
+    keep next to it. jobs/evaluate.py takes the same names."""
     data: DataConfig = DataConfig()
     history: HistoryConfig = HistoryConfig()
     prompt: PromptConfig = PromptConfig()
@@ -31,6 +35,8 @@ class Config(BaseSettings):
     memory: MemoryConfig = MemoryConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
+    train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     workers: WorkersConfig = WorkersConfig()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to c
     from l2d_ray.data.dataset import Dataset
     from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
+    from l2d_ray.recommenders.training import Trainer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Need(Enum):
     """The language model's hidden states of the titles. It does not run when a query comes."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
+    TRAINED = "trained"
+    """The weights that jobs/train.py left."""
 
 
 class IndexKey(NamedTuple):
@@ -104,9 +107,9 @@ class Options:
         return ()
 
     def check(self, dataset: "Dataset", test: "Sequence[Sample]") -> None:
-        """Raise InputError if the options do not fit the dataset; log a warning about what a reader must know.
+        """Raise InputError if the options do not fit the dataset, or if what the recommender needs is missing.
 
-        An evaluation calls this before it begins.
+        An evaluation calls this before it begins. May log a warning about what a reader must know.
         """
         return
 
@@ -175,3 +178,5 @@ class Declaration(Generic[OptionsT]):
     needs: frozenset[Need]
     writes_text: bool = False
     """Whether it generates text, which takes seconds per query."""
+    trainer: "Trainer | None" = None
+    """Its part in jobs/train.py; None if it needs no training."""

@@ -27,6 +27,9 @@ MODULES = {
     "grounded-beam": "l2d_ray.recommenders.grounded_beam",
     "bigrec": "l2d_ray.recommenders.bigrec",
     "gpt4rec": "l2d_ray.recommenders.gpt4rec",
+    "sasrec": "l2d_ray.recommenders.sasrec",
+    "esasrec": "l2d_ray.recommenders.esasrec",
+    "gru4rec": "l2d_ray.recommenders.gru4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 

@@ -12,6 +12,7 @@ from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
 from l2d_ray.recommenders.contract import IndexKey, Need
+from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
 
 PartT = TypeVar("PartT")
@@ -72,6 +73,11 @@ class Resources:
     def _encoder(self) -> HistoryEncoder:
         backbone = self.language_model.backbone if Need.LANGUAGE_MODEL in self._needs else None
         return HistoryEncoder(self.config, self.titles, backbone)
+
+    def trained(self, name: str) -> Trained:
+        """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` does."""
+        self._check(Need.TRAINED)
+        return Trained.load(self._dataset, name)
 
     def index(self, key: IndexKey, prior: float = 0.0) -> ShardedIndex:
         """Return an index whose L2D-G has this prior."""

@@ -57,6 +57,20 @@ def evaluate(config: Config) -> None:
     _check_model(config.model)
 
 
+def train(config: Config) -> None:
+    """Check that there is a dataset, that the recommender can be trained, and that its folder is free."""
+    from l2d_ray.stages.training import plan_training
+
+    plan_training(config).finished()
+
+
+def tune(config: Config) -> None:
+    """Check that there is a dataset, and that the recommender can be trained."""
+    from l2d_ray.stages.training import plan_training
+
+    plan_training(config)
+
+
 def check_training(config: Config) -> None:
     """Raise InputError for settings of a training that cannot work together."""
     finetuning, gpu = config.finetune, config.device == "cuda"

@@ -139,8 +139,9 @@ class Report:
 def plan_evaluation(config: Config) -> Plan:
     """Plan the evaluation of `evaluate.recommenders`, with the settings that the workspace records.
 
-    Raises InputError for an unknown recommender, if there is no dataset or no test sample, if a given setting
-    contradicts the record, or if an index is needed and the memory does not belong to the dataset and the model.
+    Raises InputError for an unknown recommender or one that was not trained, if there is no dataset or no test sample,
+    if a given setting contradicts the record, or if an index is needed and the memory does not belong to the dataset
+    and the model.
     """
     config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)

@@ -7,12 +7,14 @@ stdout is one JSON object: what each stage left, and its seconds.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,17 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
-from l2d_ray.distributed import build_index, build_memory, evaluate
+from l2d_ray.config import Config
+from l2d_ray.distributed import build_index as index_job
+from l2d_ray.distributed import evaluate as evaluate_job
+from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.serving.endpoint import endpoint
 from l2d_ray.distributed.serving.haproxy import free_ports
 from l2d_ray.distributed.training import driver
 from l2d_ray.distributed.training.driver import finetune
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.workspace import Workspace
 from support.autoscaling_cluster import SOON_DEAD
 from support.small_training import LEARNING, wait_for_checkpoint
 from support.small_workspace import command, config_of, environment, wait_for
@@ -59,12 +66,17 @@ class SeveralNodes:
         self._nodes = [self._cluster.add_node(num_cpus=2, wait=False) for _ in range(2)]
         self._cluster.wait_for_nodes()
         self.address = self._cluster.address
-        self.lost = 0
+        self.lost, self.lost_at = 0, 0
+
+    def oldest_raylet(self) -> psutil.Process:
+        """Return the process that manages the oldest node."""
+        return psutil.Process(self._nodes[0].all_processes["raylet"][0].process.pid)
 
     def lose(self) -> None:
-        """Kill the oldest node with its workers, and add another one."""
+        """Kill the oldest node with its workers, and add another one. Works in the main thread only."""
+        kill_with_children(self.oldest_raylet().pid)
+        self.lost_at = time.time_ns()
         node = self._nodes.pop(0)
-        kill_with_children(node.all_processes["raylet"][0].process.pid)
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._cluster.add_node(num_cpus=2, wait=False))
         self.lost += 1
@@ -90,22 +102,43 @@ def head(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     return {}
 
 
+@contextmanager
+def running(stage: Callable[[Config], Any], config: Config) -> Iterator[tuple[threading.Thread, list[Any]]]:
+    """Run a stage in another thread while the block runs, and wait for its end; yield the list that gets its result."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(stage(config)))
+    thread.start()
+    yield thread, results
+    thread.join()
+
+
 def memory(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
-    """Build the memory, and lose a node once the first records have arrived."""
-    before, run, left = committed(folder), build_memory._run, 0
+    """Build the memory, and lose a node once two more units are committed."""
+    before = committed(folder)
+    with running(build_memory, config_of(folder, **UNITS)) as (thread, results):
+        wait_for(lambda: len(committed(folder)) >= len(before) + 2 or not thread.is_alive())
+        nodes.lose()
+    after = committed(folder)
+    left = sum(changed > nodes.lost_at for changed in after.values())
+    changed = {name: after[name] for name in before} != before
+    return {"before": len(before), "left": left, "reused": results[0].units_reused, "committed_again": changed}
 
-    def disturbed(*arguments: Any) -> Iterator[Any]:
-        nonlocal left
-        for number, record in enumerate(run(*arguments)):
-            yield record
-            if number == 1 and not nodes.lost:
-                nodes.lose()
-                left = UNITS["memory.units"] - len(committed(folder))
 
-    build_memory._run = disturbed
-    result = build_memory.build_memory(config_of(folder, **UNITS))
-    kept = {name: changed for name, changed in committed(folder).items() if name in before}
-    return {"before": len(before), "left": left, "reused": result.units_reused, "committed_again": kept != before}
+def zombie(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
+    """Build the memory at the URI in WORKSPACE; lose a node whose worker goes on, while another repeats its unit."""
+    config = config_of(folder, **UNITS | {"memory.units": 12, "workspace": os.environ["WORKSPACE"]})
+    store = MemoryStore(Workspace.open(os.environ["UNDISTURBED"]))
+    with running(build_memory, config) as (thread, results):
+        wait_for(lambda: len(store.units()) >= 2 or not thread.is_alive())
+        raylet = nodes.oldest_raylet()
+        workers = [worker for worker in raylet.children(recursive=True) if "UnitActor" in " ".join(worker.cmdline())]
+        raylet.kill()
+        left = 12 - len(store.units())
+        _, alive = psutil.wait_procs(workers, timeout=1)
+        zombies = sum(worker.status() != psutil.STATUS_ZOMBIE for worker in alive)
+        psutil.wait_procs(workers, timeout=60)
+        nodes.lose()
+    return {"left": left, "zombies": zombies, "rows": results[0].rows}
 
 
 def committed(folder: Path) -> dict[str, int]:
@@ -115,42 +148,48 @@ def committed(folder: Path) -> dict[str, int]:
 
 def index(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     """Build the index; lose a node with a task that builds a shard, and one with shards that are tuned."""
-    build_shard, drive = build_index.build_shard, build_index.drive
+    build_shard, drive = index_job.build_shard, index_job.drive
+    sent: list[Any] = []
+    tuning, lost = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
         time.sleep(4)
         return build_shard(*arguments)
 
     def disturbed(steps: Any, send: Callable[[Any], Any]) -> Any:
-        sent: list[Any] = []
-
         def send_and_lose(request: Any) -> Any:
             sent.append(request)
             if len(sent) == 2:
-                nodes.lose()
+                tuning.set()
+                lost.wait()
             return send(request)
 
         return drive(steps, send_and_lose)
 
-    build_index.build_shard, build_index.drive = slow, disturbed
-    threading.Timer(2, nodes.lose).start()
-    result = build_index.build_index(config_of(folder, **FACTORY))
-    build_index.build_shard, build_index.drive = build_shard, drive
-    return {"manifest": result.index, "rows": result.rows}
+    index_job.build_shard, index_job.drive = slow, disturbed
+    with running(index_job.build_index, config_of(folder, **FACTORY)) as (thread, results):
+        wait_for(lambda: any(folder.glob("index/*/*/fitted.json")) or not thread.is_alive())
+        time.sleep(2)
+        nodes.lose()
+        wait_for(lambda: tuning.is_set() or not thread.is_alive())
+        nodes.lose()
+        lost.set()
+    index_job.build_shard, index_job.drive = build_shard, drive
+    return {"manifest": results[0].index, "rows": results[0].rows}
 
 
 def evaluation(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     """Evaluate, and lose a node once the first ranks have arrived."""
-    progress = evaluate.Progress
+    progress, before = evaluate_job.Progress, nodes.lost
 
     class Losing(progress):  # type: ignore[misc, valid-type]
         def advance(self, *arguments: Any, **named: Any) -> None:
-            if not self.done:
+            if nodes.lost == before:
                 nodes.lose()
             super().advance(*arguments, **named)
 
-    evaluate.Progress = Losing
-    evaluate.evaluate(config_of(folder, **EVALUATION))
+    evaluate_job.Progress = Losing
+    evaluate_job.evaluate(config_of(folder, **EVALUATION))
     return {}
 
 
@@ -163,13 +202,10 @@ def training(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
     shutil.copytree(folder / "dataset", other / "dataset")
     driver.MAX_BLOCKS = 8
     settings = TRAINING | {"model.name": folder / "model"}
-    finetune(config_of(other, **settings, **{"finetune.name": "one", "workers.max": 1}))
-    two = config_of(other, **settings, **{"finetune.name": "two", "finetune.zero_stage": 2})
-    thread = threading.Thread(target=lambda: finetune(two))
-    thread.start()
-    wait_for_checkpoint(other)
-    nodes.lose()
-    thread.join()
+    finetune(config_of(other, **settings | {"finetune.name": "one", "workers.max": 1}))
+    with running(finetune, config_of(other, **settings | {"finetune.name": "two", "finetune.zero_stage": 2})):
+        wait_for_checkpoint(other)
+        nodes.lose()
     return {}
 
 
@@ -195,6 +231,7 @@ def serving(folder: Path, nodes: SeveralNodes) -> dict[str, Any]:
 STAGES = {
     "head": head,
     "memory": memory,
+    "zombie": zombie,
     "index": index,
     "evaluation": evaluation,
     "training": training,

@@ -1,0 +1,159 @@
+"""Recommenders that are trained: their data, the interface of a learner, and the epochs of a training.
+
+A recommender that is trained gives its `Declaration` a `Trainer`. `fit` runs the epochs of any learner;
+`stages/training.py` keeps checkpoints of it in the workspace.
+"""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l2d_ray.config import TrainConfig
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.metrics import ndcg, target_ranks
+from l2d_ray.core.query import Query
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.samples import Sample, training_interactions
+from l2d_ray.errors import InputError
+from l2d_ray.recommenders.contract import Recommender
+from l2d_ray.recommenders.trained import Epoch
+
+CUTOFF = 20
+"""K of the NDCG that chooses the best epoch."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training sequences of all users: the items up to their last training sample, and nothing after it."""
+
+    items: NDArray[np.int32]
+    """The sequences in flat form, one user after the other."""
+    offsets: IntArray
+    """The sequence of user u is `items[offsets[u] : offsets[u + 1]]`; it has at least two items."""
+    num_items: int
+    """Number of items in the catalogue."""
+
+    @classmethod
+    def read(cls, dataset: Dataset) -> "TrainingData":
+        """Read a dataset. Raises InputError if it has one item, no training sample, or a strange item."""
+        where, num_items = dataset.workspace.path("dataset"), len(dataset.items())
+        if num_items < 2:
+            raise InputError(f"{where}: has {num_items} item, so that there is nothing to rank; prepare more data")
+        found = training_interactions(dataset)
+        lengths = np.diff(found.offsets)
+        items, lengths = found.items[np.repeat(lengths > 1, lengths)], lengths[lengths > 1]
+        if not items.size:
+            raise InputError(f"{where}: has 0 training samples; prepare more data")
+        if not 0 <= items.min() <= items.max() < num_items:
+            raise InputError(
+                f"{where}: a history has an item that is not among the {num_items} items; run jobs/prepare_data.py"
+                " again"
+            )
+        return cls(items, np.cumsum([0, *lengths]), num_items)
+
+    @property
+    def samples(self) -> int:
+        """Number of training samples: every item of a sequence but the first is the target of one."""
+        return self.items.size - self.offsets.size + 1
+
+
+class Learner(ABC):
+    """A recommender during its training."""
+
+    @abstractmethod
+    def run_epoch(self, epoch: int) -> float:
+        """Train on every sample once and return the mean loss of a sample.
+
+        The result depends on the state, the seed and the number of the epoch alone, so that a training which is
+        resumed ends with the same weights. Returns a number that is not finite as soon as a loss is not.
+        """
+
+    @abstractmethod
+    def recommender(self) -> Recommender:
+        """Return the recommender with the present weights."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy, on the CPU, of what the recommender is made from."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy, on the CPU, of what the training goes on from."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a `state`."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A recommender's part in jobs/train.py."""
+
+    learner: Callable[[TrainConfig, TrainingData, str], Learner]
+    """Make a learner for the settings and the data, on a device."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `train` whose defaults are not the section's, by name."""
+    unused: frozenset[str] = frozenset()
+    """Settings of `train` that it has no use for."""
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Values of settings of `train` that jobs/tune.py compares, by name."""
+
+
+@dataclass
+class Progress:
+    """A training so far."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of the best epoch."""
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the best epoch, from 1; of equally good ones, the first. 0 before the first."""
+        return max(self.history, key=lambda epoch: epoch.ndcg).epoch if self.history else 0
+
+    def ended(self, settings: TrainConfig) -> bool:
+        """Return whether no further epoch is due."""
+        return len(self.history) >= settings.epochs or len(self.history) - self.best_epoch >= settings.patience
+
+
+def fit(
+    learner: Learner,
+    settings: TrainConfig,
+    validate: Callable[[Recommender], float],
+    progress: Progress,
+    save: Callable[[], None],
+) -> None:
+    """Run the epochs that are due. After each one, extend `progress` and call `save`.
+
+    Raises InputError if the loss or a weight is not finite.
+    """
+    while not progress.ended(settings):
+        number, started = len(progress.history) + 1, time.monotonic()
+        loss = learner.run_epoch(number)
+        weights = learner.weights()
+        if not math.isfinite(loss) or not all(torch.isfinite(weight).all() for weight in weights.values()):
+            raise InputError(
+                f"train.learning_rate={settings.learning_rate:g}: the loss is not finite in epoch {number}; lower it"
+            )
+        value = validate(learner.recommender())
+        seconds = round(time.monotonic() - started, 3)
+        progress.history.append(Epoch(epoch=number, loss=loss, ndcg=value, seconds=seconds))
+        if progress.best_epoch == number:
+            progress.best = weights
+        save()
+
+
+def mean_ndcg(recommender: Recommender, samples: Sequence[Sample], exclude_seen: bool) -> float:
+    """Return NDCG@20 of a recommender on samples, over the full catalogue."""
+    lists = recommender.recommend([Query.after(sample.history, CUTOFF, exclude_seen) for sample in samples])
+    ranks = target_ranks([found.items_I for found in lists], np.array([sample.target for sample in samples]))
+    return float(ndcg(ranks, CUTOFF).mean())
