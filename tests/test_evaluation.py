@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from support import toy_recommender
 from support.small_endpoint import write_endpoint
 from support.small_workspace import config_of, write_dataset
 from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
@@ -27,7 +28,7 @@ from l2d_ray.stages.evaluation import (
     plan_evaluation,
     report,
     rows_of,
-    validation_run,
+    validation_runs,
 )
 from l2d_ray.stages.evaluator import Evaluator
 from l2d_ray.stages.index_plan import plan_index
@@ -53,8 +54,8 @@ def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
 
 def evaluate(plan: Plan, indexes: dict[IndexKey, str]) -> Report:
     """Go all the way from a plan to a report."""
-    run = validation_run(plan)
-    rows = rows_of(run, rank(plan, [run], indexes), plan.training_targets) if run.recommenders else []
+    compared = validation_runs(plan)
+    rows = [row for run in compared for row in rows_of(run, rank(plan, [run], indexes), plan.training_targets)]
     validation = choose(plan, rows)
     runs = final_runs(plan, validation)
     return report(plan, indexes, validation, runs, rank(plan, runs, indexes))
@@ -77,7 +78,8 @@ def test_a_new_recommender_is_evaluated_without_any_other_change(
     write_dataset(tmp_path, users=60)
     plan = plan_evaluation(config_of(tmp_path, **{"evaluate.recommenders": '["toy","most-popular"]'}))
     assert plan.indexes == []
-    assert names_of(validation_run(plan)) == ["toy", "toy"]
+    (run,) = validation_runs(plan)
+    assert names_of(run) == ["toy", "toy"]
     found = evaluate(plan, {}).to_json()
     assert [result["recommender"] for result in found["results"]] == ["toy", "most-popular"]
     assert [result["users"] for result in found["results"]] == [60, 60]
@@ -86,6 +88,38 @@ def test_a_new_recommender_is_evaluated_without_any_other_change(
     assert chosen == max((0, 1), key=lambda parity: (tried[parity], -parity))
     found = evaluate(replace(plan, test=plan.valid), {})
     assert found.results[0].metrics.means["recall@20"] == tried[chosen]
+
+
+def test_recommenders_that_write_text_are_validated_on_few_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they come first, each study is decided by its rows."""
+    monkeypatch.setitem(MODULES, "toy", "support.toy_recommender")
+    monkeypatch.setattr(toy_recommender, "DECLARATION", replace(toy_recommender.DECLARATION, writes_text=True))
+    write_dataset(tmp_path, users=30)
+    settings = {"evaluate.recommenders": '["toy","popularity-window"]', "evaluate.generation_samples": 4}
+    plan = plan_evaluation(config_of(tmp_path, **settings))
+    silent, text = validation_runs(plan)
+    assert (names_of(silent), silent.samples) == (["popularity-window"] * 2, plan.valid)
+    assert (names_of(text), text.samples) == (["toy"] * 2, plan.valid[:4])
+    rows = [row("popularity-window", 0.1), row("popularity-window", 0.2), row("toy", 0.4), row("toy", 0.3)]
+    assert choose(plan, rows).choices == {"popularity-window": {"days": 30}, "toy": {"parity": 0}}
+    found = evaluate(plan, {})
+    assert [trial.row.metrics.users for trial in found.validation.trials] == [30, 30, 4, 4]
+    assert validation_runs(replace(plan, valid=[])) == []
+
+
+def test_values_of_a_study_share_the_text(tmp_path: Path) -> None:
+    write_dataset(tmp_path, users=20)
+    names = '["d3","bigrec","grounded-beam","most-popular"]'
+    plan = plan_evaluation(config_of(tmp_path, **{"evaluate.recommenders": names, "evaluate.generation_samples": 3}))
+    found = evaluate(plan, {})
+    trials = [trial.row for trial in found.validation.trials]
+    assert [row.recommender for row in trials] == [study.recommender for study in plan.studies for _ in study.trials]
+    assert len({(row.recommender, row.tokens_per_user) for row in trials}) == len(plan.studies) == 2
+    assert {row.metrics.users for row in [*trials, *found.results[:3]]} == {3}
+    d3, bigrec, grounded, _ = found.results
+    assert bigrec.tokens_per_user == grounded.tokens_per_user < d3.tokens_per_user
 
 
 def test_l2d_needs_no_head_and_text_does(tmp_path: Path) -> None:
@@ -131,7 +165,7 @@ def test_a_plan_names_the_snapshot_and_every_index(planned: Plan) -> None:
 
 
 def test_validation_tries_every_m_and_every_prior_in_every_space(planned: Plan) -> None:
-    run = validation_run(planned)
+    (run,) = validation_runs(planned)
     tried = [(one.name, one.options.top_m, one.options.prior) for one in run.recommenders]
     assert len(tried) == len(set(tried)) == 3 * 4
     assert tried[:4] == [
@@ -144,7 +178,7 @@ def test_validation_tries_every_m_and_every_prior_in_every_space(planned: Plan) 
 
 
 def test_the_best_value_is_chosen_and_of_equal_ones_the_smallest(planned: Plan) -> None:
-    names = names_of(validation_run(planned))
+    names = [name for run in validation_runs(planned) for name in names_of(run)]
     validation = choose(
         planned, [row(name, recall) for name, recall in zip(names, [0.2, 0.1, 0.3, 0.3] * 3, strict=True)]
     )

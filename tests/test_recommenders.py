@@ -270,10 +270,10 @@ def test_titles_that_are_the_same_share_a_beam() -> None:
 def test_grounding_ranks_by_the_distance_to_the_written_title(world: World) -> None:
     grounded = world.recommender("grounded-beam")
     assert isinstance(grounded, GroundedBeam)
-    model, history = grounded.search.language_model.model, HISTORIES[2]
+    search = grounded.writer.search
+    model, history = search.language_model.model, HISTORIES[2]
     prompt = torch.from_numpy(world.encoder.phrase(history).astype(np.int64))[None]
     model.set_attn_implementation("sdpa")
-    search = grounded.search
     written = model.generate(  # as anyone would call it, without the shared prompt's cache
         prompt,
         attention_mask=torch.ones_like(prompt),
@@ -289,7 +289,7 @@ def test_grounding_ranks_by_the_distance_to_the_written_title(world: World) -> N
     assert tokens.tolist() == written[: ends[0] if ends.size else None].tolist()
     (found,) = grounded.recommend([Query.after(history, 5, exclude_seen=False)])
     state = world.encoder.extract(Prompts.join([np.append(tokens, world.encoder.prompts.item_end)])).states[0].numpy()
-    distances = np.linalg.norm(grounded.title_states_ID - state, axis=1)
+    distances = np.linalg.norm(grounded.writer.title_states_ID - state, axis=1)
     assert found.items_I.tolist() == np.argsort(distances, kind="stable")[:5].tolist()
 
 

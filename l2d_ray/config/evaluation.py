@@ -24,14 +24,15 @@ class EvaluateConfig(Section):
         min_length=1,
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
-    best of evaluate.priors; the number of constrained-beam is that of its beams. There are also transitions,
-    popularity-window, ease and title-knn, whose number validation chooses unless it is given (`popularity-window-7`,
-    in days). `file:PATH` has recommendations of another system (l2d_ray/recommenders/from_file.py)."""
+    best of evaluate.priors. constrained-beam and gpt4rec take the number of beams (`gpt4rec-20`). There are also
+    transitions, popularity-window, ease, title-knn, bigrec and d3. Validation chooses the number of the last five
+    unless it is given (`popularity-window-7`, in days). `file:PATH` has recommendations of another system
+    (l2d_ray/recommenders/from_file.py)."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
-    """Test samples for recommenders that generate text, which takes seconds each. The others run on these, too, for
-    comparison."""
+    """Maximum number of test samples, and of validation samples, for recommenders that generate text, which takes
+    seconds each. The others run on these test samples, too, for comparison."""
     generation_batch_size: int = Field(8, ge=1)
     """Prompts that beam search continues at once."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)

@@ -38,7 +38,7 @@ from l2d_ray.stages.evaluation import (
     plan_evaluation,
     report,
     rows_of,
-    validation_run,
+    validation_runs,
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
 from l2d_ray.stages.index_plan import plan_index
@@ -103,10 +103,9 @@ def _build(config: Config, key: IndexKey) -> str:
 
 def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
     """Run what is to be compared on validation samples, if there is anything, and choose."""
-    run = validation_run(plan)
-    if not run.recommenders or not run.samples:
-        return choose(plan, [])
-    return choose(plan, rows_of(run, _ranks(plan, indexes, [run]), plan.training_targets))
+    runs = validation_runs(plan)
+    ranks = _ranks(plan, indexes, runs) if runs else None
+    return choose(plan, [row for run in runs for row in rows_of(run, ranks, plan.training_targets)])
 
 
 def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> pa.Table:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
@@ -78,6 +78,16 @@ class TitleTrie:
 
 
 @dataclass(frozen=True)
+class Guide:
+    """Values that a search adds to the log-probabilities of a title's tokens."""
+
+    steps_N: Float64
+    """For each node, the value of the token that leads there."""
+    ends_N: Float64
+    """For each node, the value of a title's end there."""
+
+
+@dataclass(frozen=True)
 class ConstrainedBeam(Recommender):
     """The most probable titles of the catalogue that beam search finds. Scores are log-probabilities."""
 
@@ -110,24 +120,40 @@ class ConstrainedBeam(Recommender):
         self, queries: Sequence[Query], stopped: Callable[[], bool] = lambda: False
     ) -> tuple[list[ScoredItems], int]:
         """Recommend, and count tokens."""
+        found, tokens = self.find(queries, (), stopped)
+        lists = []
+        for ends, query in zip(found, queries, strict=True):
+            pairs = [(item, score) for node, score in ends for item in self.trie.items[node]]
+            items_I, scores_I = (np.array([pair[n] for pair in pairs]) for n in (0, 1))
+            permitted = ScoredItems(items_I.astype(np.int64), scores_I).permitted(query.exclude, query.allow)
+            lists.append(permitted.first(query.k))
+        return lists, tokens
+
+    def find(
+        self, queries: Sequence[Query], guides: Sequence[Guide], stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[list[list[tuple[int, float]]], int]:
+        """Return the nodes where the found titles of each query end, with their scores, the best first. Count tokens.
+
+        `guides` has one guide for each query, or is empty. Titles of which no item is permitted take no beam.
+        """
         dead = [self._dead_nodes(query.exclude, query.allow) for query in queries]
         written = self.search.continuations(
             [self.encoder.phrase(query.history, room=self.search.max_tokens) for query in queries],
             lambda batch, width: _AlongTrie(
-                self.trie, [dead[n] for n in batch], self.search.beams, width, self.search.end_tokens[0], stopped
+                self.trie,
+                [dead[n] for n in batch],
+                [guides[n] for n in batch] if guides else [],
+                self.search.beams,
+                width,
+                self.search.end_tokens[0],
+                stopped,
             ),
         )
-        lists = []
-        for beams, query in zip(written.beams, queries, strict=True):
-            found = [(item, score) for tokens, score in beams if score > UNREACHABLE for item in self._items(tokens)]
-            items_I, scores_I = (np.array([pair[n] for pair in found]) for n in (0, 1))
-            permitted = ScoredItems(items_I.astype(np.int64), scores_I).permitted(query.exclude, query.allow)
-            lists.append(permitted.first(query.k))
-        return lists, written.tokens
-
-    def _items(self, tokens: NDArray[np.int32]) -> list[int]:
-        node = self.trie.node(tokens.tolist())
-        return [] if node is None else self.trie.items[node]
+        found = []
+        for beams in written.beams:
+            ends = [(self.trie.node(tokens.tolist()), score) for tokens, score in beams if score > UNREACHABLE]
+            found.append([(node, score) for node, score in ends if node is not None])
+        return found, written.tokens
 
     def _dead_nodes(self, exclude: IntArray, allow: IntArray | None) -> set[int]:
         """Return the nodes below which no item is permitted."""
@@ -141,12 +167,23 @@ class ConstrainedBeam(Recommender):
 
 
 class _AlongTrie:
-    """Logits processor that lets each beam continue only as some title does. Where a title ends, the end is free."""
+    """Logits processor that lets each beam continue only as some title does. Where a title ends, the end is free.
+
+    A guide adds its values to both.
+    """
 
     def __init__(
-        self, trie: TitleTrie, dead: list[set[int]], beams: int, width: int, end: int, stopped: Callable[[], bool]
+        self,
+        trie: TitleTrie,
+        dead: list[set[int]],
+        guides: list[Guide],
+        beams: int,
+        width: int,
+        end: int,
+        stopped: Callable[[], bool],
     ) -> None:
-        self._trie, self._dead, self._beams, self._width, self._end = trie, dead, beams, width, end
+        self._trie, self._dead, self._guides = trie, dead, guides
+        self._beams, self._width, self._end = beams, width, end
         self._stopped = stopped
         self._nodes: dict[bytes, int | None] = {}
 
@@ -155,19 +192,26 @@ class _AlongTrie:
             raise StoppedError
         written = input_ids[:, self._width :].cpu().numpy()
         rows, tokens, ends = [], [], []
+        guided, guided_ends = [], []
         for row, beam in enumerate(written):
-            node = self._node(beam)
+            node, prompt = self._node(beam), row // self._beams
             if node is None:
                 continue
-            dead = self._dead[row // self._beams]
-            allowed = [token for token, child in self._trie.children[node].items() if child not in dead]
-            rows += [row] * len(allowed)
-            tokens += allowed
-            if self._trie.items[node] and node not in dead:
-                ends.append(row)
+            dead = self._dead[prompt]
+            steps = {token: child for token, child in self._trie.children[node].items() if child not in dead}
+            rows += [row] * len(steps)
+            tokens += list(steps)
+            stops = [node] if self._trie.items[node] and node not in dead else []
+            ends += [row] * len(stops)
+            if self._guides:
+                guided += self._guides[prompt].steps_N[list(steps.values())].tolist()
+                guided_ends += self._guides[prompt].ends_N[stops].tolist()
         result = scores.new_full(scores.shape, -math.inf)
         result[rows, tokens] = scores[rows, tokens]
         result[ends, self._end] = 0
+        if self._guides:
+            result[rows, tokens] += scores.new_tensor(guided)
+            result[ends, self._end] += scores.new_tensor(guided_ends)
         return result
 
     def _node(self, written: NDArray[np.int64]) -> int | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from l2d_ray.models.backbone import LanguageModel
+
+if TYPE_CHECKING:
+    from l2d_ray.encoding import HistoryEncoder
 
 Tokens = NDArray[np.int32]
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +42,16 @@ class BeamSearch:
     end_tokens: list[int]
     batch_size: int
     """Prompts per batch."""
+
+    @classmethod
+    def of_titles(
+        cls, language_model: LanguageModel, encoder: "HistoryEncoder", num_items: int, beams: int, batch_size: int
+    ) -> "BeamSearch":
+        """Build a search that writes titles freely, none longer than the longest title of the catalogue."""
+        # The token that follows a title in an item's form, by default a line break, ends a title, too.
+        ends = {language_model.backbone.tokenizer.eos_token_id, *encoder.prompts.item_end[:1].tolist()}
+        longest = max(title.size for title in encoder.prompts.pieces(range(num_items)))
+        return cls(language_model, beams, longest, sorted(ends), batch_size)
 
     def continuations(
         self, prompts: Sequence[Tokens], constraint: Callable[[NDArray[np.intp], int], LogitsProcessor] | None = None

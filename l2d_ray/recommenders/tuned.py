@@ -12,16 +12,17 @@ from l2d_ray.recommenders.contract import Choices, Options, Study
 class TunedOptions(Options):
     """Options with one number: `name-7` states it, `name` leaves it to validation.
 
-    A subclass has the number as a field, which is also a group of its pattern, and sets the class variables.
+    A subclass has the number as a field, which is also a group of its pattern, and sets the class variables. The number
+    is of the type of `DEFAULT`.
     """
 
     NAME: ClassVar[str]
     """Name of the recommender."""
     TUNED: ClassVar[str]
     """Name of the field."""
-    VALUES: ClassVar[tuple[int, ...]]
+    VALUES: ClassVar[tuple[float, ...]]
     """Values that validation compares."""
-    DEFAULT: ClassVar[int]
+    DEFAULT: ClassVar[float]
     """The value where there are no validation samples."""
 
     stated: bool
@@ -30,7 +31,7 @@ class TunedOptions(Options):
     @classmethod
     def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
         """Return the number in the name, or the default."""
-        number: dict[str, Any] = {cls.TUNED: int(groups.get(cls.TUNED, cls.DEFAULT))}
+        number: dict[str, Any] = {cls.TUNED: type(cls.DEFAULT)(groups.get(cls.TUNED, cls.DEFAULT))}
         return cls(stated=cls.TUNED in groups, **number)
 
     def studies(self, config: Config) -> list[Study]:
@@ -46,5 +47,5 @@ class TunedOptions(Options):
 
     def having(self, value: float) -> Self:
         """Return the options with another number."""
-        number: dict[str, Any] = {self.TUNED: int(value)}
+        number: dict[str, Any] = {self.TUNED: type(self.DEFAULT)(value)}
         return replace(self, **number)

@@ -1,9 +1,10 @@
 """The plan and the report of an evaluation: which recommenders run on which samples, and what came of it.
 
 1. `plan_evaluation` checks the configuration and lists what runs.
-2. `validation_run` compares values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
+2. `validation_runs` compare values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
 3. `final_runs` runs the recommenders with these values on test samples. Those that write text run on a part of the
-   samples. All others run on this part once more, so that all are compared on the same samples.
+   samples, in validation, too. All others run on this part of the test samples once more, so that all are compared on
+   the same samples.
 4. `report` summarises the ranks.
 
 `Evaluator` does the runs.
@@ -23,7 +24,7 @@ from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
-from l2d_ray.recommenders.registry import NamedRecommender, find
+from l2d_ray.recommenders.registry import NamedRecommender, declaration, find
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import dataset_of, plan_index
@@ -61,7 +62,7 @@ class Plan:
     """Names the snapshot, if an index is needed."""
     recommenders: list[NamedRecommender]
     studies: dict[Study, str]
-    """The module of each study."""
+    """The module of each study. Those of recommenders that write text come last."""
     training_targets: NDArray[np.int32]
     valid: list[Sample]
     test: list[Sample]
@@ -158,25 +159,38 @@ def plan_evaluation(config: Config) -> Plan:
     return Plan(
         config=config,
         recommenders=recommenders,
-        studies={study: one.module for one in recommenders for study in one.options.studies(config)},
+        studies={
+            study: one.module
+            for one in sorted(recommenders, key=lambda one: one.declaration.writes_text)
+            for study in one.options.studies(config)
+        },
         training_targets=training_interactions(dataset).targets,
         valid=choose_samples(dataset, Split.VALID, config.evaluate.samples),
         test=test,
     )
 
 
-def validation_run(plan: Plan) -> Run:
-    """Return the run on validation samples of all values of the studies that compare several."""
-    trials = [
-        NamedRecommender(study.recommender, module, options)
-        for study, module in plan.studies.items()
-        for options in study.compared
-    ]
-    return Run("validation", trials, plan.valid)
+def validation_runs(plan: Plan) -> list[Run]:
+    """Return the runs on validation samples of all values of the studies that compare several.
+
+    Recommenders that write text have a run of their samples: the first `evaluate.generation_samples`.
+    """
+    few = plan.valid[: plan.config.evaluate.generation_samples]
+    runs = []
+    for label, writes_text, samples in (("validation", False, plan.valid), ("validation, text", True, few)):
+        trials = [
+            NamedRecommender(study.recommender, module, options)
+            for study, module in plan.studies.items()
+            if declaration(module).writes_text == writes_text
+            for options in study.compared
+        ]
+        if trials and samples:
+            runs.append(Run(label, trials, samples))
+    return runs
 
 
 def choose(plan: Plan, rows: Sequence[Row]) -> Validation:
-    """Choose the best value of each study, given the rows of `validation_run`; the defaults if there are no rows."""
+    """Choose the best value of each study, given the rows of `validation_runs`; the defaults if there are no rows."""
     choices: dict[str, dict[str, float]] = {}
     trials, remaining = [], iter(rows)
     for study in plan.studies:
