@@ -1,10 +1,8 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_workspace import JOBS, config_of
+from support.small_workspace import config_of
 
 from l2d_ray.bench.capacity import plan_capacity
 from l2d_ray.config import Config
@@ -57,7 +55,9 @@ def test_a_billion_samples_are_planned_from_what_is_given(tmp_path: Path, capsys
     assert plan.memory_gigabytes == pytest.approx(4_100, rel=0.02)
     assert plan.factory.endswith("PQ64")
     assert plan.training_hours is None
-    assert "input: samples = 1000000000" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert {"input: samples = 1000000000", "input: dollars_per_worker_hour = 3.0"} <= {*lines}
+    assert any(line.startswith("assumption: ") for line in lines)
 
 
 def test_training_counts_every_epoch(tmp_path: Path) -> None:
@@ -83,24 +83,15 @@ def test_without_a_dataset_the_sizes_must_be_given(tmp_path: Path) -> None:
         plan_capacity(Config().replace({"workspace": str(tmp_path), "capacity.dimension": 8}))
 
 
-def test_the_job_prints_inputs_and_assumptions(tmp_path: Path) -> None:
-    settings = [f"{key}={value}" for key, value in GIVEN.items()]
-    job = [sys.executable, str(JOBS / "plan_capacity.py"), f"workspace={tmp_path}", *settings]
-    ended = subprocess.run(job, capture_output=True, text=True, check=True)
-    lines = ended.stderr.splitlines()
-    assert "input: dollars_per_worker_hour = 3.0" in lines
-    assert any(line.startswith("assumption: ") for line in lines)
-
-
 @pytest.mark.parametrize(
     "factory",
-    ["Flat", "SQfp16", "HNSW32", "IVF16,SQfp16", "IVF16_HNSW32,PQ16", "OPQ16,IVF16,PQ16", "IVF16,Flat,Refine(SQ8)"],
+    ["Flat", "SQfp16", "HNSW32", "IVF16,SQfp16", "IVF16_HNSW32,PQ16", "OPQ4,IVF16,PQ4", "IVF16,Flat,Refine(SQ8)"],
 )
 def test_the_bytes_of_a_vector_are_those_that_it_adds_to_an_index(factory: str) -> None:
-    index = engine.create(factory, 64)
-    vectors = np.random.default_rng(0).standard_normal((4000, 64), dtype=np.float32)
+    index = engine.create(factory, 32)
+    vectors = np.random.default_rng(0).standard_normal((4000, 32), dtype=np.float32)
     index.train(vectors)
     index.add(vectors[:2000])
     before = len(index.to_bytes())
     index.add(vectors[2000:])
-    assert engine.bytes_per_vector(factory, 64) == pytest.approx((len(index.to_bytes()) - before) / 2000, rel=0.03)
+    assert engine.bytes_per_vector(factory, 32) == pytest.approx((len(index.to_bytes()) - before) / 2000, rel=0.03)

@@ -146,8 +146,20 @@ def test_preparing_again_changes_no_byte(raw: Path, prepared: tuple[PrepareResul
     assert before == {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
 
 
-def test_max_users_keeps_the_first_users(raw: Path, prepared: tuple[PrepareResult, Path], tmp_path: Path) -> None:
+def test_a_user_is_told_if_most_interactions_are_dropped(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = prepare(config_of(raw, tmp_path, min_interactions=20))
+    total = result.interactions + sum(result.dropped.values())
+    line = f"the filters keep {result.interactions:,} of {total:,} interactions; dropped: "
+    assert line in capsys.readouterr().err
+
+
+def test_max_users_keeps_the_first_users(
+    raw: Path, prepared: tuple[PrepareResult, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = prepare(config_of(raw, tmp_path, max_users=11, split="leave-one-out"))
+    assert "the filters keep" not in capsys.readouterr().err
     first = users_of(prepared[1])[:11]
     assert [row["user_id"] for row in users_of(tmp_path)] == [row["user_id"] for row in first]
     assert result.dropped["max_users"] == prepared[0].interactions - result.interactions

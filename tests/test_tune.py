@@ -58,6 +58,7 @@ def test_the_report_has_all_trials_and_the_settings_of_the_best_one(folder: Path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_search_runs_each_trial_once(folder: Path, ray_session: None) -> None:
     from l2d_ray.distributed.tune import tune
 

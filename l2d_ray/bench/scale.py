@@ -122,7 +122,7 @@ def bench_scale(config: Config) -> ScaleBenchmark:
 def _first_users(dataset: Dataset, samples: int) -> pa.Table:
     """Return the first users (`schema.HISTORIES`) that have this many training samples, or all."""
     tables: list[pa.Table] = []
-    for users in dataset.iter_users(batch_users=10):
+    for users in dataset.iter_users(batch_users=1):
         tables.append(users)
         samples -= sum(splits.count(Split.TRAIN) for splits in users["splits"].to_pylist())
         if samples <= 0:

@@ -31,8 +31,8 @@ class EvaluateConfig(Section):
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
-    """Maximum number of test samples, and of validation samples, for recommenders that generate text, which takes
-    seconds each. The others run on these test samples, too, for comparison."""
+    """Maximum number of test and of validation samples for recommenders that generate text. It takes seconds a sample.
+    The others run on these test samples, too, for comparison."""
     generation_batch_size: int = Field(8, ge=1)
     """Prompts that beam search continues at once."""
     top_m: list[Annotated[int, Field(ge=1)]] = Field([20, 50, 100, 200, 500, 1000], min_length=1)

@@ -90,13 +90,15 @@ def prepare(config: Config) -> PrepareResult:
 
 
 def _warn_if_few_are_kept(kept: int, dropped: dict[str, int]) -> None:
-    """Tell the user if filters dropped most interactions. Those that `data.max_users` left out do not count."""
+    """Tell the user if filters dropped most interactions. Those that `data.max_users` left out count as kept."""
     filtered = {reason: count for reason, count in dropped.items() if reason != "max_users"}
-    if sum(filtered.values()) > kept:
+    kept += dropped.get("max_users", 0)
+    total = kept + sum(filtered.values())
+    if kept < total / 2:
         reasons = ", ".join(f"{count:,} by {reason}" for reason, count in filtered.items())
         say(
-            f"kept {kept:,} of {kept + sum(filtered.values()):,} interactions; dropped {reasons}; data.min_interactions"
-            " and data.max_title_words decide how many"
+            f"the filters keep {kept:,} of {total:,} interactions; dropped: {reasons}; data.min_interactions and"
+            " data.max_title_words decide how many"
         )
 
 
