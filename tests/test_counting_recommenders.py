@@ -15,7 +15,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.recommenders.ease import Ease, EaseOptions, Gram
 from l2d_ray.recommenders.popularity_window import SECONDS_PER_DAY, Events, PopularityWindow
 from l2d_ray.recommenders.registry import find
-from l2d_ray.recommenders.title_knn import TitleKnn
+from l2d_ray.recommenders.title_knn import TitleKnn, of_length_one
 from l2d_ray.recommenders.transitions import DECAY, PLACES, SMOOTHING, Transitions
 
 NOTHING = TrainingInteractions(np.empty(0, np.int32), np.empty(0, int), np.zeros(1, int), np.empty(0, bool))
@@ -140,10 +140,10 @@ def test_a_catalogue_too_large_for_ease_is_refused() -> None:
 
 def test_title_knn_looks_at_the_mean_of_the_last_items() -> None:
     states = np.array([[2, 0], [0, 3], [1, 1], [-1, 0]], np.float32)
-    assert answers(TitleKnn.over(states, 1), Query([1, 0], 4)) == [[0, 2, 1, 3]]
-    assert answers(TitleKnn.over(states, 2), Query([3, 1, 0], 4)) == [[2, 0, 1, 3]]
-    assert answers(TitleKnn.over(states, 1), Query([0, "unknown"], 1), Query(["unknown"], 1)) == [[0], []]
-    (found,) = TitleKnn.over(states, 1).recommend([Query([0], 4)])
+    assert answers(TitleKnn(of_length_one(states), 1), Query([1, 0], 4)) == [[0, 2, 1, 3]]
+    assert answers(TitleKnn(of_length_one(states), 2), Query([3, 1, 0], 4)) == [[2, 0, 1, 3]]
+    assert answers(TitleKnn(of_length_one(states), 1), Query([0, "unknown"], 1), Query(["unknown"], 1)) == [[0], []]
+    (found,) = TitleKnn(of_length_one(states), 1).recommend([Query([0], 4)])
     np.testing.assert_allclose(found.scores_I, [1, 0.5**0.5, 0, -1], atol=1e-6)
 
 

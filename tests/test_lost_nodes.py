@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,14 @@ import pytest
 from support.losing_nodes import EVALUATION, FACTORY, STAGES, UNITS, kill_with_children
 from support.small_memory import build
 from support.small_training import assert_same, weights
-from support.small_workspace import arguments, build_units, config_of, environment, expected_ids, write_dataset
+from support.small_workspace import (
+    arguments,
+    build_units,
+    config_of,
+    environment_of_scripts,
+    expected_ids,
+    write_dataset,
+)
 
 from l2d_ray.config import Config
 from l2d_ray.distributed import evaluate
@@ -42,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
     """Lose a cluster while the memory is built, then run every stage on another one that loses nodes."""
-    environ = environment()
-    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environ.get("PYTHONPATH", "")])
+    environ = environment_of_scripts()
     first = subprocess.Popen([*SCRIPT, str(folder), "head"], env=environ, stdout=subprocess.PIPE, text=True)
     assert first.stdout
     assert json.loads(first.stdout.readline()) == {"ended": None}

@@ -1,7 +1,6 @@
 """Jobs on a workspace in a real S3 server, while requests fail, two of them build at once and the server restarts."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from support.s3_server import Faults, S3Server, faulty_proxy
 from support.small_training import LEARNING
-from support.small_workspace import config_of, environment, states_of, wait_for
+from support.small_workspace import config_of, environment_of_scripts, states_of, wait_for
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.build_index import build_index
@@ -131,8 +130,10 @@ def test_a_worker_that_outlives_its_node_loses_and_doubles_nothing(
     """Ray takes the worker for dead and repeats its unit elsewhere, while it still writes to a slow server."""
     proxied[0].refused = 0.5
     script = [sys.executable, str(Path(__file__).parent / "support/losing_nodes.py"), str(dataset), "zombie"]
-    environ = environment() | {"WORKSPACE": remote, "UNDISTURBED": remote.replace(f":{proxied[1]}", f":{s3.port}")}
-    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environ.get("PYTHONPATH", "")])
+    environ = environment_of_scripts() | {
+        "WORKSPACE": remote,
+        "UNDISTURBED": remote.replace(f":{proxied[1]}", f":{s3.port}"),
+    }
     process = subprocess.run(script, env=environ, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout.splitlines()[-1])["zombie"]

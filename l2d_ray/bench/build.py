@@ -56,6 +56,16 @@ def bench_build(config: Config) -> BuildBenchmark:
     )
 
 
+def extract_only(extractor: UnitExtractor, unit: Unit) -> int:
+    """Run a unit's samples, discard the states, and return the number of samples."""
+    samples = 0
+    for batch in ahead(extractor.batches(unit)):
+        if batch.prompts:
+            extractor.encoder.extract(Prompts.join(batch.prompts))
+        samples += len(batch.prompts)
+    return samples
+
+
 def _start(config: Config, identity: MemoryIdentity) -> None:
     """Load the model in a process of the loop, as a worker of the job does."""
     global _extractor
@@ -68,13 +78,3 @@ def _extract(unit: Unit) -> int:
 
 
 _extractor: UnitExtractor
-
-
-def extract_only(extractor: UnitExtractor, unit: Unit) -> int:
-    """Run a unit's samples, discard the states, and return the number of samples."""
-    samples = 0
-    for batch in ahead(extractor.batches(unit)):
-        if batch.prompts:
-            extractor.encoder.extract(Prompts.join(batch.prompts))
-        samples += len(batch.prompts)
-    return samples

@@ -13,6 +13,7 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.index.engine import engine
 from l2d_ray.schema import Split
 from l2d_ray.stages.extraction import Unit, UnitExtractor, count_units
+from l2d_ray.stages.index_plan import resolve_factory
 from l2d_ray.stages.settings import for_memory
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
@@ -133,9 +134,7 @@ def _measured_rate(config: Config) -> float:
 def _index(config: Config, sizes: MemorySizes, items: int) -> tuple[str, int]:
     """Return the factory string of the index and the bytes of its files."""
     rows = round(sizes.samples * config.index.sample_fraction)
-    per_shard, factory = -(-rows // sizes.shards), config.index.factory
-    if factory == "auto":
-        factory = engine.default_factory(per_shard, sizes.dimension)
-    factory = engine.complete_factory(factory, per_shard, sizes.dimension)
+    factory = resolve_factory(config.index, sizes.samples, sizes.shards, sizes.dimension)
+    factory = engine.complete_factory(factory, -(-rows // sizes.shards), sizes.dimension)
     per_row = 2 * sizes.dimension + 12 + engine.bytes_per_vector(factory, sizes.dimension)
     return factory, rows * per_row + items * (4 * sizes.dimension + 12)

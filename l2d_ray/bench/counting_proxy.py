@@ -15,16 +15,14 @@ HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 @dataclass(frozen=True)
 class Request:
-    """A request, and the bytes of its body and of its response."""
+    """A request."""
 
     method: str
     path: str
-    sent: int
-    received: int
 
     @property
     def is_write(self) -> bool:
-        """Whether stores charge it as a write: also a listing."""
+        """True for what stores charge as a write, which a listing is, too."""
         return self.method in ("PUT", "POST") or (self.method == "GET" and "list-type=" in self.path)
 
 
@@ -71,8 +69,7 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         response = self.answer(body)
-        received = len(response.content) if response else 0
-        self.requests.append(Request(self.command, unquote(self.path), len(body), received))
+        self.requests.append(Request(self.command, unquote(self.path)))
         if not response:
             self.close_connection = True
             return

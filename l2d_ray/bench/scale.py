@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
-import torch
 
 from l2d_ray.bench.counting_proxy import Request, counting_proxy
 from l2d_ray.config import Config
 from l2d_ray.core.capacity import MemorySizes, Rates
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
+from l2d_ray.data.files import join
 from l2d_ray.data.interactions import user_hashes
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.job import connect
@@ -102,7 +102,7 @@ def bench_scale(config: Config) -> ScaleBenchmark:
     runs: list[ScaleRun] = []
     with Progress(len(scales) * len(numbers), "building memories", "builds") as bar:
         for scale in scales:
-            uri = _below(config.workspace, f"bench-scale-{scale}")
+            uri = join(config.workspace, f"bench-scale-{scale}")
             workspace = Workspace.open(uri)
             workspace.delete("")
             _write(workspace, users, items, scale)
@@ -181,7 +181,6 @@ def _build(config: Config) -> tuple[float, float]:
     """Build a memory as the job does; return its seconds and this process's largest resident memory in megabytes."""
     import ray
 
-    torch.set_num_threads(config.workers.cpus)
     connect(config)
     try:
         return build_memory(config).seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -215,14 +214,6 @@ def _slope(runs: list[ScaleRun], what: str, over: str) -> float:
     """Return the growth of one field over another, from the first build to the last."""
     first, last = runs[0], runs[-1]
     return float((getattr(last, what) - getattr(first, what)) / (getattr(last, over) - getattr(first, over)))
-
-
-def _below(uri: str, name: str) -> str:
-    """Return the folder or URI of a workspace inside another."""
-    if "://" not in uri:
-        return f"{uri}/{name}"
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 @contextmanager

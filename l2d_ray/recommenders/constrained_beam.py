@@ -223,7 +223,7 @@ class _AlongTrie:
 
 @dataclass(frozen=True)
 class BeamOptions(Options):
-    """Options of constrained beam search."""
+    """The number of beams, which a name states."""
 
     beams: int
 

@@ -64,6 +64,24 @@ class Recommender(ABC):
         return outcomes
 
 
+class SharingRecommender(Recommender):
+    """A recommender whose work is in `run_all`, because several of its class share a part of it."""
+
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return the permitted items of the best scores."""
+        return self.recommend_counted(queries)[0]
+
+    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
+        """Recommend, and count tokens."""
+        (outcome,) = self.run_all([self], queries)
+        return outcome.lists, outcome.tokens
+
+    @classmethod
+    @abstractmethod
+    def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:
+        """Run several recommenders of this class on the same queries, and measure each."""
+
+
 class Need(Enum):
     """A resource that a recommender is made from; `Resources` has one property or method for each."""
 

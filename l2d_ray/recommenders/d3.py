@@ -32,7 +32,7 @@ from l2d_ray.core.decoding import ScoredItems, best_items
 from l2d_ray.core.query import History, Query
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam, Guide, TitleTrie
 from l2d_ray.recommenders.contract import Declaration, Need
-from l2d_ray.recommenders.transitions import Transitions
+from l2d_ray.recommenders.transitions import transitions
 from l2d_ray.recommenders.tuned import TunedOptions
 from l2d_ray.recommenders.writing import WritingRecommender
 
@@ -158,7 +158,7 @@ class D3Options(TunedOptions):
 def _assisted_search(resources: "Resources") -> AssistedSearch:
     num_items, batch_size = len(resources.titles), resources.config.evaluate.generation_batch_size
     beam = ConstrainedBeam.over(resources.language_model, resources.encoder, num_items, BEAMS, batch_size)
-    return AssistedSearch.over(beam, Transitions.fit(resources.training_interactions, num_items))
+    return AssistedSearch.over(beam, resources.once(transitions))
 
 
 DECLARATION = Declaration(

@@ -16,17 +16,17 @@ Source: GPT4Rec (arXiv 2304.03879), its beam search for queries and its retrieva
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l2d_ray.config import Config
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
-from l2d_ray.recommenders.contract import Declaration, Need, Options
+from l2d_ray.recommenders.constrained_beam import BeamOptions
+from l2d_ray.recommenders.contract import Declaration, Need
 from l2d_ray.recommenders.writing import WritingRecommender
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check a name
@@ -111,19 +111,6 @@ def in_turns(rankings: Sequence[IntArray]) -> Iterator[int]:
                 yield item
 
 
-@dataclass(frozen=True)
-class QueryOptions(Options):
-    """Options of GPT4Rec."""
-
-    beams: int
-    """Number of search queries for each history."""
-
-    @classmethod
-    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
-        """Return the number of beams in the name."""
-        return cls(int(groups["beams"]))
-
-
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
@@ -132,7 +119,7 @@ def _title_index(resources: "Resources") -> TitleIndex:
     return TitleIndex.of(resources.titles)
 
 
-def _make(options: QueryOptions, resources: "Resources") -> Gpt4Rec:
+def _make(options: BeamOptions, resources: "Resources") -> Gpt4Rec:
     from l2d_ray.recommenders.generation import BeamSearch
 
     search = BeamSearch.of_titles(
@@ -149,7 +136,7 @@ DECLARATION = Declaration(
     pattern=r"gpt4rec-(?P<beams>[2-9]|[1-9]\d+)",
     form="gpt4rec-<beams, at least 2>",
     examples=("gpt4rec-20",),
-    options=QueryOptions,
+    options=BeamOptions,
     make=_make,
     needs=frozenset({Need.ENCODER, Need.LANGUAGE_MODEL}),
     writes_text=True,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, get_args
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.index.aggregations import AGGREGATIONS
@@ -19,7 +18,7 @@ from l2d_ray.recommenders.contract import (
     Need,
     Options,
     Outcome,
-    Recommender,
+    SharingRecommender,
     Study,
 )
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check 
 
 
 @dataclass(frozen=True)
-class L2DRecommender(Recommender):
+class L2DRecommender(SharingRecommender):
     """One aggregation of L2D over an index, whatever aggregation a query names.
 
     Scores are 1 / distance. With a prior, the distance of L2D-G includes the item's log-frequency.
@@ -41,15 +40,6 @@ class L2DRecommender(Recommender):
     aggregation: str = "global"
     top_m: int = 200
     """M, for an aggregation that reads it."""
-
-    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
-        """Return the permitted items of the best scores."""
-        return self.recommend_counted(queries)[0]
-
-    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
-        """Recommend, and count the tokens of the histories."""
-        (outcome,) = self.run_all([self], queries)
-        return outcome.lists, outcome.tokens
 
     @classmethod
     def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from l2d_ray.config import TrainConfig
-from l2d_ray.core.decoding import ScoredItems, best_items
+from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query
 from l2d_ray.recommenders.contract import Recommender
 
@@ -73,7 +73,10 @@ class SequenceRecommender(Recommender):
         for start in range(0, len(queries), BATCH):
             batch = queries[start : start + BATCH]
             scores_UI = self._scores([self._window(query.history) for query in batch])
-            lists += [_best(scores_I, query) for scores_I, query in zip(scores_UI, batch, strict=True)]
+            lists += [
+                best_of_all(scores_I, query.k, query.exclude, query.allow)
+                for scores_I, query in zip(scores_UI, batch, strict=True)
+            ]
         return lists
 
     @torch.inference_mode()
@@ -92,16 +95,3 @@ class SequenceRecommender(Recommender):
         known = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
         items = np.asarray(known, np.int64)
         return items[(items >= 0) & (items < self.model.num_items)][-self.model.length :]
-
-
-def _best(scores_I: NDArray[np.float32], query: Query) -> ScoredItems:
-    """Return the permitted items of the best scores. Only those that can be among them are sorted."""
-    permitted_I = np.ones(scores_I.size, np.bool_)
-    if query.allow is not None:
-        permitted_I = np.isin(np.arange(scores_I.size), query.allow)
-    permitted_I[query.exclude[(query.exclude >= 0) & (query.exclude < scores_I.size)]] = False
-    items_N = np.flatnonzero(permitted_I)
-    if items_N.size > query.k:
-        scores_N = scores_I[items_N]
-        items_N = items_N[scores_N >= np.partition(scores_N, -query.k)[-query.k]]
-    return best_items([ScoredItems(items_N, scores_I[items_N].astype(np.float64))], query.k)

@@ -6,6 +6,7 @@ or fine-tuned if jobs/finetune.py has run.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_of_all
 from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import Declaration, Need, Recommender
 from l2d_ray.recommenders.tuned import TunedOptions
+
+if TYPE_CHECKING:
+    from l2d_ray.recommenders.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,6 @@ class TitleKnn(Recommender):
     """Embeddings of length 1."""
     last_items: int
 
-    @classmethod
-    def over(cls, title_states_ID: FloatArray, last_items: int) -> "TitleKnn":
-        """Build the recommender from the hidden states of the titles."""
-        return cls(_of_length_one(title_states_ID), last_items)
-
     def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
         """Return the permitted items of the highest cosines. Titles that the catalogue does not know are skipped."""
         lists = []
@@ -36,7 +35,7 @@ class TitleKnn(Recommender):
             known = [int(item) for item in query.history if not isinstance(item, str)][-self.last_items :]
             found = NO_ITEMS
             if known:
-                mean_D = _of_length_one(self.titles_ID[known].mean(axis=0, dtype=np.float64))
+                mean_D = of_length_one(self.titles_ID[known].mean(axis=0, dtype=np.float64))
                 scores_I = self.titles_ID @ mean_D.astype(self.titles_ID.dtype)
                 found = best_of_all(scores_I, query.k, query.exclude, query.allow)
             lists.append(found)
@@ -52,10 +51,15 @@ class TitleOptions(TunedOptions):
     last_items: int
 
 
-def _of_length_one(vectors: FloatArray) -> FloatArray:
+def of_length_one(vectors: FloatArray) -> FloatArray:
+    """Return the vectors [..., D] scaled to length 1; a vector of zeros stays."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     result: FloatArray = vectors / np.where(norms > 0, norms, 1)
     return result
+
+
+def _titles(resources: "Resources") -> FloatArray:
+    return of_length_one(resources.title_states_ID)
 
 
 DECLARATION = Declaration(
@@ -63,6 +67,6 @@ DECLARATION = Declaration(
     form="title-knn[-<last items>]",
     examples=("title-knn", "title-knn-3"),
     options=TitleOptions,
-    make=lambda options, resources: TitleKnn.over(resources.title_states_ID, options.last_items),
+    make=lambda options, resources: TitleKnn(resources.once(_titles), options.last_items),
     needs=frozenset({Need.TITLE_STATES}),
 )

@@ -14,6 +14,7 @@ MovieLens-100k, 33.7 percent. With one of them changed it is 31.0 to 33.6 (decay
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +24,9 @@ from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query
 from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+
+if TYPE_CHECKING:
+    from l2d_ray.recommenders.resources import Resources
 
 PLACES = 10
 """Items before a target that count as its predecessors; last items of a history that predict."""
@@ -82,11 +86,16 @@ class Transitions(Recommender):
         return scores_I
 
 
+def transitions(resources: "Resources") -> Transitions:
+    """Fit the transitions. `Resources.once` shares them among recommenders."""
+    return Transitions.fit(resources.training_interactions, len(resources.titles))
+
+
 DECLARATION = Declaration(
     pattern="transitions",
     form="transitions",
     examples=("transitions",),
     options=Options,
-    make=lambda _, resources: Transitions.fit(resources.training_interactions, len(resources.titles)),
+    make=lambda _, resources: resources.once(transitions),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
 )

@@ -11,7 +11,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
-from l2d_ray.recommenders.contract import Outcome, Recommender
+from l2d_ray.recommenders.contract import Outcome, SharingRecommender
 
 WrittenT = TypeVar("WrittenT")
 
@@ -24,7 +24,7 @@ class Writer(Protocol[WrittenT]):
 
 
 @dataclass(frozen=True)
-class WritingRecommender(Recommender, Generic[WrittenT]):
+class WritingRecommender(SharingRecommender, Generic[WrittenT]):
     """A recommender that ranks the items by the result of a writer."""
 
     writer: Writer[WrittenT]
@@ -32,15 +32,6 @@ class WritingRecommender(Recommender, Generic[WrittenT]):
     @abstractmethod
     def rank(self, written: WrittenT, query: Query) -> ScoredItems:
         """Return the recommendations for one query, given the writer's result."""
-
-    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
-        """Write and rank."""
-        return self.recommend_counted(queries)[0]
-
-    def recommend_counted(self, queries: Sequence[Query]) -> tuple[list[ScoredItems], int]:
-        """Recommend, and count tokens."""
-        (outcome,) = self.run_all([self], queries)
-        return outcome.lists, outcome.tokens
 
     @classmethod
     def run_all(cls, recommenders: Sequence[Self], queries: Sequence[Query]) -> list[Outcome]:

@@ -84,12 +84,17 @@ def plan_index(config: Config) -> IndexPlan:
         raise InputError(
             f"{workspace.path('memory')}: snapshot {snapshot.number} has no rows; see memory/quarantine for the reasons"
         )
-    dimension, factory = snapshot.identity.dimension, config.index.factory
-    if factory == "auto":
-        rows = snapshot.rows * config.index.sample_fraction
-        factory = engine.default_factory(round(rows / snapshot.identity.num_shards), dimension)
+    dimension = snapshot.identity.dimension
+    factory = resolve_factory(config.index, snapshot.rows, snapshot.identity.num_shards, dimension)
     engine.create(factory, dimension)  # refuses a factory string that does not fit
     return IndexPlan(workspace.uri, snapshot, config.index, factory)
+
+
+def resolve_factory(config: IndexConfig, rows: int, num_shards: int, dimension: int) -> str:
+    """Return `index.factory` for a memory with this many rows; `auto` depends on the rows of a shard."""
+    if config.factory != "auto":
+        return config.factory
+    return engine.default_factory(round(rows * config.sample_fraction / num_shards), dimension)
 
 
 def dataset_of(plan: IndexPlan) -> Dataset:

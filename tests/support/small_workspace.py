@@ -74,6 +74,12 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
+def environment_of_scripts() -> dict[str, str]:
+    """Return such an environment for a script of tests/support, which imports its neighbours."""
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return environment() | {"PYTHONPATH": os.pathsep.join(path)}
+
+
 def run_job(job: str, folder: Path, **overrides: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(job, folder, **overrides), env=environment(), capture_output=True, text=True, check=False
