@@ -1,9 +1,12 @@
 """Benchmark of how jobs/build_memory.py scales with workers and samples: speed, driver memory, requests, bookkeeping.
 
-Every build runs in a process that starts its own Ray, as the job does.
+Every build runs in a process that starts its own Ray, as the job does. The job, Ray and the workers together have
+`workers.cpus` cores for each worker. One worker with all cores would look faster than one of many: it plans its next
+batch in a thread, and the job runs elsewhere.
 """
 
 import multiprocessing
+import os
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -181,11 +184,18 @@ def _build(config: Config) -> tuple[float, float]:
     """Build a memory as the job does; return its seconds and this process's largest resident memory in megabytes."""
     import ray
 
+    _hold_to_cores(config.workers.min * config.workers.cpus)
     connect(config)
     try:
         return build_memory(config).seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     finally:
         ray.shutdown()
+
+
+def _hold_to_cores(number: int) -> None:
+    """Run this process, and those that it will start, on a number of the cores that it has. Only Linux can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
 
 
 def _summary(runs: list[ScaleRun], scales: int) -> ScaleBenchmark:

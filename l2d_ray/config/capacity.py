@@ -20,8 +20,8 @@ class CapacityConfig(Section):
     training_samples_per_second: float | None = Field(None, gt=0)
     """Samples per second of one worker that trains (jobs/bench_finetune.py). null: fine-tuning is left out."""
     scaling: float = Field(0.87, gt=0)
-    """Samples per second of each of several workers, over those of one alone. jobs/bench_scale.py measures it; 0.87 is
-    that of two workers on two cores (jobs/RESULTS.md)."""
+    """Samples per second of each of several workers, over those of one alone. jobs/bench_scale.py measures it. 0.87
+    is cautious: that of two workers on two cores, over one worker that had both (jobs/RESULTS.md)."""
     start_seconds: float = Field(300, ge=0)
     """Seconds from the start of a job until its workers build: nodes start, models load."""
     dollars_per_worker_hour: float = Field(0, ge=0)
