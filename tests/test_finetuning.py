@@ -20,9 +20,7 @@ from l2d_ray.stages.finetuning import (
     SampleTable,
     Schedule,
     learning_rate_factor,
-    pack,
     run_digest,
-    unpack,
 )
 
 TITLES = [f"Title {i} of the year" for i in range(ITEM_COUNT)]
@@ -36,8 +34,8 @@ def table(users: int = 5, length: int = 9) -> SampleTable:
     return SampleTable(items, first + (positions - 1) // 4 * 4, first + positions, np.arange(positions.size))
 
 
-def phraser(samples: SampleTable, context_length: int = 10_000) -> SamplePhraser:
-    return SamplePhraser(samples, PromptEncoder(Config().prompt, tiny_tokenizer(), TITLES), context_length)
+def phraser(context_length: int = 10_000) -> SamplePhraser:
+    return SamplePhraser(PromptEncoder(Config().prompt, tiny_tokenizer(), TITLES), context_length)
 
 
 @given(
@@ -121,7 +119,7 @@ def test_an_unknown_item_is_refused(tmp_path: Path) -> None:
 
 def test_a_sample_becomes_its_prompt_and_the_next_title() -> None:
     samples, tokenizer = table(), tiny_tokenizer()
-    batch = phraser(samples).phrase(np.array([6, 0]))
+    batch = phraser().phrase(samples, np.array([6, 0]))
     texts = [tokenizer.decode(batch.sequences[n]) for n in range(2)]
     prompt, window = Config().prompt, samples.items[4:7]
     history, title = "".join(f"{TITLES[i]}\n" for i in window), f"{TITLES[samples.items[7]]}\n"
@@ -132,22 +130,10 @@ def test_a_sample_becomes_its_prompt_and_the_next_title() -> None:
 
 
 def test_a_prompt_longer_than_the_context_loses_its_oldest_items() -> None:
-    whole, short = phraser(table()).phrase(np.array([3])), phraser(table(), context_length=35).phrase(np.array([3]))
+    whole, short = (phraser(length).phrase(table(), np.array([3])) for length in (10_000, 35))
     assert short.sequences.lengths[0] <= 35 < whole.sequences.lengths[0]
     assert short.sequences[0][-12:].tolist() == whole.sequences[0][-12:].tolist()
     assert short.target_lengths == whole.target_lengths
-
-
-def test_a_packed_row_unpacks_to_its_micro_batches() -> None:
-    batches = [phraser(table()).phrase(np.array(rows)) for rows in ([0, 1, 2], [5, 3], [7, 4])]
-    again = unpack(pack(3, batches), 3)
-    assert len(again) == 3
-    for one, other in zip(batches, again, strict=True):
-        assert one.ids.tolist() == other.ids.tolist()
-        assert one.target_lengths.tolist() == other.target_lengths.tolist()
-        assert [one.sequences[n].tolist() for n in range(len(one))] == [
-            other.sequences[n].tolist() for n in range(len(other))
-        ]
 
 
 def test_the_best_epoch_has_the_smallest_validation_loss() -> None:

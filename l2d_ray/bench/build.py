@@ -15,8 +15,9 @@ from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
+from l2d_ray.prefetch import prefetch
 from l2d_ray.records import MemoryIdentity
-from l2d_ray.stages.extraction import Unit, UnitExtractor, ahead, plan_units
+from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
 from l2d_ray.workspace import Workspace
 
 
@@ -59,7 +60,7 @@ def bench_build(config: Config) -> BuildBenchmark:
 def extract_only(extractor: UnitExtractor, unit: Unit) -> int:
     """Run a unit's samples, discard the states, and return the number of samples."""
     samples = 0
-    for batch in ahead(extractor.batches(unit)):
+    for batch in prefetch(extractor.batches(unit)):
         if batch.prompts:
             extractor.encoder.extract(Prompts.join(batch.prompts))
         samples += len(batch.prompts)

@@ -14,13 +14,12 @@ from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.training.checkpoints import run_folder
 from l2d_ray.distributed.training.driver import check, finetune, identify_run
-from l2d_ray.distributed.training.phrasing import sample_phraser
 from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.models.backbone import resolve_dtype
 from l2d_ray.models.causal_loss import packed_loss, padded_loss
 from l2d_ray.models.trainable import load_trainable
 from l2d_ray.schema import Split
-from l2d_ray.stages.finetuning import SampleTable
+from l2d_ray.stages.finetuning import SamplePhraser, SampleTable
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
 
@@ -93,9 +92,9 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
 def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
     """Return the first samples of the first epoch, in micro-batches."""
     table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
-    phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), table)
+    phraser = SamplePhraser.of_model(config, dataset.items()["title"].to_pylist())
     rows = table.epoch(config.finetune.seed, 0)[: config.bench.samples]
-    return [phraser.phrase(part) for part in np.array_split(rows, -(-rows.size // config.finetune.micro_batch_size))]
+    return phraser.batches(table, rows, config.finetune.micro_batch_size)
 
 
 def _one_by_one(model: Any, batches: list[TrainingSamples], size: int) -> Tensor:

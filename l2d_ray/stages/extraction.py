@@ -7,7 +7,6 @@ and the dataset alone, so that any worker can build it again with the same resul
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +23,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.writer import UnitWriter
+from l2d_ray.prefetch import prefetch
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES, Split
 from l2d_ray.workspace import Workspace
@@ -121,7 +121,7 @@ class UnitExtractor:
             self._store.accept_unit(committed, self._identity)
             return committed
         with self._store.write_unit(unit.name, self._identity) as writer:
-            for batch in ahead(self.batches(unit)):
+            for batch in prefetch(self.batches(unit)):
                 self._run(batch, writer)
         record = self._store.committed(unit.name)
         assert record, "committed above"
@@ -172,12 +172,3 @@ class UnitExtractor:
             # A number past 65504 becomes infinite in float16; the writer quarantines such rows.
             writer.write(pa.concat_tables(batch.samples), result.states.to(torch.float16).numpy())
             writer.count_tokens(result.tokens, prompts.tokens.size)
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches; prepare the next one in a thread while the caller uses the current one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -193,49 +192,41 @@ class Schedule:
 
 
 class SamplePhraser:
-    """Converter of samples of a table into token sequences for training."""
+    """Converter of samples into token sequences for training."""
 
-    def __init__(self, table: SampleTable, prompts: PromptEncoder, context_length: int) -> None:
+    def __init__(self, prompts: PromptEncoder, context_length: int) -> None:
         """Take the model's `context_length`; a window with more tokens loses its oldest items."""
-        self._table, self._prompts, self._longest = table, prompts, context_length
+        self._prompts, self._longest = prompts, context_length
 
-    def phrase(self, samples: IntArray) -> TrainingSamples:
+    @classmethod
+    def of_model(cls, config: Config, titles: list[str]) -> "SamplePhraser":
+        """Return a phraser for the model of `config`, without reading the model's weights."""
+        # Ray's own processes import this module, and these take seconds.
+        from l2d_ray.models.backbone import context_length, load_tokenizer, read_architecture
+        from l2d_ray.models.checkpoint import find_model
+
+        checkpoint = find_model(config.model)
+        prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
+        return cls(prompts, context_length(read_architecture(checkpoint, config.model)))
+
+    def phrase(self, table: SampleTable, samples: IntArray) -> TrainingSamples:
         """Return prompt and title of each of these samples (row numbers of the table)."""
-        pairs = [self._pair(int(self._table.starts[n]), int(self._table.stops[n])) for n in samples]
+        pairs = [self._pair(table.items, int(table.starts[n]), int(table.stops[n])) for n in samples]
         sequences = Prompts.join([np.concatenate(pair) for pair in pairs])
-        return TrainingSamples(sequences, np.array([title.size for _, title in pairs]), self._table.ids[samples])
+        return TrainingSamples(sequences, np.array([title.size for _, title in pairs]), table.ids[samples])
 
-    def _pair(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        title = self._prompts.item_tokens(int(self._table.items[stop]))
+    def batches(self, table: SampleTable, samples: IntArray, size: int) -> list[TrainingSamples]:
+        """Return these samples in batches of at most `size`."""
+        return [self.phrase(table, part) for part in np.array_split(samples, -(-samples.size // size))]
+
+    def _pair(self, items: NDArray[np.int32], start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        title = self._prompts.item_tokens(int(items[stop]))
         while True:
-            window = self._table.items[start:stop]
+            window = items[start:stop]
             (prompt,) = self._prompts.encode(window, np.zeros(1, np.int64), np.array([window.size]))
             if prompt.size + title.size <= self._longest or start == stop:
                 return prompt, title
             start += 1
-
-
-def pack(step: int, micro_batches: list[TrainingSamples]) -> dict[str, Any]:
-    """Return a row of the training data: one worker's part of one step."""
-    return {
-        "step": step,
-        "tokens": np.concatenate([batch.sequences.tokens for batch in micro_batches]),
-        "lengths": np.concatenate([batch.sequences.lengths for batch in micro_batches]),
-        "target_lengths": np.concatenate([batch.target_lengths for batch in micro_batches]),
-        "ids": np.concatenate([batch.ids for batch in micro_batches]),
-    }
-
-
-def unpack(row: dict[str, Any], micro_batches: int) -> list[TrainingSamples]:
-    """Return the samples of a row of `pack` in `micro_batches` parts, divided as by `Schedule.divide`."""
-    offsets = np.concatenate([[0], np.cumsum(row["lengths"])])
-    bounds = np.cumsum([0, *(part.size for part in np.array_split(row["ids"], micro_batches))])
-    batches = []
-    for start, stop in pairwise(bounds.tolist()):
-        tokens = row["tokens"][offsets[start] : offsets[stop]]
-        sequences = Prompts(tokens, offsets[start : stop + 1] - offsets[start])
-        batches.append(TrainingSamples(sequences, row["target_lengths"][start:stop], row["ids"][start:stop]))
-    return batches
 
 
 def run_digest(config: Config, model: str, dataset: str) -> str:

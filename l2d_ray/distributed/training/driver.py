@@ -1,18 +1,15 @@
 """Fine-tuning with Ray Train and DeepSpeed: from samples to an adapter.
 
-The driver divides the samples (`finetuning.Schedule`), Ray Data phrases them ahead of the workers, and Ray Train's
-workers (`worker.py`) train. Checkpoints in the workspace survive any crash: after a lost worker training resumes from
-the last one, and after a lost driver the same command resumes it.
+The driver plans the steps (`finetuning.Schedule`), and Ray Train's workers (`worker.py`) train on their parts of them.
+Checkpoints in the workspace survive any crash: after a lost worker training resumes from the last one, and after a lost
+driver the same command resumes it.
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
-import ray.data
 import ray.train
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
@@ -22,8 +19,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
 from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, repair_list, run_folder
 from l2d_ray.distributed.training.monitor import monitored
-from l2d_ray.distributed.training.phrasing import PhraserActor, sample_phraser
-from l2d_ray.distributed.training.plan import WorkerPlan
+from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.distributed.workers import training_workers
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import identify, resolve_dtype
@@ -34,9 +30,6 @@ from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_
 from l2d_ray.stages.reports import plot_training, png
 from l2d_ray.stages.settings import check_data
 from l2d_ray.workspace import Workspace
-
-MAX_BLOCKS = 4096
-"""Blocks of Ray Data for a training, about. Each costs the driver a millisecond before the training starts."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,10 @@ def finetune(config: Config) -> FinetuneResult:
     finetuning = config.finetune
     workers = training_workers(config, len(table))
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
-    phraser = sample_phraser(config, dataset.items()["title"].to_pylist(), valid)
-    parts = np.array_split(np.arange(len(valid)), -(-len(valid) // finetuning.micro_batch_size))
-    valid_batches = [phraser.phrase(rows) for rows in parts]
+    data = ray.put(TrainingData(dataset.items()["title"].to_pylist(), table, valid))
     with monitored(config, workspace, run, schedule.steps) as queue:
-        plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, valid_batches, queue)
-        progress = _train(config, workspace, plan, dataset, table)
+        plan = WorkerPlan(config.model_dump(mode="json"), run, schedule, data, queue)
+        progress = _train(config, workspace, plan)
     return _finish(workspace, config, run, progress)
 
 
@@ -113,9 +104,7 @@ def _read_samples(dataset: Dataset, split: Split, config: Config, setting: str) 
     return table
 
 
-def _train(
-    config: Config, workspace: Workspace, plan: WorkerPlan, dataset: Dataset, table: SampleTable
-) -> dict[str, Any]:
+def _train(config: Config, workspace: Workspace, plan: WorkerPlan) -> dict[str, Any]:
     """Run the workers to the end and return their `Progress`."""
 
     def run_worker(plan: WorkerPlan) -> dict[str, Any]:
@@ -129,7 +118,6 @@ def _train(
 
     finetuning, workers = config.finetune, plan.schedule.workers
     repair_list(workspace, plan.run)
-    in_order = ray.data.ExecutionOptions(preserve_order=True)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=plan,
@@ -146,8 +134,6 @@ def _train(
             failure_config=ray.train.FailureConfig(max_failures=finetuning.max_failures, max_preemption_failures=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=finetuning.keep_checkpoints),
         ),
-        datasets={"train": _phrase(config, plan, dataset, table)},
-        dataset_config=ray.train.DataConfig(execution_options=in_order),
     )
     try:
         progress = trainer.fit().return_value
@@ -156,31 +142,6 @@ def _train(
     if "error" in progress:
         raise InputError(progress["error"])
     return progress  # type: ignore[no-any-return]
-
-
-def _phrase(config: Config, plan: WorkerPlan, dataset: Dataset, table: SampleTable) -> ray.data.Dataset:
-    """Return the rows of `finetuning.pack` of all steps, which Ray Data makes ahead of the workers."""
-    rows = list(_blocks(list(plan.schedule.divide(table, config.finetune.seed)), plan.schedule.workers))
-    titles = dataset.items()["title"].to_pylist()
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(
-        PhraserActor,
-        fn_constructor_args=(plan.config, titles, ray.put(table), plan.schedule.micro_batches),
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=0,  # it needs little, and the workers may have all CPUs of the cluster
-    )
-
-
-def _blocks(steps: list[list[list[Any]]], workers: int) -> Iterator[dict[str, Any]]:
-    """Yield the steps of `Schedule.divide` as blocks: one worker's part of some steps, worker after worker.
-
-    Ray Data splits a dataset between workers in the same way, because all blocks have the same number of rows.
-    """
-    size = -(-len(steps) * workers // MAX_BLOCKS)
-    for start in range(0, len(steps), size):
-        for worker in range(workers):
-            parts = [part for step in steps[start : start + size] for part in step[worker]]
-            bounds = np.cumsum([part.size for part in parts])[:-1]
-            yield {"step": start, "samples": np.concatenate(parts), "bounds": bounds}
 
 
 def _cause(error: TrainingFailedError) -> Exception:

@@ -5,8 +5,16 @@ from typing import Any
 
 from ray.util.queue import Queue
 
-from l2d_ray.core.packing import TrainingSamples
-from l2d_ray.stages.finetuning import Schedule
+from l2d_ray.stages.finetuning import SampleTable, Schedule
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Samples and titles. Ray keeps one copy on each node."""
+
+    titles: list[str]
+    train: SampleTable
+    valid: SampleTable
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class WorkerPlan:
     run: str
     """Name of the training (`finetuning.run_digest`)."""
     schedule: Schedule
-    valid: list[TrainingSamples]
-    """Micro-batches of validation samples."""
+    data: Any
+    """A reference to `TrainingData`."""
     messages: Queue | None
     """Messages of rank 0 to the driver (`monitor.Monitor`)."""

@@ -6,17 +6,17 @@ checkpoint is due. So all of them decide alike.
 
 import json
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -28,13 +28,14 @@ from l2d_ray.config import Config
 from l2d_ray.core.packing import TrainingSamples
 from l2d_ray.distributed.training.checkpoints import best_folder
 from l2d_ray.distributed.training.engine import make_engine
-from l2d_ray.distributed.training.plan import WorkerPlan
+from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.errors import InputError
 from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
 from l2d_ray.models.causal_loss import runs_packed
 from l2d_ray.models.checkpoint import find_model
 from l2d_ray.models.trainable import load_trainable, save_trained, trained_state, without_adapter
-from l2d_ray.stages.finetuning import Progress, pack, unpack
+from l2d_ray.prefetch import prefetch
+from l2d_ray.stages.finetuning import Progress, SamplePhraser
 from l2d_ray.workspace import Workspace
 
 TAG = "state"
@@ -57,7 +58,6 @@ class _Worker:
     """A training as one worker runs it."""
 
     def __init__(self, plan: WorkerPlan) -> None:
-        self._rows = _started(ray.train.get_dataset_shard("train").iter_rows())
         config = Config(**plan.config)
         self._plan, self._config, self._finetune = plan, config, config.finetune
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -70,13 +70,16 @@ class _Worker:
         with self._together():
             self._model = load_trainable(config.model, config.finetune, dtype).to(self._device)
         packed = self._sum([runs_packed(self._model, dtype)])[0] == self._world
-        self._schedule, self._valid = plan.schedule, plan.valid
+        self._schedule = plan.schedule
         if not packed:
             family = type(without_adapter(self._model)).__name__
             self._send(f"{family} cannot run packed: every sample is trained on in full, which is slower")
             size = min(PADDED_BATCH_SIZE, plan.schedule.micro_batch_size)
             self._schedule = replace(plan.schedule, micro_batch_size=size)
-            self._valid = unpack(pack(0, plan.valid), -(-sum(map(len, plan.valid)) // size))
+        data: TrainingData = ray.get(plan.data)
+        self._phraser, self._table = SamplePhraser.of_model(config, data.titles), data.train
+        rows = np.arange(len(data.valid))
+        self._valid = self._phraser.batches(data.valid, rows, self._schedule.micro_batch_size)
         self._engine = make_engine(self._model, packed, config.finetune, dtype, self._schedule)
         self._progress = self._restore()
         self._started: float | None = None
@@ -85,13 +88,9 @@ class _Worker:
     def run(self) -> Progress:
         """Train from the last checkpoint, or the beginning, to the end."""
         progress = self._progress
-        for step, micro_batches in self._batches():
-            if step < progress.step:
-                continue  # the checkpoint has it
+        for micro_batches in prefetch(self._batches()):
             if len(progress.losses) - progress.best_epoch >= self._finetune.patience:
                 break
-            if step != progress.step:  # workers would wait for each other for ever, or learn in another order
-                raise RuntimeError(f"Ray Data gave worker {self._rank} a part of step {step}, not of {progress.step}")
             # Time counts from the first batch on: `seconds` are those of training, not of starting.
             self._started = self._started or time.monotonic() - progress.seconds
             self._step(micro_batches)
@@ -107,10 +106,11 @@ class _Worker:
                 self._checkpoint()
         return progress
 
-    def _batches(self) -> Iterator[tuple[int, list[TrainingSamples]]]:
-        """Yield the number of each step and this worker's micro-batches."""
-        for row in self._rows:
-            yield int(row["step"]), unpack(row, self._schedule.micro_batches)
+    def _batches(self) -> Iterator[list[TrainingSamples]]:
+        """Yield this worker's micro-batches of each step that the checkpoint does not have."""
+        steps = self._schedule.divide(self._table, self._finetune.seed)
+        for parts in islice(steps, self._progress.step, None):
+            yield [self._phraser.phrase(self._table, part) for part in parts[self._rank]]
 
     def _step(self, micro_batches: list[TrainingSamples]) -> None:
         """Run one optimizer step over this worker's micro-batches, and report it."""
@@ -259,25 +259,3 @@ class _Worker:
         if self._rank == 0 and self._plan.messages is not None:
             with suppress(RayError):
                 self._plan.messages.put(message)
-
-
-def _started(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Return the same rows; Ray Data makes the first ones already, while this worker loads the model."""
-    iterator = iter(rows)
-    first: Future[dict[str, Any] | None] = Future()
-
-    def read() -> None:
-        try:
-            first.set_result(next(iterator, None))
-        except BaseException as error:
-            first.set_exception(error)
-
-    threading.Thread(target=read, daemon=True).start()
-
-    def all_rows() -> Iterator[dict[str, Any]]:
-        row = first.result()
-        if row is not None:
-            yield row
-            yield from iterator
-
-    return all_rows()
