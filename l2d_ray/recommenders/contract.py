@@ -91,6 +91,8 @@ class Need(Enum):
     """The language model without its head."""
     TITLE_STATES = "title_states_ID"
     """The language model's hidden states of the titles. It does not run when a query comes."""
+    MEMORY = "memory_rows"
+    """Rows of the memory: hidden states of training samples, and the items that came next."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
     TRAINED = "trained"

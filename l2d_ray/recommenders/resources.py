@@ -1,18 +1,22 @@
 """The parts that recommenders are made from."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
+
+import pyarrow as pa
 
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
+from l2d_ray.errors import InputError, one_line
 from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel
 from l2d_ray.recommenders.contract import IndexKey, Need
-from l2d_ray.recommenders.trained import Trained
+from l2d_ray.recommenders.trained import Trained, record_of
 from l2d_ray.workspace import Workspace
 
 PartT = TypeVar("PartT")
@@ -75,9 +79,23 @@ class Resources:
         return HistoryEncoder(self.config, self.titles, backbone)
 
     def trained(self, name: str) -> Trained:
-        """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` does."""
+        """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` and `check_model` do."""
         self._check(Need.TRAINED)
-        return Trained.load(self._dataset, name)
+        trained = Trained.load(self._dataset, name)
+        trained.record.check_model(self.config, self._workspace.path(record_of(name)))
+        return trained
+
+    def memory_rows(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the memory's snapshot `index.snapshot`. Raises InputError if a file is damaged."""
+        self._check(Need.MEMORY)
+        store = MemoryStore(self._workspace)
+        try:
+            yield from store.read(store.snapshot(self.config.index.snapshot), columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(
+                f"{self._workspace.path('memory')}: not readable ({one_line(error)}); run python -m l2d_ray.memory"
+                " verify WORKSPACE"
+            ) from None
 
     def index(self, key: IndexKey, prior: float = 0.0) -> ShardedIndex:
         """Return an index whose L2D-G has this prior."""

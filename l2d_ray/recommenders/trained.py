@@ -12,10 +12,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from l2d_ray.config import TrainConfig
+from l2d_ray.config import Config, TrainConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.records import Record
+from l2d_ray.records import MemoryIdentity, Record
 from l2d_ray.workspace import Workspace
 
 FOLDER = "recommenders"
@@ -33,6 +33,27 @@ class Epoch(Record):
     seconds: float
 
 
+class ModelSource(Record):
+    """The language model that a recommender was trained with, and the memory if it read one."""
+
+    identity: MemoryIdentity
+    """Identity of the model and of its prompts; `num_shards` decides nothing here."""
+    snapshot: int | None = None
+    """Number of the memory's snapshot; None if it read no memory."""
+    snapshot_digest: str | None = None
+    """Digest of the snapshot's record, as in the manifest of an index."""
+    rows: int | None = None
+    """Rows of the snapshot, which are then the training samples."""
+
+    def differences(self, other: "ModelSource") -> list[str]:
+        """Return `name (theirs, now ours)` for each difference."""
+        shards = {"num_shards": other.identity.num_shards}
+        found = self.identity.model_copy(update=shards).differences(other.identity)
+        if self.snapshot_digest != other.snapshot_digest:
+            found.append(f"memory snapshot ({other.snapshot}, now {self.snapshot})")
+        return found
+
+
 class TrainingRecord(Record):
     """The content of `training.json`."""
 
@@ -46,6 +67,8 @@ class TrainingRecord(Record):
     """The settings of the training."""
     dataset: str
     """Digest of the dataset."""
+    model: ModelSource | None = None
+    """The language model; None if it has no part in the training."""
     items: int
     """Number of items in the catalogue."""
     samples: int
@@ -60,6 +83,22 @@ class TrainingRecord(Record):
     """Name of the weights' file in the folder."""
     sha256: str
     """Checksum of the weights' file."""
+
+    def check_model(self, config: Config, location: str) -> None:
+        """Raise InputError, naming what differs, if it was trained with another language model than that of `config`.
+
+        `location` is that of the record, for the message.
+        """
+        if self.model is None:
+            return
+        from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
+
+        ours = self.model.model_copy(update={"identity": identify_memory(config)})
+        if differences := ours.differences(self.model):
+            raise InputError(
+                f"{location}: trained with another {', '.join(differences)}; give model.*, prompt.* and history.* as"
+                f" they were, or delete its folder and run jobs/train.py recommender={self.recommender} again"
+            )
 
 
 def folder_of(name: str) -> str:

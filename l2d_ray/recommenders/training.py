@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, training_interactions
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Recommender
+from l2d_ray.recommenders.contract import Need, Recommender
 from l2d_ray.recommenders.trained import Epoch
+
+if TYPE_CHECKING:  # imports transformers, which takes seconds
+    from l2d_ray.recommenders.resources import Resources
 
 CUTOFF = 20
 """K of the NDCG that chooses the best epoch."""
@@ -97,14 +100,18 @@ class Learner(ABC):
 class Trainer:
     """A recommender's part in jobs/train.py."""
 
-    learner: Callable[[TrainConfig, TrainingData, str], Learner]
-    """Make a learner for the settings and the data, on a device."""
+    learner: Callable[[TrainConfig, TrainingData, "Resources"], Learner]
+    """Make a learner for the settings and the data. Only the resources listed in `needs` are there."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `train` whose defaults are not the section's, by name."""
     unused: frozenset[str] = frozenset()
     """Settings of `train` that it has no use for."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Values of settings of `train` that jobs/tune.py compares, by name."""
+    needs: frozenset[Need] = frozenset()
+    """Resources that the training takes. With any, the result belongs to the language model of the configuration."""
+    settings: tuple[str, ...] = ()
+    """Settings of other sections that decide the weights, by dotted key."""
 
 
 @dataclass

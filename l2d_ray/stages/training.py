@@ -15,13 +15,16 @@ from typing import Any
 
 import safetensors.torch
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, flatten
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples
 from l2d_ray.errors import InputError
+from l2d_ray.memory.store import MemoryStore
+from l2d_ray.recommenders.contract import Need
 from l2d_ray.recommenders.registry import MODULES, declaration, find
 from l2d_ray.recommenders.trained import (
     Epoch,
+    ModelSource,
     TrainingRecord,
     folder_of,
     load_tensors,
@@ -30,7 +33,8 @@ from l2d_ray.recommenders.trained import (
 )
 from l2d_ray.recommenders.training import Learner, Progress, Trainer, TrainingData, fit, mean_ndcg
 from l2d_ray.schema import Split
-from l2d_ray.stages.settings import check_data
+from l2d_ray.stages.index_plan import with_snapshot
+from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.workspace import Workspace
 
 Report = Callable[[Sequence[Epoch]], None]
@@ -48,16 +52,21 @@ class TrainingPlan:
     """Its settings of `train` are those that the recommender is trained with."""
     trainer: Trainer
     dataset: Dataset
+    model: ModelSource | None
+    """The language model; None if the trainer needs none."""
     settings: dict[str, Any] = field(init=False)
     """Settings that decide the weights, by dotted key."""
     run: str = field(init=False)
-    """Digest of these settings, the recommender and the dataset."""
+    """Digest of these settings, the recommender, the dataset and the language model."""
 
     def __post_init__(self) -> None:
         chosen = self.config.train.model_dump(mode="json")
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
-        text = json.dumps([self.config.recommender, settings, self.dataset.digest], sort_keys=True)
+        values = flatten(self.config.model_dump(mode="json"))
+        settings |= {key: values[key] for key in self.trainer.settings}
+        model = [self.model.model_dump(exclude={"identity": {"num_shards"}})] if self.model else []
+        text = json.dumps([self.config.recommender, settings, self.dataset.digest, *model], sort_keys=True)
         object.__setattr__(self, "settings", settings)
         object.__setattr__(self, "run", hashlib.sha256(text.encode()).hexdigest()[:16])
 
@@ -84,6 +93,8 @@ class TrainingPlan:
             for key, value in self.settings.items()
             if record.settings.get(key) != value
         ]
+        if self.model and record.model:
+            changed += self.model.differences(record.model)
         raise InputError(
             f"{self.workspace.path(path)}: belongs to another training: {', '.join(changed) or 'another dataset'}; set"
             f" recommender={self.config.recommender}-2 to keep both, or delete its folder"
@@ -94,7 +105,8 @@ def plan_training(config: Config) -> TrainingPlan:
     """Plan the training of `recommender`, with its own defaults for settings of `train` that are not given.
 
     Raises InputError for a recommender that is unknown or not trained, for a given setting that it has no use for, and
-    if there is no dataset.
+    if there is no dataset. For a trainer with needs, also if the model is missing or a given setting contradicts the
+    workspace's record, and for one that reads the memory, if that is missing or of another dataset or model.
     """
     trainer = find(config.recommender, config, "recommender").declaration.trainer
     if trainer is None:
@@ -111,7 +123,27 @@ def plan_training(config: Config) -> TrainingPlan:
     changes = {f"train.{name}": value for name, value in trainer.defaults.items() if name not in given}
     dataset = Dataset.open(Workspace.open(config.workspace))
     check_data(config, dataset)
-    return TrainingPlan(config.replace(changes), trainer, dataset)
+    config = config.replace(changes)
+    if not trainer.needs:
+        return TrainingPlan(config, trainer, dataset, None)
+    return _plan_with_model(for_evaluation(config), trainer, dataset)
+
+
+def _plan_with_model(config: Config, trainer: Trainer, dataset: Dataset) -> TrainingPlan:
+    """Plan a training that needs the language model of the workspace, and maybe its memory."""
+    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
+
+    snapshot = None
+    if Need.MEMORY in trainer.needs:
+        config = with_snapshot(config)
+        snapshot = MemoryStore(dataset.workspace).snapshot(config.index.snapshot)
+    model = ModelSource(
+        identity=identify_memory(config),
+        snapshot=snapshot and snapshot.number,
+        snapshot_digest=snapshot and snapshot.digest(),
+        rows=snapshot and snapshot.rows,
+    )
+    return TrainingPlan(config, trainer, dataset, model)
 
 
 def train(plan: TrainingPlan, report: Report = lambda _: None) -> TrainingRecord:
@@ -139,8 +171,11 @@ def _validation_samples(plan: TrainingPlan) -> list[Sample]:
 
 def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report: Report) -> Progress:
     """Run the epochs that are due, with a checkpoint after each."""
+    from l2d_ray.recommenders.resources import Resources  # imports transformers, which takes seconds
+
     config, progress = plan.config, Progress()
-    learner = plan.trainer.learner(config.train, data, config.device)
+    resources = Resources(config, plan.trainer.needs, {})
+    learner = plan.trainer.learner(config.train, data, resources)
     if plan.workspace.exists(plan.checkpoint):
         progress = _restore(plan, learner)
     report(progress.history)
@@ -183,8 +218,9 @@ def _finish(plan: TrainingPlan, data: TrainingData, valid: int, progress: Progre
         settings=plan.settings,
         train=plan.config.train,
         dataset=plan.dataset.digest,
+        model=plan.model,
         items=data.num_items,
-        samples=data.samples,
+        samples=data.samples if plan.model is None or plan.model.rows is None else plan.model.rows,
         valid_samples=valid,
         best_epoch=progress.best_epoch,
         history=progress.history,
