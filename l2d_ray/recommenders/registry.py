@@ -30,6 +30,8 @@ MODULES = {
     "sasrec": "l2d_ray.recommenders.sasrec",
     "esasrec": "l2d_ray.recommenders.esasrec",
     "gru4rec": "l2d_ray.recommenders.gru4rec",
+    "id-head": "l2d_ray.recommenders.id_head",
+    "lite-llm4rec": "l2d_ray.recommenders.lite_llm4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 

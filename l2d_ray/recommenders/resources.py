@@ -1,22 +1,19 @@
 """The parts that recommenders are made from."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
-from l2d_ray.config import Config
+from l2d_ray.config import Config, FinetuneConfig
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
-from l2d_ray.errors import InputError, one_line
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel
+from l2d_ray.models.trainable import load_trainable_body
 from l2d_ray.recommenders.contract import IndexKey, Need
-from l2d_ray.recommenders.trained import Trained, record_of
+from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
 
 PartT = TypeVar("PartT")
@@ -78,24 +75,15 @@ class Resources:
         backbone = self.language_model.backbone if Need.LANGUAGE_MODEL in self._needs else None
         return HistoryEncoder(self.config, self.titles, backbone)
 
-    def trained(self, name: str) -> Trained:
-        """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` and `check_model` do."""
-        self._check(Need.TRAINED)
-        trained = Trained.load(self._dataset, name)
-        trained.record.check_model(self.config, self._workspace.path(record_of(name)))
-        return trained
+    def trainable_model(self, finetune: FinetuneConfig, num_layers: int) -> Any:
+        """Load a language model that no other recommender shares (`load_trainable_body`)."""
+        self._check(Need.TRAINABLE_MODEL)
+        return load_trainable_body(self.config.model, finetune, self.config.device, num_layers)
 
-    def memory_rows(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of the memory's snapshot `index.snapshot`. Raises InputError if a file is damaged."""
-        self._check(Need.MEMORY)
-        store = MemoryStore(self._workspace)
-        try:
-            yield from store.read(store.snapshot(self.config.index.snapshot), columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self._workspace.path('memory')}: not readable ({one_line(error)}); run python -m l2d_ray.memory"
-                " verify WORKSPACE"
-            ) from None
+    def trained(self, name: str) -> Trained:
+        """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` does."""
+        self._check(Need.TRAINED)
+        return Trained.load(self._dataset, name)
 
     def index(self, key: IndexKey, prior: float = 0.0) -> ShardedIndex:
         """Return an index whose L2D-G has this prior."""

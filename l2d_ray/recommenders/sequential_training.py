@@ -20,16 +20,16 @@ from torch.nn import functional
 
 from l2d_ray.config import Config, TrainConfig
 from l2d_ray.core.arrays import IntArray
-from l2d_ray.data.dataset import Dataset
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
-from l2d_ray.recommenders.gradient_learner import GradientLearner, load_trained, seeded
+from l2d_ray.recommenders.contract import Declaration, Recommender
+from l2d_ray.recommenders.gradient_learner import GradientLearner
 from l2d_ray.recommenders.sequential import SequenceModel, SequenceRecommender
-from l2d_ray.recommenders.trained import read_record
-from l2d_ray.recommenders.training import Trainer, TrainingData
+from l2d_ray.recommenders.training import TrainedOptions, Trainer, TrainingData, declare_trained
 
 if TYPE_CHECKING:  # imports transformers, which takes seconds
-    from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
+
+BETAS = (0.9, 0.98)
+"""Adam's decay rates in the code of SASRec's authors."""
 
 Build = Callable[[TrainConfig, int], SequenceModel]
 """Makes a model for the settings and a number of items."""
@@ -89,32 +89,26 @@ class Windows:
         return items.astype(np.int64), targets.astype(np.int64), lengths
 
 
-class SequenceLearner(GradientLearner[SequenceModel]):
+class SequenceLearner(GradientLearner):
     """A model of sequences during its training."""
 
-    def __init__(self, build: Build, settings: TrainConfig, data: TrainingData, device: str) -> None:
-        with seeded(settings.seed, 0, torch.device(device)):
-            model = build(settings, data.num_items)
-            model.initialise()
-        shares = np.bincount(data.items, minlength=data.num_items) / data.items.size
-        model.popularity.copy_(torch.from_numpy(shares))
-        super().__init__(model, settings, device)
-        self._data = data
+    _model: SequenceModel
 
-    def run_epoch(self, epoch: int) -> float:
-        """Run one optimizer step for each batch of windows, in a new order."""
-        self._model.train()
-        total, samples = 0.0, 0
-        with seeded(self._settings.seed, epoch, self._device):
-            for items_BL, targets_BL, lengths_B in self._batches(epoch):
-                states_BLD = self._model(items_BL, lengths_B)
-                losses_N = sample_losses(self._model, states_BLD, targets_BL, self._settings)
-                loss = losses_N.mean()
-                self._step(loss)
-                total, samples = total + loss.item() * len(losses_N), samples + len(losses_N)
-                if not np.isfinite(total):
-                    break
-        return total / samples
+    def __init__(self, build: Build, settings: TrainConfig, data: TrainingData, device: str) -> None:
+        super().__init__(settings, data, device)
+        with self._seeded(0):
+            self._model = build(settings, data.num_items)
+            self._model.initialise()
+        self._model.popularity.copy_(torch.from_numpy(data.popularity_I))
+        self._model.to(self._device)
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
+        )
+
+    def _losses(self, epoch: int) -> Iterator[Tensor]:
+        for items_BL, targets_BL, lengths_B in self._batches(epoch):
+            states_BLD = self._model(items_BL, lengths_B)
+            yield sample_losses(self._model, states_BLD, targets_BL, self._settings)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         random = np.random.default_rng([self._settings.seed, epoch])
@@ -130,22 +124,6 @@ class SequenceLearner(GradientLearner[SequenceModel]):
         return SequenceRecommender(self._model.eval())
 
 
-@dataclass(frozen=True)
-class TrainedOptions(Options):
-    """The name of a trained recommender, which is that of its folder."""
-
-    name: str
-
-    @classmethod
-    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
-        """Return the whole name."""
-        return cls(groups["name"])
-
-    def check(self, dataset: Dataset, test: "Sequence[Sample]") -> None:
-        """Raise InputError if it was not trained, or on another dataset."""
-        read_record(dataset, self.name)
-
-
 def declare(
     name: str,
     build: Build,
@@ -154,23 +132,19 @@ def declare(
     grid: Mapping[str, Sequence[Any]] | None = None,
 ) -> Declaration[TrainedOptions]:
     """Return the declaration of a model of sequences. The arguments behind `build` are those of `Trainer`."""
-    return Declaration(
-        pattern=rf"(?P<name>{name}(-\w[\w.-]*)?)",
-        form=f"{name}[-<name of another training>]",
-        examples=(name,),
-        options=TrainedOptions,
-        make=partial(_make, build),
-        needs=frozenset({Need.TRAINED}),
-        trainer=Trainer(partial(_learner, build), defaults or {}, frozenset(unused), grid or {}),
-    )
 
+    def learner(config: Config, data: TrainingData) -> SequenceLearner:
+        return SequenceLearner(build, config.train, data, config.device)
 
-def _learner(build: Build, settings: TrainConfig, data: TrainingData, resources: "Resources") -> SequenceLearner:
-    return SequenceLearner(build, settings, data, resources.config.device)
+    trainer = Trainer(learner, defaults or {}, frozenset({"temperature", *unused}), grid or {})
+    return declare_trained(name, partial(_make, build), trainer)
 
 
 def _make(build: Build, options: TrainedOptions, resources: "Resources") -> SequenceRecommender:
     trained = resources.trained(options.name)
     model = build(trained.record.train, trained.record.items)
-    load_trained(model, trained)
+    try:
+        model.load_state_dict(trained.weights)
+    except RuntimeError:
+        raise trained.unsuitable() from None
     return SequenceRecommender(model.to(resources.config.device).eval())

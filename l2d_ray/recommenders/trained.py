@@ -5,6 +5,7 @@ a record names, and damaged weights are noticed.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,10 +13,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from l2d_ray.config import Config, TrainConfig
+from l2d_ray.config import TrainConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.records import MemoryIdentity, Record
+from l2d_ray.records import Record
 from l2d_ray.workspace import Workspace
 
 FOLDER = "recommenders"
@@ -33,27 +34,6 @@ class Epoch(Record):
     seconds: float
 
 
-class ModelSource(Record):
-    """The language model that a recommender was trained with, and the memory if it read one."""
-
-    identity: MemoryIdentity
-    """Identity of the model and of its prompts; `num_shards` decides nothing here."""
-    snapshot: int | None = None
-    """Number of the memory's snapshot; None if it read no memory."""
-    snapshot_digest: str | None = None
-    """Digest of the snapshot's record, as in the manifest of an index."""
-    rows: int | None = None
-    """Rows of the snapshot, which are then the training samples."""
-
-    def differences(self, other: "ModelSource") -> list[str]:
-        """Return `name (theirs, now ours)` for each difference."""
-        shards = {"num_shards": other.identity.num_shards}
-        found = self.identity.model_copy(update=shards).differences(other.identity)
-        if self.snapshot_digest != other.snapshot_digest:
-            found.append(f"memory snapshot ({other.snapshot}, now {self.snapshot})")
-        return found
-
-
 class TrainingRecord(Record):
     """The content of `training.json`."""
 
@@ -67,8 +47,6 @@ class TrainingRecord(Record):
     """The settings of the training."""
     dataset: str
     """Digest of the dataset."""
-    model: ModelSource | None = None
-    """The language model; None if it has no part in the training."""
     items: int
     """Number of items in the catalogue."""
     samples: int
@@ -84,20 +62,21 @@ class TrainingRecord(Record):
     sha256: str
     """Checksum of the weights' file."""
 
-    def check_model(self, config: Config, location: str) -> None:
-        """Raise InputError, naming what differs, if it was trained with another language model than that of `config`.
+    def changes(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return `key (recorded, now value)` for each of these settings that is not the recorded one."""
+        return [
+            f"{key} ({self.settings.get(key)!r}, now {value!r})"
+            for key, value in settings.items()
+            if self.settings.get(key) != value
+        ]
 
-        `location` is that of the record, for the message.
-        """
-        if self.model is None:
-            return
-        from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
-
-        ours = self.model.model_copy(update={"identity": identify_memory(config)})
-        if differences := ours.differences(self.model):
+    def check_model(self, identity: Mapping[str, Any], location: str) -> None:
+        """Raise InputError, with a location, if the settings that identify the language model have changed."""
+        if changes := self.changes(identity):
             raise InputError(
-                f"{location}: trained with another {', '.join(differences)}; give model.*, prompt.* and history.* as"
-                f" they were, or delete its folder and run jobs/train.py recommender={self.recommender} again"
+                f"{location}: trained with another language model: {', '.join(changes)}; give model.*, prompt.* and"
+                f" history.* as they were, or delete {folder_of(self.recommender)} and run jobs/train.py"
+                f" recommender={self.recommender} again"
             )
 
 
@@ -160,6 +139,17 @@ class Trained:
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise InputError(f"{workspace.path(path)}: its checksum is not that of training.json; {_again(name)}")
         return cls(record, load_tensors(content, workspace.path(path), _again(name)), workspace.path(path))
+
+    def check_model(self, identity: Mapping[str, Any]) -> None:
+        """Raise InputError, naming what differs, if it was trained with another language model."""
+        self.record.check_model(identity, self.location)
+
+    def unsuitable(self) -> InputError:
+        """Return the error for weights that are not those of this recommender with the recorded settings."""
+        return InputError(
+            f"{self.location}: holds other weights than training.json says; delete its folder and run jobs/train.py"
+            f" recommender={self.record.recommender} again"
+        )
 
 
 def load_tensors(content: bytes, location: str, remedy: str) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import NamedRecommender, declaration, find
-from l2d_ray.recommenders.trained import read_record, record_of
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
@@ -155,8 +154,7 @@ def plan_evaluation(config: Config) -> Plan:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
     for one in recommenders:
         one.options.check(dataset, test)
-        if one.declaration.trainer and one.declaration.trainer.needs:
-            read_record(dataset, one.name).check_model(config, workspace.path(record_of(one.name)))
+        one.options.check_model(config, dataset)
     return Plan(
         config=config,
         recommenders=recommenders,

@@ -19,12 +19,11 @@ from l2d_ray.config import Config, flatten
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples
 from l2d_ray.errors import InputError
-from l2d_ray.memory.store import MemoryStore
-from l2d_ray.recommenders.contract import Need
+from l2d_ray.recommenders.memory_rows import ROWS, identify_rows
 from l2d_ray.recommenders.registry import MODULES, declaration, find
+from l2d_ray.recommenders.title_states import identify_titles
 from l2d_ray.recommenders.trained import (
     Epoch,
-    ModelSource,
     TrainingRecord,
     folder_of,
     load_tensors,
@@ -34,7 +33,7 @@ from l2d_ray.recommenders.trained import (
 from l2d_ray.recommenders.training import Learner, Progress, Trainer, TrainingData, fit, mean_ndcg
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import with_snapshot
-from l2d_ray.stages.settings import check_data, for_evaluation
+from l2d_ray.stages.settings import check_data, for_titles
 from l2d_ray.workspace import Workspace
 
 Report = Callable[[Sequence[Epoch]], None]
@@ -52,21 +51,22 @@ class TrainingPlan:
     """Its settings of `train` are those that the recommender is trained with."""
     trainer: Trainer
     dataset: Dataset
-    model: ModelSource | None
-    """The language model; None if the trainer needs none."""
     settings: dict[str, Any] = field(init=False)
     """Settings that decide the weights, by dotted key."""
     run: str = field(init=False)
-    """Digest of these settings, the recommender, the dataset and the language model."""
+    """Digest of these settings, the recommender and the dataset."""
 
     def __post_init__(self) -> None:
         chosen = self.config.train.model_dump(mode="json")
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
+        if self.trainer.reads_titles:
+            settings |= identify_titles(self.config)
+        if self.trainer.reads_memory:
+            settings |= identify_rows(self.config)
         values = flatten(self.config.model_dump(mode="json"))
         settings |= {key: values[key] for key in self.trainer.settings}
-        model = [self.model.model_dump(exclude={"identity": {"num_shards"}})] if self.model else []
-        text = json.dumps([self.config.recommender, settings, self.dataset.digest, *model], sort_keys=True)
+        text = json.dumps([self.config.recommender, settings, self.dataset.digest], sort_keys=True)
         object.__setattr__(self, "settings", settings)
         object.__setattr__(self, "run", hashlib.sha256(text.encode()).hexdigest()[:16])
 
@@ -88,15 +88,9 @@ class TrainingPlan:
         record = TrainingRecord.read(self.workspace, path)
         if record.run == self.run:
             return record
-        changed = [
-            f"{key} ({record.settings.get(key)!r}, now {value!r})"
-            for key, value in self.settings.items()
-            if record.settings.get(key) != value
-        ]
-        if self.model and record.model:
-            changed += self.model.differences(record.model)
+        changed = ", ".join(record.changes(self.settings))
         raise InputError(
-            f"{self.workspace.path(path)}: belongs to another training: {', '.join(changed) or 'another dataset'}; set"
+            f"{self.workspace.path(path)}: belongs to another training: {changed or 'another dataset'}; set"
             f" recommender={self.config.recommender}-2 to keep both, or delete its folder"
         )
 
@@ -105,8 +99,7 @@ def plan_training(config: Config) -> TrainingPlan:
     """Plan the training of `recommender`, with its own defaults for settings of `train` that are not given.
 
     Raises InputError for a recommender that is unknown or not trained, for a given setting that it has no use for, and
-    if there is no dataset. For a trainer with needs, also if the model is missing or a given setting contradicts the
-    workspace's record, and for one that reads the memory, if that is missing or of another dataset or model.
+    if there is no dataset.
     """
     trainer = find(config.recommender, config, "recommender").declaration.trainer
     if trainer is None:
@@ -115,6 +108,8 @@ def plan_training(config: Config) -> TrainingPlan:
             f"recommender={config.recommender!r}: needs no training; give one of {', '.join(trained)}, or run"
             " jobs/evaluate.py"
         )
+    if trainer.reads_titles or trainer.reads_memory:
+        config = for_titles(config)
     given = {key.removeprefix("train.") for key in config.given() if key.startswith("train.")}
     for name in sorted(given & trainer.unused):
         raise InputError(
@@ -123,27 +118,9 @@ def plan_training(config: Config) -> TrainingPlan:
     changes = {f"train.{name}": value for name, value in trainer.defaults.items() if name not in given}
     dataset = Dataset.open(Workspace.open(config.workspace))
     check_data(config, dataset)
-    config = config.replace(changes)
-    if not trainer.needs:
-        return TrainingPlan(config, trainer, dataset, None)
-    return _plan_with_model(for_evaluation(config), trainer, dataset)
-
-
-def _plan_with_model(config: Config, trainer: Trainer, dataset: Dataset) -> TrainingPlan:
-    """Plan a training that needs the language model of the workspace, and maybe its memory."""
-    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
-
-    snapshot = None
-    if Need.MEMORY in trainer.needs:
+    if trainer.reads_memory:
         config = with_snapshot(config)
-        snapshot = MemoryStore(dataset.workspace).snapshot(config.index.snapshot)
-    model = ModelSource(
-        identity=identify_memory(config),
-        snapshot=snapshot and snapshot.number,
-        snapshot_digest=snapshot and snapshot.digest(),
-        rows=snapshot and snapshot.rows,
-    )
-    return TrainingPlan(config, trainer, dataset, model)
+    return TrainingPlan(config.replace(changes), trainer, dataset)
 
 
 def train(plan: TrainingPlan, report: Report = lambda _: None) -> TrainingRecord:
@@ -171,11 +148,8 @@ def _validation_samples(plan: TrainingPlan) -> list[Sample]:
 
 def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report: Report) -> Progress:
     """Run the epochs that are due, with a checkpoint after each."""
-    from l2d_ray.recommenders.resources import Resources  # imports transformers, which takes seconds
-
     config, progress = plan.config, Progress()
-    resources = Resources(config, plan.trainer.needs, {})
-    learner = plan.trainer.learner(config.train, data, resources)
+    learner = plan.trainer.learner(config, data)
     if plan.workspace.exists(plan.checkpoint):
         progress = _restore(plan, learner)
     report(progress.history)
@@ -218,9 +192,8 @@ def _finish(plan: TrainingPlan, data: TrainingData, valid: int, progress: Progre
         settings=plan.settings,
         train=plan.config.train,
         dataset=plan.dataset.digest,
-        model=plan.model,
         items=data.num_items,
-        samples=data.samples if plan.model is None or plan.model.rows is None else plan.model.rows,
+        samples=plan.settings.get(ROWS, data.samples),
         valid_samples=valid,
         best_epoch=progress.best_epoch,
         history=progress.history,
