@@ -122,6 +122,13 @@ class Trained:
             raise InputError(f"{workspace.path(path)}: its checksum is not that of training.json; {_again(name)}")
         return cls(record, load_tensors(content, workspace.path(path), _again(name)), workspace.path(path))
 
+    def unsuitable(self) -> InputError:
+        """Return the error for weights that are not those of this recommender with the recorded settings."""
+        return InputError(
+            f"{self.location}: holds other weights than training.json says; delete its folder and run jobs/train.py"
+            f" recommender={self.record.recommender} again"
+        )
+
 
 def load_tensors(content: bytes, location: str, remedy: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file. Raises InputError, with its location and this remedy, if it is none."""

@@ -20,6 +20,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.registry import MODULES, declaration, find
+from l2d_ray.recommenders.title_states import identify_titles
 from l2d_ray.recommenders.trained import (
     Epoch,
     TrainingRecord,
@@ -30,7 +31,7 @@ from l2d_ray.recommenders.trained import (
 )
 from l2d_ray.recommenders.training import Learner, Progress, Trainer, TrainingData, fit, mean_ndcg
 from l2d_ray.schema import Split
-from l2d_ray.stages.settings import check_data
+from l2d_ray.stages.settings import check_data, for_titles
 from l2d_ray.workspace import Workspace
 
 Report = Callable[[Sequence[Epoch]], None]
@@ -57,6 +58,8 @@ class TrainingPlan:
         chosen = self.config.train.model_dump(mode="json")
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
+        if self.trainer.reads_titles:
+            settings |= identify_titles(self.config)
         text = json.dumps([self.config.recommender, settings, self.dataset.digest], sort_keys=True)
         object.__setattr__(self, "settings", settings)
         object.__setattr__(self, "run", hashlib.sha256(text.encode()).hexdigest()[:16])
@@ -103,6 +106,8 @@ def plan_training(config: Config) -> TrainingPlan:
             f"recommender={config.recommender!r}: needs no training; give one of {', '.join(trained)}, or run"
             " jobs/evaluate.py"
         )
+    if trainer.reads_titles:
+        config = for_titles(config)
     given = {key.removeprefix("train.") for key in config.given() if key.startswith("train.")}
     for name in sorted(given & trainer.unused):
         raise InputError(
@@ -140,7 +145,7 @@ def _validation_samples(plan: TrainingPlan) -> list[Sample]:
 def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report: Report) -> Progress:
     """Run the epochs that are due, with a checkpoint after each."""
     config, progress = plan.config, Progress()
-    learner = plan.trainer.learner(config.train, data, config.device)
+    learner = plan.trainer.learner(config, data)
     if plan.workspace.exists(plan.checkpoint):
         progress = _restore(plan, learner)
     report(progress.history)
