@@ -1,4 +1,4 @@
-"""Train a recommender that needs no language model, to compare L2D with: sasrec, esasrec or gru4rec.
+"""Train a recommender to compare L2D with: sasrec, esasrec, gru4rec, or alpharec, which reads titles by a model.
 
     python jobs/train.py workspace=… recommender=sasrec [key=value …]
     python jobs/evaluate.py workspace=… evaluate.recommenders=sasrec,l2d-global
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     run(
         "l2d_ray.distributed.train:train",
         __doc__,
-        reads="workspace recommender train recommend.exclude_seen workers.cpus workers.gpus",
+        reads="workspace recommender train model recommend.exclude_seen workers.cpus workers.gpus",
         check="l2d_ray.stages.checks:train",
         on_ray=False,
     )

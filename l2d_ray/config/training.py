@@ -16,7 +16,7 @@ class TrainConfig(Section):
     dimension: int = Field(64, ge=1)
     """Dimension of the vectors of items and of states."""
     blocks: int = Field(2, ge=1)
-    """Layers: blocks of self-attention, or recurrent layers."""
+    """Layers: blocks of self-attention, recurrent layers, or graph convolutions."""
     heads: int = Field(1, ge=1)
     """Attention heads of a block. They divide the dimension."""
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -28,6 +28,8 @@ class TrainConfig(Section):
     train.negatives random items: `sampled-softmax` by cross-entropy, `binary` by a yes or no for each item."""
     negatives: int = Field(256, ge=1)
     """Random items that a sequence is compared with, for the losses that sample."""
+    temperature: float = Field(0.15, gt=0)
+    """Divisor of the scores in the loss of alpharec. The paper has 0.15 and 0.2."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW, constant."""
     weight_decay: float = Field(0.0, ge=0)

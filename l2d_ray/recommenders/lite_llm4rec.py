@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query, known_items
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.models.trainable import load_trainable_body
+from l2d_ray.recommenders.alpharec import standardised
 from l2d_ray.recommenders.contract import Need
 from l2d_ray.recommenders.gradient_learner import load_state
 from l2d_ray.recommenders.sequential import SequenceModel, SequenceRecommender
@@ -77,9 +77,7 @@ class LiteLLM4Rec(SequenceModel):
 
     def compress(self, states_ID: FloatArray) -> None:
         """Take over the hidden states of the titles."""
-        deviation_D = states_ID.std(axis=0)
-        scaled_ID = (states_ID - states_ID.mean(axis=0)) / np.where(deviation_D > 0, deviation_D, 1)
-        self.titles[: self.num_items] = torch.from_numpy(scaled_ID)
+        self.titles[: self.num_items] = torch.from_numpy(standardised(states_ID))
 
     def forward(self, items_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """Return the states [B, L, D]."""

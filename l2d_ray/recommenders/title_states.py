@@ -16,7 +16,6 @@ import torch
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.trained import FOLDER, load_tensors
 
@@ -31,6 +30,8 @@ def identify_titles(config: Config) -> dict[str, Any]:
 
     Raises InputError if the model or adapter is missing.
     """
+    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
+
     identity = identify_memory(config).model_dump()
     values = {name: identity[name] for name in DECISIVE}
     return {f"titles.{name}": value[:12] if isinstance(value, str) else value for name, value in values.items()}
@@ -54,12 +55,14 @@ def title_states(config: Config, dataset: Dataset) -> FloatArray:
 
 
 def _computed(config: Config, dataset: Dataset) -> FloatArray:
+    from l2d_ray.encoding import HistoryEncoder
+
     titles = dataset.items()["title"].to_pylist()
     states_ID = HistoryEncoder(config, titles).title_states(len(titles))
     broken = np.flatnonzero(~np.isfinite(states_ID).all(axis=1))
     if broken.size:
         raise InputError(
-            f"model.name={config.model.name!r}: its state of the title {titles[broken[0]]!r} is not finite; give another"
-            " model, or model.dtype=float32"
+            f"model.name={config.model.name!r}: the state of the title {titles[broken[0]]!r} is not finite; give"
+            " another model, or model.dtype=float32"
         )
     return states_ID
