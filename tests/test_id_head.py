@@ -12,16 +12,22 @@ from support.tiny_models import save_adapter, save_tiny
 
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
-from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.recommenders.id_head import Head, IdHead, MemoryRows
+from l2d_ray.recommenders.id_head import Head, IdHead
+from l2d_ray.recommenders.memory_rows import MemoryRows, identify_states
 from l2d_ray.stages.evaluation import plan_evaluation
 from l2d_ray.stages.training import plan_training
 from l2d_ray.workspace import Workspace
 
 USERS = 20
-QUICK = {"recommender": "id-head", "train.epochs": 4, "train.batch_size": 32, "train.learning_rate": 0.03}
+QUICK = {
+    "recommender": "id-head",
+    "memory.units": 2,
+    "train.epochs": 4,
+    "train.batch_size": 32,
+    "train.learning_rate": 0.03,
+}
 RECORD = "WS/recommenders/id-head/training.json"
 
 
@@ -46,6 +52,12 @@ def rows() -> MemoryRows:
     return MemoryRows(states.astype(np.float16), random.integers(0, 4, 50))
 
 
+def started(rows: MemoryRows) -> Head:
+    head = Head(num_items=5, dimension=3, dropout=0.5)
+    head.start(rows)
+    return head
+
+
 def refused(function: Any, config: Config) -> str:
     with pytest.raises(InputError) as caught:
         function(config)
@@ -53,14 +65,14 @@ def refused(function: Any, config: Config) -> str:
 
 
 def test_a_head_starts_at_the_frequencies_of_the_items(rows: MemoryRows) -> None:
-    weight_ID, bias_I = Head.starting_from(rows, 5).folded()
+    weight_ID, bias_I = started(rows).folded()
     counts = np.bincount(rows.items_N, minlength=5)
     assert not weight_ID.any()
     np.testing.assert_allclose(np.exp(bias_I), (counts + 1) / 55, rtol=1e-5)
 
 
 def test_centre_and_scale_fold_into_the_linear_map(rows: MemoryRows) -> None:
-    head = Head.starting_from(rows, 5).eval()
+    head = started(rows).eval()
     torch.nn.init.normal_(head.linear.weight)
     states = rows.states_ND.astype(np.float32)
     weight_ID, bias_I = head.folded()
@@ -106,9 +118,11 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(config: Config, t
 def test_the_record_names_the_model_and_the_snapshot(config: Config) -> None:
     record = trained(config)
     snapshot = MemoryStore(Workspace.open(config.workspace)).snapshot()
-    assert record.model is not None
-    assert record.model.identity == snapshot.identity == identify_memory(config)
-    assert (record.model.snapshot, record.model.snapshot_digest) == (1, snapshot.digest())
+    states = identify_states(config)
+    assert states["memory.base_model"] == snapshot.identity.base_model[:12]
+    about = {"snapshot": 1, "snapshot_digest": snapshot.digest()[:12], "rows": USERS * 9}
+    expected = states | {f"memory.{name}": value for name, value in about.items()}
+    assert {key: value for key, value in record.settings.items() if key.startswith("memory.")} == expected
 
 
 def test_another_model_or_adapter_is_refused_by_name(config: Config, tmp_path: Path) -> None:
@@ -117,10 +131,10 @@ def test_another_model_or_adapter_is_refused_by_name(config: Config, tmp_path: P
     other = config.replace({"model.name": save_tiny(tmp_path / "other", seed=1)})
     for changed, named in ((adapted, "adapter (None, now "), (other, "base_model (")):
         message = refused(loaded, changed)
-        assert message.startswith(f"{RECORD}: trained with another {named}")
-        assert message.endswith("or delete its folder and run jobs/train.py recommender=id-head again")
+        assert f".safetensors: trained with another language model: memory.{named}" in message
+        assert message.endswith("delete recommenders/id-head and run jobs/train.py recommender=id-head again")
         evaluated = changed.replace({"evaluate.recommenders": ["id-head"]})
-        assert refused(plan_evaluation, evaluated) == message
+        assert refused(plan_evaluation, evaluated).startswith(f"{RECORD}: trained with another language model: memory.")
         assert refused(plan_training, changed).startswith(f"the memory was made with another {named}")
 
 
@@ -128,11 +142,7 @@ def test_a_memory_that_has_grown_does_not_replace_a_training(config: Config) -> 
     trained(config)
     store = MemoryStore(Workspace.open(config.workspace))
     store.take_snapshot([*store.snapshot().units][:1], store.snapshot().dataset, 0.5)
-    store.snapshot()
-    assert refused(trained, config) == (
-        f"{RECORD}: belongs to another training: memory snapshot (1, now 2); set recommender=id-head-2 to keep both, or"
-        " delete its folder"
-    )
+    assert refused(trained, config).startswith(f"{RECORD}: belongs to another training: memory.snapshot (1, now 2), ")
     loaded(config)
 
 
@@ -140,8 +150,8 @@ def test_a_missing_or_damaged_memory_is_refused(config: Config, tmp_path: Path) 
     file = next((tmp_path / "memory/data").rglob("*.parquet"))
     file.write_bytes(file.read_bytes()[:50])
     message = refused(trained, config)
-    assert message.startswith("WS/memory: not readable (")
-    assert message.endswith("); run python -m l2d_ray.memory verify WORKSPACE")
+    assert message.startswith("WS/memory: a file is missing or damaged (")
+    assert message.endswith("); find it with python -m l2d_ray.memory verify WS")
     write_dataset(tmp_path / "bare", USERS)
     assert refused(trained, config_of(tmp_path / "bare", **QUICK)) == (
         "WS/memory/snapshots: no snapshot; run jobs/build_memory.py first"

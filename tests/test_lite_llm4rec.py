@@ -16,8 +16,8 @@ from l2d_ray.config import Config
 from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.lite_llm4rec import DECLARATION, LiteLLM4Rec, LiteRecommender
-from l2d_ray.recommenders.resources import Resources
 from l2d_ray.recommenders.training import TrainingData
+from l2d_ray.stages.evaluation import plan_evaluation
 from l2d_ray.stages.training import plan_training
 
 ITEMS = 12
@@ -46,8 +46,7 @@ def refused(function: Any, config: Config) -> str:
 def untrained(config: Config) -> LiteLLM4Rec:
     """Return the model before its first epoch, in evaluation mode."""
     plan = plan_training(config)
-    resources = Resources(plan.config, plan.trainer.needs, {})
-    learner: Any = plan.trainer.learner(plan.config.train, TrainingData.read(plan.dataset), resources)
+    learner: Any = plan.trainer.learner(plan.config, TrainingData.read(plan.dataset))
     model = learner.recommender().model
     assert isinstance(model, LiteLLM4Rec)
     return model
@@ -135,8 +134,10 @@ def test_other_settings_of_lora_or_another_model_are_refused(config: Config, fol
         " or delete its folder"
     )
     other = config.replace({"model.name": save_tiny(folder / "other", seed=1)})
-    assert refused(loaded, other).startswith(f"{RECORD}: trained with another base_model (")
-    assert "belongs to another training: base_model (" in refused(trained, other)
+    assert ".safetensors: trained with another language model: titles.base_model (" in refused(loaded, other)
+    evaluated = other.replace({"evaluate.recommenders": ["lite-llm4rec"]})
+    assert refused(plan_evaluation, evaluated).startswith(f"{RECORD}: trained with another language model: titles.")
+    assert "belongs to another training: titles.base_model (" in refused(trained, other)
 
 
 @pytest.mark.parametrize(

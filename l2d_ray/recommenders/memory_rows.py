@@ -36,10 +36,10 @@ def identify_states(config: Config) -> dict[str, Any]:
 def identify_rows(config: Config) -> dict[str, Any]:
     """Return what decides the rows of the snapshot `index.snapshot`, and their number, as `identify_states` does.
 
-    The snapshot has its number and the digest of its record, as in the manifest of an index.
+    The snapshot has its number and the digest of its record, which the manifest of an index has, too.
     """
     snapshot = MemoryStore(Workspace.open(config.workspace)).snapshot(config.index.snapshot)
-    about = {"snapshot": snapshot.number, "snapshot_digest": snapshot.digest(), "rows": snapshot.rows}
+    about = {"snapshot": snapshot.number, "snapshot_digest": snapshot.digest()[:12], "rows": snapshot.rows}
     return identify_states(config) | {f"memory.{name}": value for name, value in about.items()}
 
 

@@ -75,8 +75,7 @@ class TrainingRecord(Record):
         if changes := self.changes(identity):
             raise InputError(
                 f"{location}: trained with another language model: {', '.join(changes)}; give model.*, prompt.* and"
-                f" history.* as they were, or delete {folder_of(self.recommender)} and run jobs/train.py"
-                f" recommender={self.recommender} again"
+                f" history.* as they were, or {_again(self.recommender)}"
             )
 
 
