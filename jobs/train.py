@@ -14,8 +14,8 @@ if __name__ == "__main__":
     run(
         "l2d_ray.distributed.train:train",
         __doc__,
-        reads="workspace recommender train recommend.exclude_seen model history prompt index.snapshot finetune.method"
-        " finetune.rank finetune.alpha finetune.dropout finetune.target_modules"
+        reads="workspace recommender train recommend.exclude_seen model history prompt index.snapshot"
+        " finetune.method finetune.rank finetune.alpha finetune.dropout finetune.target_modules"
         " workers.cpus workers.gpus workers.tokens_per_chunk",
         check="l2d_ray.stages.checks:train",
         on_ray=False,

@@ -97,7 +97,7 @@ def write_report(config: Config, results: Sequence[TrialResult]) -> tuple[str, s
     report, settings = (f"reports/tune-{config.recommender}.{suffix}" for suffix in ("json", "yaml"))
     given = {key.removeprefix("train."): value for key, value in config.given().items() if key.startswith("train.")}
     best: dict[str, Any] = {"recommender": config.recommender, "train": given | results[0].values}
-    for key in {*plan.trainer.settings} & config.given().keys():
+    for key in [key for key in plan.trainer.settings if key in config.given()]:
         section, _, name = key.partition(".")
         best.setdefault(section, {})[name] = config.given()[key]
     plan.workspace.write_json(report, {"best": best, "trials": [asdict(result) for result in results]})
