@@ -114,7 +114,7 @@ def refused(function: Callable[[Config], Any], config: Config) -> str:
         (
             "most-popular",
             {},
-            "recommender='most-popular': needs no training; give one of sasrec, esasrec, gru4rec, or run"
+            "recommender='most-popular': needs no training; give one of sasrec, esasrec, gru4rec, alpharec, or run"
             " jobs/evaluate.py",
         ),
         ("gru4rec", {"heads": 2}, "train.heads=2: gru4rec has no use for it; leave it out"),

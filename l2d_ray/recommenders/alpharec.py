@@ -91,7 +91,7 @@ def to_torch(matrix: sparse.sparray, device: torch.device) -> Tensor:
     entries = matrix.tocoo()
     indices = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
     values = torch.from_numpy(entries.data.astype(np.float32))
-    return torch.sparse_coo_tensor(indices, values, entries.shape).coalesce().to(device)
+    return torch.sparse_coo_tensor(indices, values, entries.shape, check_invariants=True).coalesce().to(device)
 
 
 def standardised(states_IE: FloatArray) -> FloatArray:
