@@ -150,7 +150,7 @@ def test_a_missing_or_damaged_memory_is_refused(config: Config, tmp_path: Path) 
     file.write_bytes(file.read_bytes()[:50])
     message = refused(trained, config)
     assert message.startswith("WS/memory: a file is missing or damaged (")
-    assert message.endswith("); find it with python -m l2d_ray.memory verify WS")
+    assert message.endswith("); run python -m l2d_ray.memory verify WS, which names it")
     write_dataset(tmp_path / "bare", USERS)
     assert refused(trained, config_of(tmp_path / "bare", **QUICK)) == (
         "WS/memory/snapshots: no snapshot; run jobs/build_memory.py first"

@@ -1,5 +1,7 @@
 """The transition-graph heuristic, against its definition written out as loops, and against known answers."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,7 @@ def expected_scores(histories: list[list[int]], titles: np.ndarray, sources: lis
     num_items = len(titles)
     counts = np.zeros((num_items, num_items))
     for history in histories:
-        for item, following in zip(history, history[1:], strict=False):
+        for item, following in pairwise(history):
             counts[item, following] += 1
     scores = [float(titles[sources[0]] @ titles[item]) - 1 for item in range(num_items)]
     for source, of_rings in zip(sources, budgets, strict=False):

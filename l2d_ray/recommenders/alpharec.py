@@ -80,10 +80,10 @@ class Graph:
         edges_UI.sum_duplicates()  # in place
         edges_UI.data[:] = 1
         degrees_U, degrees_I = (np.maximum(edges_UI.sum(axis=axis), 1) for axis in (1, 0))
-        mean_UI = sparse.diags_array(1 / degrees_U) @ edges_UI
-        propagate_UI = sparse.diags_array(degrees_U**-0.5) @ edges_UI @ sparse.diags_array(degrees_I**-0.5)
-        matrices = (to_torch(matrix, device) for matrix in (mean_UI, propagate_UI, propagate_UI.T))
-        return cls(edges_UI, *matrices, torch.from_numpy(degrees_I).to(device))
+        mean = sparse.diags_array(1 / degrees_U) @ edges_UI
+        propagate = sparse.diags_array(degrees_U**-0.5) @ edges_UI @ sparse.diags_array(degrees_I**-0.5)
+        mean_UI, propagate_UI, propagate_IU = (to_torch(one, device) for one in (mean, propagate, propagate.T))
+        return cls(edges_UI, mean_UI, propagate_UI, propagate_IU, torch.from_numpy(degrees_I).to(device))
 
 
 def to_torch(matrix: sparse.sparray, device: torch.device) -> Tensor:
@@ -91,7 +91,7 @@ def to_torch(matrix: sparse.sparray, device: torch.device) -> Tensor:
     entries = matrix.tocoo()
     indices = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
     values = torch.from_numpy(entries.data.astype(np.float32))
-    return torch.sparse_coo_tensor(indices, values, entries.shape).coalesce().to(device)
+    return torch.sparse_coo_tensor(indices, values, entries.shape, check_invariants=True).coalesce().to(device)
 
 
 def standardised(states_IE: FloatArray) -> FloatArray:

@@ -68,8 +68,8 @@ class MemoryRows:
                 start = stop
         except (OSError, pa.ArrowException) as error:
             raise InputError(
-                f"{workspace.path('memory')}: a file is missing or damaged ({one_line(error)}); find it with python -m"
-                f" l2d_ray.memory verify {workspace.uri}"
+                f"{workspace.path('memory')}: a file is missing or damaged ({one_line(error)}); run python -m"
+                f" l2d_ray.memory verify {workspace.uri}, which names it"
             ) from None
         return cls(states_ND[:start], items_N[:start])
 
