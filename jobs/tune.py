@@ -14,6 +14,7 @@ if __name__ == "__main__":
     run(
         "l2d_ray.distributed.tune:tune",
         __doc__,
-        reads="workspace recommender train tune recommend.exclude_seen workers",
+        reads="workspace recommender train tune recommend.exclude_seen model history prompt index.snapshot"
+        " finetune.method finetune.rank finetune.alpha finetune.dropout finetune.target_modules workers",
         check="l2d_ray.stages.checks:tune",
     )

@@ -114,8 +114,8 @@ def refused(function: Callable[[Config], Any], config: Config) -> str:
         (
             "most-popular",
             {},
-            "recommender='most-popular': needs no training; give one of sasrec, esasrec, gru4rec, or run"
-            " jobs/evaluate.py",
+            "recommender='most-popular': needs no training; give one of sasrec, esasrec, gru4rec, alpharec,"
+            " id-head, lite-llm4rec, or run jobs/evaluate.py",
         ),
         ("gru4rec", {"heads": 2}, "train.heads=2: gru4rec has no use for it; leave it out"),
         (

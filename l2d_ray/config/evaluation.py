@@ -25,7 +25,7 @@ class EvaluateConfig(Section):
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
     best of evaluate.priors. constrained-beam and gpt4rec take the number of beams (`gpt4rec-20`). There are also
-    transitions, popularity-window, ease, title-knn, bigrec and d3. Validation chooses the number of the last five
+    transitions, popularity-window, ease, title-knn, tgh, bigrec and d3. Validation chooses the number of the last six
     unless it is given (`popularity-window-7`, in days). `file:PATH` has recommendations of another system
     (l2d_ray/recommenders/from_file.py)."""
     samples: int = Field(10_000, ge=1)

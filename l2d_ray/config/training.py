@@ -1,4 +1,4 @@
-"""Settings of the recommenders that are trained on a dataset and need no language model."""
+"""Settings of the recommenders that jobs/train.py trains on a dataset."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ class TrainConfig(Section):
     dimension: int = Field(64, ge=1)
     """Dimension of the vectors of items and of states."""
     blocks: int = Field(2, ge=1)
-    """Layers: blocks of self-attention, or recurrent layers."""
+    """Layers: blocks of self-attention, recurrent layers, graph convolutions, or first layers of a language model."""
     heads: int = Field(1, ge=1)
     """Attention heads of a block. They divide the dimension."""
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -28,12 +28,14 @@ class TrainConfig(Section):
     train.negatives random items: `sampled-softmax` by cross-entropy, `binary` by a yes or no for each item."""
     negatives: int = Field(256, ge=1)
     """Random items that a sequence is compared with, for the losses that sample."""
+    temperature: float = Field(0.15, gt=0)
+    """Divisor of the scores in the loss of alpharec. The paper has 0.15 and 0.2."""
     learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW, constant."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of AdamW."""
     batch_size: int = Field(128, ge=1)
-    """Sequences of one optimizer step."""
+    """Sequences of one optimizer step; for id-head, rows of the memory."""
     epochs: int = Field(100, ge=1)
     """Maximum number of passes over the training sequences."""
     patience: int = Field(10, ge=1)

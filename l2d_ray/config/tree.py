@@ -25,8 +25,8 @@ class Config(BaseSettings):
     """Folder or URI for everything the stages leave behind. A URI is s3://bucket/folder or gs://bucket/folder. Options
     follow a question mark: region, endpoint_override, scheme, anonymous, connect_timeout, request_timeout, retries."""
     recommender: str = "sasrec"
-    """Recommender that jobs/train.py trains: sasrec, esasrec or gru4rec. `sasrec-NAME` is another one of the kind, to
-    keep next to it. jobs/evaluate.py takes the same names."""
+    """Recommender that jobs/train.py trains: sasrec, esasrec, gru4rec, alpharec, id-head or lite-llm4rec. `sasrec-NAME`
+    is another one of the kind, to keep next to it. jobs/evaluate.py takes the same names."""
     data: DataConfig = DataConfig()
     history: HistoryConfig = HistoryConfig()
     prompt: PromptConfig = PromptConfig()

@@ -13,6 +13,13 @@ History = Sequence[int | str] | NDArray[np.integer]
 """Items in time order: item indices, or titles of items that the catalogue does not know."""
 
 
+def known_items(history: History, num_items: int) -> IntArray:
+    """Return the items of a history that are in the catalogue, in its order."""
+    known = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
+    items = np.asarray(known, np.int64)
+    return items[(items >= 0) & (items < num_items)]
+
+
 @dataclass(frozen=True)
 class Query:
     """A history, and which items may be recommended after it.

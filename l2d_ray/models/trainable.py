@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from l2d_ray.config import FinetuneConfig, ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import load_causal_model, read_architecture
+from l2d_ray.models.backbone import load_causal_model, read_architecture, resolve_dtype
 from l2d_ray.models.checkpoint import find_model
 
 
@@ -20,6 +20,23 @@ def load_trainable(model: ModelConfig, finetune: FinetuneConfig, dtype: str) -> 
     Raises InputError as `load_causal_model` does.
     """
     return prepare(load_causal_model(model, dtype), finetune)
+
+
+def load_trainable_body(model: ModelConfig, finetune: FinetuneConfig, device: str, num_layers: int) -> Any:
+    """Load a model without its head, on the CPU, prepared for training on `device` on input vectors in place of tokens.
+
+    Keeps at most its first `num_layers` layers. Leaves the process's random numbers as they were. Raises InputError as
+    `check_target_modules` and `load_causal_model` do.
+    """
+    if finetune.method == "lora":
+        check_target_modules(model, finetune)
+    available = read_architecture(find_model(model), model).num_hidden_layers
+    model = model.model_copy(update={"num_layers": min(num_layers, available)})
+    dtype = resolve_dtype(model, device)
+    with torch.random.fork_rng([]):
+        body = without_adapter(prepare(load_causal_model(model, dtype, head=False), finetune)).base_model
+    body.get_input_embeddings().requires_grad_(False)
+    return body
 
 
 def prepare(causal: Any, finetune: FinetuneConfig) -> Any:

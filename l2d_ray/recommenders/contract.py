@@ -12,14 +12,19 @@ from enum import Enum
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from l2d_ray.config import Config
-from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.query import Query
+from l2d_ray.core.arrays import FloatArray
+from l2d_ray.core.decoding import ScoredItems, best_of_all
+from l2d_ray.core.query import History, Query
 
 if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
     from l2d_ray.data.dataset import Dataset
     from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
     from l2d_ray.recommenders.training import Trainer
+
+
+DENSE_BATCH = 256
+"""Histories whose scores are computed together, which limits the memory for the scores of all items."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,26 @@ class SharingRecommender(Recommender):
         """Run several recommenders of this class on the same queries, and measure each."""
 
 
+class DenseRecommender(Recommender):
+    """A recommender that scores the whole catalogue after a history, for many histories at once."""
+
+    @abstractmethod
+    def scores(self, histories: Sequence[History]) -> FloatArray:
+        """Return the score [U, I] of every item after each history; -inf takes an item out."""
+
+    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Return the permitted items of the best scores."""
+        lists: list[ScoredItems] = []
+        for start in range(0, len(queries), DENSE_BATCH):
+            batch = queries[start : start + DENSE_BATCH]
+            scores_UI = self.scores([query.history for query in batch])
+            lists += [
+                best_of_all(scores_I, query.k, query.exclude, query.allow)
+                for scores_I, query in zip(scores_UI, batch, strict=True)
+            ]
+        return lists
+
+
 class Need(Enum):
     """A resource that a recommender is made from; `Resources` has one property or method for each."""
 
@@ -91,6 +116,8 @@ class Need(Enum):
     """The language model without its head."""
     TITLE_STATES = "title_states_ID"
     """The language model's hidden states of the titles. It does not run when a query comes."""
+    TRAINABLE_MODEL = "trainable_model"
+    """A language model of the recommender's own, some of whose weights it has trained."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
     TRAINED = "trained"
@@ -128,6 +155,13 @@ class Options:
         """Raise InputError if the options do not fit the dataset, or if what the recommender needs is missing.
 
         An evaluation calls this before it begins. May log a warning about what a reader must know.
+        """
+        return
+
+    def check_model(self, config: Config, dataset: "Dataset") -> None:
+        """Raise InputError if it was trained with another language model than that of `config`.
+
+        An evaluation calls this before it begins.
         """
         return
 

@@ -20,6 +20,7 @@ MODULES = {
     "transitions": "l2d_ray.recommenders.transitions",
     "ease": "l2d_ray.recommenders.ease",
     "title-knn": "l2d_ray.recommenders.title_knn",
+    "tgh": "l2d_ray.recommenders.tgh",
     "l2d": "l2d_ray.recommenders.l2d",
     "file": "l2d_ray.recommenders.from_file",
     "constrained-beam": "l2d_ray.recommenders.constrained_beam",
@@ -30,6 +31,9 @@ MODULES = {
     "sasrec": "l2d_ray.recommenders.sasrec",
     "esasrec": "l2d_ray.recommenders.esasrec",
     "gru4rec": "l2d_ray.recommenders.gru4rec",
+    "alpharec": "l2d_ray.recommenders.alpharec",
+    "id-head": "l2d_ray.recommenders.id_head",
+    "lite-llm4rec": "l2d_ray.recommenders.lite_llm4rec",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, FinetuneConfig
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
+from l2d_ray.models.trainable import load_trainable_body
 from l2d_ray.recommenders.contract import IndexKey, Need
 from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
@@ -73,6 +74,11 @@ class Resources:
     def _encoder(self) -> HistoryEncoder:
         backbone = self.language_model.backbone if Need.LANGUAGE_MODEL in self._needs else None
         return HistoryEncoder(self.config, self.titles, backbone)
+
+    def trainable_model(self, finetune: FinetuneConfig, num_layers: int) -> Any:
+        """Load a language model that no other recommender shares (`load_trainable_body`)."""
+        self._check(Need.TRAINABLE_MODEL)
+        return load_trainable_body(self.config.model, finetune, self.config.device, num_layers)
 
     def trained(self, name: str) -> Trained:
         """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` does."""

@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from l2d_ray.config import TrainConfig
-from l2d_ray.core.decoding import ScoredItems, best_of_all
-from l2d_ray.core.query import History, Query
-from l2d_ray.recommenders.contract import Recommender
-
-BATCH = 256
-"""Queries that are scored together, which limits the memory for the scores of all items."""
+from l2d_ray.core.query import History, known_items
+from l2d_ray.recommenders.contract import DenseRecommender
 
 
 class SequenceModel(nn.Module):
@@ -58,7 +54,7 @@ class SequenceModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class SequenceRecommender(Recommender):
+class SequenceRecommender(DenseRecommender):
     """The items of the best scores. A history without an item that the catalogue knows gets popular items.
 
     Scores are products of vectors; for popular items, shares of the training sequences' items.
@@ -67,20 +63,10 @@ class SequenceRecommender(Recommender):
     model: SequenceModel
     """In evaluation mode."""
 
-    def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
-        """Return the permitted items of the best scores."""
-        lists: list[ScoredItems] = []
-        for start in range(0, len(queries), BATCH):
-            batch = queries[start : start + BATCH]
-            scores_UI = self._scores([self._window(query.history) for query in batch])
-            lists += [
-                best_of_all(scores_I, query.k, query.exclude, query.allow)
-                for scores_I, query in zip(scores_UI, batch, strict=True)
-            ]
-        return lists
-
     @torch.inference_mode()
-    def _scores(self, windows: list[NDArray[np.int64]]) -> NDArray[np.float32]:
+    def scores(self, histories: Sequence[History]) -> NDArray[np.float32]:
+        """Return the score [U, I] of every item after the last window of each history."""
+        windows = [known_items(history, self.model.num_items)[-self.model.length :] for history in histories]
         lengths = np.array([window.size for window in windows])
         items = np.full((len(windows), max(1, int(lengths.max()))), self.model.num_items)
         for row, window in zip(items, windows, strict=True):
@@ -89,9 +75,3 @@ class SequenceRecommender(Recommender):
         scores_UI = self.model.scores(torch.from_numpy(items).to(device), torch.from_numpy(lengths).to(device))
         found: NDArray[np.float32] = scores_UI.cpu().numpy()
         return found
-
-    def _window(self, history: History) -> NDArray[np.int64]:
-        """Return the last items of a history among those that the catalogue knows."""
-        known = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
-        items = np.asarray(known, np.int64)
-        return items[(items >= 0) & (items < self.model.num_items)][-self.model.length :]

@@ -8,7 +8,6 @@ Shapes: B sequences of at most L items, N samples, I items, D dimension, K negat
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -21,21 +20,16 @@ from torch.nn import functional
 
 from l2d_ray.config import Config, TrainConfig
 from l2d_ray.core.arrays import IntArray
-from l2d_ray.data.dataset import Dataset
-from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Recommender
+from l2d_ray.recommenders.gradient_learner import GradientLearner
 from l2d_ray.recommenders.sequential import SequenceModel, SequenceRecommender
-from l2d_ray.recommenders.trained import read_record
-from l2d_ray.recommenders.training import Learner, Trainer, TrainingData
+from l2d_ray.recommenders.training import TrainedOptions, Trainer, TrainingData, declare_trained
 
 if TYPE_CHECKING:  # imports transformers, which takes seconds
-    from l2d_ray.data.samples import Sample
     from l2d_ray.recommenders.resources import Resources
 
 BETAS = (0.9, 0.98)
 """Adam's decay rates in the code of SASRec's authors."""
-OPTIMIZER = "optimizer"
-"""First part of the names of the optimizer's tensors in a learner's state."""
 
 Build = Callable[[TrainConfig, int], SequenceModel]
 """Makes a model for the settings and a number of items."""
@@ -95,38 +89,26 @@ class Windows:
         return items.astype(np.int64), targets.astype(np.int64), lengths
 
 
-class SequenceLearner(Learner):
+class SequenceLearner(GradientLearner):
     """A model of sequences during its training."""
 
+    _model: SequenceModel
+
     def __init__(self, build: Build, settings: TrainConfig, data: TrainingData, device: str) -> None:
-        self._settings, self._device = settings, torch.device(device)
-        self._data = data
+        super().__init__(settings, data, device)
         with self._seeded(0):
             self._model = build(settings, data.num_items)
             self._model.initialise()
-        shares = np.bincount(data.items, minlength=data.num_items) / data.items.size
-        self._model.popularity.copy_(torch.from_numpy(shares))
+        self._model.popularity.copy_(torch.from_numpy(data.popularity_I))
         self._model.to(self._device)
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
         )
 
-    def run_epoch(self, epoch: int) -> float:
-        """Run one optimizer step for each batch of windows, in a new order."""
-        self._model.train()
-        total, samples = 0.0, 0
-        with self._seeded(epoch):
-            for items_BL, targets_BL, lengths_B in self._batches(epoch):
-                states_BLD = self._model(items_BL, lengths_B)
-                losses_N = sample_losses(self._model, states_BLD, targets_BL, self._settings)
-                loss = losses_N.mean()
-                self._optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                self._optimizer.step()
-                total, samples = total + loss.item() * len(losses_N), samples + len(losses_N)
-                if not np.isfinite(total):
-                    break
-        return total / samples
+    def _losses(self, epoch: int) -> Iterator[Tensor]:
+        for items_BL, targets_BL, lengths_B in self._batches(epoch):
+            states_BLD = self._model(items_BL, lengths_B)
+            yield sample_losses(self._model, states_BLD, targets_BL, self._settings)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         random = np.random.default_rng([self._settings.seed, epoch])
@@ -141,53 +123,6 @@ class SequenceLearner(Learner):
         """Return the recommender with the present weights, until the next epoch changes them."""
         return SequenceRecommender(self._model.eval())
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the model's state."""
-        return {name: weight.detach().cpu().clone() for name, weight in self._model.state_dict().items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return a copy of the states of the model and of the optimizer."""
-        moments = {
-            f"{OPTIMIZER}.{number}.{name}": value.detach().cpu().clone()
-            for number, values in self._optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        return self.weights() | moments
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the states of the model and of the optimizer."""
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key in [key for key in state if key.startswith(f"{OPTIMIZER}.")]:
-            _, number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = state[key]
-        self._model.load_state_dict({key: value for key, value in state.items() if key.partition(".")[0] != OPTIMIZER})
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-    @contextmanager
-    def _seeded(self, epoch: int) -> Iterator[None]:
-        """Draw random numbers that the seed and the epoch decide, and leave the process's own as they were."""
-        (seed,) = np.random.SeedSequence([self._settings.seed, epoch]).generate_state(1)
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(int(seed))
-            yield
-
-
-@dataclass(frozen=True)
-class TrainedOptions(Options):
-    """The name of a trained recommender, which is that of its folder."""
-
-    name: str
-
-    @classmethod
-    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
-        """Return the whole name."""
-        return cls(groups["name"])
-
-    def check(self, dataset: Dataset, test: "Sequence[Sample]") -> None:
-        """Raise InputError if it was not trained, or on another dataset."""
-        read_record(dataset, self.name)
-
 
 def declare(
     name: str,
@@ -197,15 +132,12 @@ def declare(
     grid: Mapping[str, Sequence[Any]] | None = None,
 ) -> Declaration[TrainedOptions]:
     """Return the declaration of a model of sequences. The arguments behind `build` are those of `Trainer`."""
-    return Declaration(
-        pattern=rf"(?P<name>{name}(-\w[\w.-]*)?)",
-        form=f"{name}[-<name of another training>]",
-        examples=(name,),
-        options=TrainedOptions,
-        make=partial(_make, build),
-        needs=frozenset({Need.TRAINED}),
-        trainer=Trainer(partial(SequenceLearner, build), defaults or {}, frozenset(unused), grid or {}),
-    )
+
+    def learner(config: Config, data: TrainingData) -> SequenceLearner:
+        return SequenceLearner(build, config.train, data, config.device)
+
+    trainer = Trainer(learner, defaults or {}, frozenset({"temperature", *unused}), grid or {})
+    return declare_trained(name, partial(_make, build), trainer)
 
 
 def _make(build: Build, options: TrainedOptions, resources: "Resources") -> SequenceRecommender:
@@ -214,8 +146,5 @@ def _make(build: Build, options: TrainedOptions, resources: "Resources") -> Sequ
     try:
         model.load_state_dict(trained.weights)
     except RuntimeError:
-        raise InputError(
-            f"{trained.location}: holds other weights than training.json says; delete its folder and run jobs/train.py"
-            f" recommender={options.name} again"
-        ) from None
+        raise trained.unsuitable() from None
     return SequenceRecommender(model.to(resources.config.device).eval())

@@ -58,7 +58,8 @@ def of_length_one(vectors: FloatArray) -> FloatArray:
     return result
 
 
-def _titles(resources: "Resources") -> FloatArray:
+def title_directions(resources: "Resources") -> FloatArray:
+    """Return the embeddings of length 1. `Resources.once` shares them among recommenders."""
     return of_length_one(resources.title_states_ID)
 
 
@@ -67,6 +68,6 @@ DECLARATION = Declaration(
     form="title-knn[-<last items>]",
     examples=("title-knn", "title-knn-3"),
     options=TitleOptions,
-    make=lambda options, resources: TitleKnn(resources.once(_titles), options.last_items),
+    make=lambda options, resources: TitleKnn(resources.once(title_directions), options.last_items),
     needs=frozenset({Need.TITLE_STATES}),
 )

@@ -5,6 +5,7 @@ a record names, and damaged weights are noticed.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -60,6 +61,22 @@ class TrainingRecord(Record):
     """Name of the weights' file in the folder."""
     sha256: str
     """Checksum of the weights' file."""
+
+    def changes(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return `key (recorded, now value)` for each of these settings that is not the recorded one."""
+        return [
+            f"{key} ({self.settings.get(key)!r}, now {value!r})"
+            for key, value in settings.items()
+            if self.settings.get(key) != value
+        ]
+
+    def check_model(self, identity: Mapping[str, Any], location: str) -> None:
+        """Raise InputError, with a location, if the settings that identify the language model have changed."""
+        if changes := self.changes(identity):
+            raise InputError(
+                f"{location}: trained with another language model: {', '.join(changes)}; give model.*, prompt.* and"
+                f" history.* as they were, or {_again(self.recommender)}"
+            )
 
 
 def folder_of(name: str) -> str:
@@ -121,6 +138,17 @@ class Trained:
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise InputError(f"{workspace.path(path)}: its checksum is not that of training.json; {_again(name)}")
         return cls(record, load_tensors(content, workspace.path(path), _again(name)), workspace.path(path))
+
+    def check_model(self, identity: Mapping[str, Any]) -> None:
+        """Raise InputError, naming what differs, if it was trained with another language model."""
+        self.record.check_model(identity, self.location)
+
+    def unsuitable(self) -> InputError:
+        """Return the error for weights that are not those of this recommender with the recorded settings."""
+        return InputError(
+            f"{self.location}: holds other weights than training.json says; delete its folder and run jobs/train.py"
+            f" recommender={self.record.recommender} again"
+        )
 
 
 def load_tensors(content: bytes, location: str, remedy: str) -> dict[str, Tensor]:

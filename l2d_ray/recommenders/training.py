@@ -7,24 +7,27 @@ A recommender that is trained gives its `Declaration` a `Trainer`. `fit` runs th
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2d_ray.config import TrainConfig
-from l2d_ray.core.arrays import IntArray
+from l2d_ray.config import Config, TrainConfig
+from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.metrics import ndcg, target_ranks
 from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, training_interactions
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Recommender
-from l2d_ray.recommenders.trained import Epoch
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.trained import Epoch, read_record, record_of
+
+if TYPE_CHECKING:  # imports transformers, which takes seconds
+    from l2d_ray.recommenders.resources import Resources
 
 CUTOFF = 20
 """K of the NDCG that chooses the best epoch."""
@@ -64,6 +67,12 @@ class TrainingData:
         """Number of training samples: every item of a sequence but the first is the target of one."""
         return self.items.size - self.offsets.size + 1
 
+    @property
+    def popularity_I(self) -> Float64:
+        """Share of each item among the items of all sequences."""
+        shares_I: Float64 = np.bincount(self.items, minlength=self.num_items) / self.items.size
+        return shares_I
+
 
 class Learner(ABC):
     """A recommender during its training."""
@@ -97,14 +106,69 @@ class Learner(ABC):
 class Trainer:
     """A recommender's part in jobs/train.py."""
 
-    learner: Callable[[TrainConfig, TrainingData, str], Learner]
-    """Make a learner for the settings and the data, on a device."""
+    learner: Callable[[Config, TrainingData], Learner]
+    """Make a learner for the settings and the data."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `train` whose defaults are not the section's, by name."""
     unused: frozenset[str] = frozenset()
     """Settings of `train` that it has no use for."""
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Values of settings of `train` that jobs/tune.py compares, by name."""
+    reads_titles: bool = False
+    """Whether the weights depend on the language model's states of the titles."""
+    reads_memory: bool = False
+    """Whether the weights depend on the rows of the memory's snapshot."""
+    settings: tuple[str, ...] = ()
+    """Settings of other sections that decide the weights, by dotted key."""
+
+
+@dataclass(frozen=True)
+class TrainedOptions(Options):
+    """The name of a trained recommender, which is that of its folder."""
+
+    name: str
+
+    @classmethod
+    def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
+        """Return the whole name."""
+        return cls(groups["name"])
+
+    def check(self, dataset: Dataset, test: Sequence[Sample]) -> None:
+        """Raise InputError if it was not trained, or on another dataset."""
+        read_record(dataset, self.name)
+
+
+class ModelOptions(TrainedOptions):
+    """The name of a trained recommender for which the language model runs when a query comes."""
+
+    @staticmethod
+    @abstractmethod
+    def identity(config: Config) -> dict[str, Any]:
+        """Return what decides the model's output, as the recorded settings have it."""
+
+    def check_model(self, config: Config, dataset: Dataset) -> None:
+        """Raise InputError, naming what differs, if it was trained with another language model."""
+        location = dataset.workspace.path(record_of(self.name))
+        read_record(dataset, self.name).check_model(self.identity(config), location)
+
+
+def declare_trained(
+    name: str,
+    make: "Callable[[TrainedOptions, Resources], Recommender]",
+    trainer: Trainer,
+    options: type[TrainedOptions] = TrainedOptions,
+    needs: Iterable[Need] = (),
+) -> Declaration[TrainedOptions]:
+    """Return the declaration of a recommender that is made from its weights, and from what else it `needs`."""
+    return Declaration(
+        pattern=rf"(?P<name>{name}(-\w[\w.-]*)?)",
+        form=f"{name}[-<name of another training>]",
+        examples=(name,),
+        options=options,
+        make=make,
+        needs=frozenset({Need.TRAINED, *needs}),
+        trainer=trainer,
+    )
 
 
 @dataclass

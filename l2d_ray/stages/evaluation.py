@@ -21,13 +21,11 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_interactions
-from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import NamedRecommender, declaration, find
-from l2d_ray.records import check_query
 from l2d_ray.schema import Split
-from l2d_ray.stages.index_plan import dataset_of, plan_index
+from l2d_ray.stages.index_plan import with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import Row, groups_of, summarise
 from l2d_ray.workspace import Workspace
@@ -150,12 +148,13 @@ def plan_evaluation(config: Config) -> Plan:
     dataset = Dataset.open(workspace)
     check_data(config, dataset)
     if any(one.options.indexes for one in recommenders):
-        config = _with_snapshot(config)
+        config = with_snapshot(config)
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
     for one in recommenders:
         one.options.check(dataset, test)
+        one.options.check_model(config, dataset)
     return Plan(
         config=config,
         recommenders=recommenders,
@@ -248,11 +247,3 @@ def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:
     values = [(row.metrics.means["recall@20"], getattr(options, study.option)) for options, row in results]
     best: float = max(values, key=lambda result: (result[0], -result[1]))[1]
     return best
-
-
-def _with_snapshot(config: Config) -> Config:
-    """Name the snapshot in the configuration. Raises InputError if it is of another dataset or another model."""
-    plan = plan_index(config)
-    dataset_of(plan)
-    check_query(plan.snapshot.identity, identify_memory(config))
-    return config.replace({"index.snapshot": plan.snapshot.number})

@@ -13,6 +13,7 @@ from l2d_ray.index.engine import engine
 from l2d_ray.index.manifest import FOLDER, label, snapshot_folder
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.records import check_query
 from l2d_ray.workspace import Workspace
 
 
@@ -106,3 +107,16 @@ def dataset_of(plan: IndexPlan) -> Dataset:
             " dataset; run jobs/build_memory.py again, or name its snapshot with index.snapshot"
         )
     return dataset
+
+
+def with_snapshot(config: Config) -> Config:
+    """Name the memory's snapshot in the configuration.
+
+    Raises InputError as `plan_index` does, and if the snapshot is of another dataset or of another model.
+    """
+    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
+
+    plan = plan_index(config)
+    dataset_of(plan)
+    check_query(plan.snapshot.identity, identify_memory(config))
+    return config.replace({"index.snapshot": plan.snapshot.number})

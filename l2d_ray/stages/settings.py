@@ -91,6 +91,14 @@ def for_evaluation(config: Config) -> Config:
     return for_index(_with_model(config, Workspace.open(config.workspace)))
 
 
+def for_titles(config: Config) -> Config:
+    """Return the settings to compute states of titles with: those of the memory, else of the fine-tuned model.
+
+    Raises InputError for given settings that contradict these.
+    """
+    return _with_model(config, Workspace.open(config.workspace))
+
+
 def for_queries(config: Config) -> Config:
     """Return the settings to recommend with: those of the memory, and the index that was built last.
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import safetensors.torch
 
-from l2d_ray.config import Config
+from l2d_ray.config import Config, flatten
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples
 from l2d_ray.errors import InputError
+from l2d_ray.recommenders.memory_rows import ROWS, identify_rows
 from l2d_ray.recommenders.registry import MODULES, declaration, find
+from l2d_ray.recommenders.title_states import identify_titles
 from l2d_ray.recommenders.trained import (
     Epoch,
     TrainingRecord,
@@ -30,7 +32,8 @@ from l2d_ray.recommenders.trained import (
 )
 from l2d_ray.recommenders.training import Learner, Progress, Trainer, TrainingData, fit, mean_ndcg
 from l2d_ray.schema import Split
-from l2d_ray.stages.settings import check_data
+from l2d_ray.stages.index_plan import with_snapshot
+from l2d_ray.stages.settings import check_data, for_titles
 from l2d_ray.workspace import Workspace
 
 Report = Callable[[Sequence[Epoch]], None]
@@ -57,6 +60,12 @@ class TrainingPlan:
         chosen = self.config.train.model_dump(mode="json")
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
+        if self.trainer.reads_titles:
+            settings |= identify_titles(self.config)
+        if self.trainer.reads_memory:
+            settings |= identify_rows(self.config)
+        values = flatten(self.config.model_dump(mode="json"))
+        settings |= {key: values[key] for key in self.trainer.settings}
         text = json.dumps([self.config.recommender, settings, self.dataset.digest], sort_keys=True)
         object.__setattr__(self, "settings", settings)
         object.__setattr__(self, "run", hashlib.sha256(text.encode()).hexdigest()[:16])
@@ -79,13 +88,9 @@ class TrainingPlan:
         record = TrainingRecord.read(self.workspace, path)
         if record.run == self.run:
             return record
-        changed = [
-            f"{key} ({record.settings.get(key)!r}, now {value!r})"
-            for key, value in self.settings.items()
-            if record.settings.get(key) != value
-        ]
+        changed = ", ".join(record.changes(self.settings))
         raise InputError(
-            f"{self.workspace.path(path)}: belongs to another training: {', '.join(changed) or 'another dataset'}; set"
+            f"{self.workspace.path(path)}: belongs to another training: {changed or 'another dataset'}; set"
             f" recommender={self.config.recommender}-2 to keep both, or delete its folder"
         )
 
@@ -103,6 +108,8 @@ def plan_training(config: Config) -> TrainingPlan:
             f"recommender={config.recommender!r}: needs no training; give one of {', '.join(trained)}, or run"
             " jobs/evaluate.py"
         )
+    if trainer.reads_titles or trainer.reads_memory:
+        config = for_titles(config)
     given = {key.removeprefix("train.") for key in config.given() if key.startswith("train.")}
     for name in sorted(given & trainer.unused):
         raise InputError(
@@ -111,6 +118,8 @@ def plan_training(config: Config) -> TrainingPlan:
     changes = {f"train.{name}": value for name, value in trainer.defaults.items() if name not in given}
     dataset = Dataset.open(Workspace.open(config.workspace))
     check_data(config, dataset)
+    if trainer.reads_memory:
+        config = with_snapshot(config)
     return TrainingPlan(config.replace(changes), trainer, dataset)
 
 
@@ -140,7 +149,7 @@ def _validation_samples(plan: TrainingPlan) -> list[Sample]:
 def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report: Report) -> Progress:
     """Run the epochs that are due, with a checkpoint after each."""
     config, progress = plan.config, Progress()
-    learner = plan.trainer.learner(config.train, data, config.device)
+    learner = plan.trainer.learner(config, data)
     if plan.workspace.exists(plan.checkpoint):
         progress = _restore(plan, learner)
     report(progress.history)
@@ -184,7 +193,7 @@ def _finish(plan: TrainingPlan, data: TrainingData, valid: int, progress: Progre
         train=plan.config.train,
         dataset=plan.dataset.digest,
         items=data.num_items,
-        samples=data.samples,
+        samples=plan.settings.get(ROWS, data.samples),
         valid_samples=valid,
         best_epoch=progress.best_epoch,
         history=progress.history,

@@ -93,11 +93,14 @@ def write_report(config: Config, results: Sequence[TrialResult]) -> tuple[str, s
 
     Returns their paths in the workspace.
     """
-    workspace = plan_training(config).workspace
+    plan = plan_training(config)
     report, settings = (f"reports/tune-{config.recommender}.{suffix}" for suffix in ("json", "yaml"))
     given = {key.removeprefix("train."): value for key, value in config.given().items() if key.startswith("train.")}
-    best = {"recommender": config.recommender, "train": given | results[0].values}
-    workspace.write_json(report, {"best": best, "trials": [asdict(result) for result in results]})
-    with workspace.create(settings) as stream:
+    best: dict[str, Any] = {"recommender": config.recommender, "train": given | results[0].values}
+    for key in [key for key in plan.trainer.settings if key in config.given()]:
+        section, _, name = key.partition(".")
+        best.setdefault(section, {})[name] = config.given()[key]
+    plan.workspace.write_json(report, {"best": best, "trials": [asdict(result) for result in results]})
+    with plan.workspace.create(settings) as stream:
         stream.write(yaml.safe_dump(best, sort_keys=False).encode())
     return report, settings

@@ -11,6 +11,8 @@ from l2d_ray.recommenders.contract import Need, Recommender
 from l2d_ray.recommenders.registry import NamedRecommender
 from support.small_workspace import ITEM_COUNT
 
+MODELS = {Need.ENCODER, Need.LANGUAGE_MODEL, Need.TRAINABLE_MODEL}
+"""Language models that run when a query comes."""
 HISTORIES = [np.array(history, np.int32) for history in ([3], [4, 4, 4], [*range(12), 5], [3], [29, 0])]
 
 
@@ -97,7 +99,7 @@ class RecommenderContract:
         self, recommender: Recommender, named: NamedRecommender
     ) -> None:
         lists, tokens = recommender.recommend_counted(queries(5))
-        assert (tokens > 0) == bool(named.declaration.needs & {Need.ENCODER, Need.LANGUAGE_MODEL})
+        assert (tokens > 0) == bool(named.declaration.needs & MODELS)
         for found, expected in zip(lists, recommender.recommend(queries(5)), strict=True):
             assert_alike(found, expected)
 

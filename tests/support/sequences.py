@@ -9,7 +9,7 @@ import pyarrow as pa
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part
-from l2d_ray.recommenders.contract import Need, Recommender
+from l2d_ray.recommenders.contract import Recommender
 from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.resources import Resources
 from l2d_ray.recommenders.trained import TrainingRecord
@@ -59,4 +59,5 @@ def trained(config: Config, report: Report = lambda _: None) -> TrainingRecord:
 
 def loaded(config: Config) -> Recommender:
     """Load a trained recommender."""
-    return find(config.recommender, config, "recommender").make(Resources(config, {Need.TRAINED}, {}))
+    named = find(config.recommender, config, "recommender")
+    return named.make(Resources(config, named.declaration.needs, {}))

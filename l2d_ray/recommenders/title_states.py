@@ -1,0 +1,68 @@
+"""The language model's states of all titles, kept in the workspace for the trainings that read them.
+
+    recommenders/titles/<digest>.safetensors    written once for a dataset, a model and a form of the titles
+
+They are the states that title-knn compares. All trainings of jobs/tune.py share one file.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from l2d_ray.config import Config
+from l2d_ray.core.arrays import FloatArray
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.errors import InputError
+from l2d_ray.recommenders.trained import FOLDER, load_tensors
+
+DECISIVE = ("base_model", "num_layers", "adapter", "tokenizer", "template", "dtype")
+"""Parts of a memory's identity that decide the state of a title."""
+STATES = "states_ID"
+"""Name of the tensor in the file."""
+
+
+def identify_titles(config: Config) -> dict[str, Any]:
+    """Return everything but the dataset that decides the states, by dotted name; digests are cut to 12 characters.
+
+    Raises InputError if the model or adapter is missing.
+    """
+    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
+
+    identity = identify_memory(config).model_dump()
+    values = {name: identity[name] for name in DECISIVE}
+    return {f"titles.{name}": value[:12] if isinstance(value, str) else value for name, value in values.items()}
+
+
+def title_states(config: Config, dataset: Dataset) -> FloatArray:
+    """Return the state of each title, [I, D] float32: read if they are in the workspace, else computed and written.
+
+    Raises InputError if the file is damaged, or if a state is not finite.
+    """
+    workspace, identity = dataset.workspace, json.dumps([dataset.digest, identify_titles(config)])
+    path = f"{FOLDER}/titles/{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    if not workspace.exists(path):
+        states_ID = _computed(config, dataset)
+        with workspace.create(path) as stream:
+            stream.write(safetensors.torch.save({STATES: torch.from_numpy(states_ID)}))
+    location = workspace.path(path)
+    tensors = load_tensors(workspace.storage.read(location), location, "delete it and run the same command again")
+    found: FloatArray = tensors[STATES].numpy()
+    return found
+
+
+def _computed(config: Config, dataset: Dataset) -> FloatArray:
+    from l2d_ray.encoding import HistoryEncoder
+
+    titles = dataset.items()["title"].to_pylist()
+    states_ID = HistoryEncoder(config, titles).title_states(len(titles))
+    broken = np.flatnonzero(~np.isfinite(states_ID).all(axis=1))
+    if broken.size:
+        raise InputError(
+            f"model.name={config.model.name!r}: the state of the title {titles[broken[0]]!r} is not finite; give"
+            " another model, or model.dtype=float32"
+        )
+    return states_ID
