@@ -62,20 +62,11 @@ class EvaluateResult:
 
 
 def evaluate(config: Config) -> EvaluateResult:
-    """Evaluate `evaluate.recommenders`. Missing indexes are built; `reports/<evaluate.name>.*` is written.
-
-    Raises InputError as `plan_evaluation` and `ensure_index` do.
-    """
+    """Evaluate `evaluate.recommenders`, and print the tables. Raises InputError as `measure` does."""
     started = time.monotonic()
-    plan = plan_evaluation(config)
-    indexes = {key: _build(plan.config, key) for key in plan.indexes}
-    validation = _validate(plan, indexes)
-    runs = final_runs(plan, validation)
-    ranks = _ranks(plan, indexes, runs)
-    found = report(plan, indexes, validation, runs, ranks)
-    location = _write(found, ranks)
+    found, location = measure(config)
     _print(found)
-    chosen = validation.choices.get(plan.config.index.space, {})
+    chosen = found.validation.choices.get(found.plan.config.index.space, {})
     return EvaluateResult(
         report=location,
         results=[
@@ -86,6 +77,21 @@ def evaluate(config: Config) -> EvaluateResult:
         prior=chosen.get("prior"),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def measure(config: Config) -> tuple[Report, str]:
+    """Evaluate `evaluate.recommenders`, and return the findings and the location of the JSON report.
+
+    Missing indexes are built; `reports/<evaluate.name>.*` is written. Raises InputError as `plan_evaluation` and
+    `ensure_index` do.
+    """
+    plan = plan_evaluation(config)
+    indexes = {key: _build(plan.config, key) for key in plan.indexes}
+    validation = _validate(plan, indexes)
+    runs = final_runs(plan, validation)
+    ranks = _ranks(plan, indexes, runs)
+    found = report(plan, indexes, validation, runs, ranks)
+    return found, _write(found, ranks)
 
 
 def _build(config: Config, key: IndexKey) -> str:
@@ -105,7 +111,7 @@ def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
     """Run what is to be compared on validation samples, if there is anything, and choose."""
     runs = validation_runs(plan)
     ranks = _ranks(plan, indexes, runs) if runs else None
-    return choose(plan, [row for run in runs for row in rows_of(run, ranks, plan.training_targets)])
+    return choose(plan, [row for run in runs for row in rows_of(run, ranks, plan.frequencies)])
 
 
 def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> pa.Table:
@@ -159,8 +165,8 @@ class _EvaluationActor:
         engine.set_threads(config.workers.cpus)
         self._evaluator = Evaluator(config, runs, indexes)
 
-    def __call__(self, samples: Columns) -> Columns:
-        return self._evaluator.ranks(samples)
+    def __call__(self, samples: Columns) -> pa.Table:
+        return pa.table(self._evaluator.ranks(samples))
 
 
 def _write(found: Report, ranks: pa.Table) -> str:
@@ -171,7 +177,7 @@ def _write(found: Report, ranks: pa.Table) -> str:
     with workspace.create(f"{path}.png") as stream:
         stream.write(png(plot(found)))
     with workspace.create(f"{path}.parquet") as stream:
-        pq.write_table(ranks.drop_columns(["number", "seconds", "tokens"]), stream, compression="zstd")
+        pq.write_table(ranks.drop_columns(["number", "top", "seconds", "tokens"]), stream, compression="zstd")
     return workspace.path(f"{path}.json")
 
 

@@ -11,12 +11,10 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
@@ -24,12 +22,14 @@ from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
-from l2d_ray.recommenders.registry import NamedRecommender, declaration, find
+from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
+from l2d_ray.stages.allowances import Allowance, allowances_of
+from l2d_ray.stages.costs import Cost, costs_of
 from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.stages.settings import check_data, for_evaluation
-from l2d_ray.stages.summary import Row, groups_of, summarise
+from l2d_ray.stages.summary import ItemFrequencies, PairedRatio, Row, ratios_to, summarise
 from l2d_ray.workspace import Workspace
 
 SAME_SAMPLES = "test, same samples"
@@ -63,7 +63,8 @@ class Plan:
     recommenders: list[NamedRecommender]
     studies: dict[Study, str]
     """The module of each study. Those of recommenders that write text come last."""
-    training_targets: NDArray[np.int32]
+    frequencies: ItemFrequencies
+    """The training samples of each item."""
     valid: list[Sample]
     test: list[Sample]
 
@@ -74,6 +75,13 @@ class Plan:
         options += [one.options for one in self.recommenders]
         options += [share.recommender.options for share in self.shares(self.recommenders)]
         return list(dict.fromkeys(key for one in options for key in one.indexes))
+
+    @property
+    def reference(self) -> NamedRecommender | None:
+        """The recommender whose Recall@20 is divided by that of the others: `evaluate.reference`, or the first L2D."""
+        wanted = self.config.evaluate.reference
+        is_it = (lambda one: one.name == wanted) if wanted else (lambda one: one.module == MODULES["l2d"])
+        return next(filter(is_it, self.recommenders), None)
 
     def shares(self, recommenders: Sequence[NamedRecommender]) -> list[Share]:
         """Return the recommenders that are tested with shares of the memory, at each share."""
@@ -116,12 +124,20 @@ class Report:
     same_users: list[Row]
     """A row for each recommender, over the samples of those that write text; empty if none does."""
     shares: list[tuple[Share, Row]]
+    costs: dict[str, Cost]
+    """Cost of each recommender before its first query, by name."""
+    ratios: list[PairedRatio]
+    """Recall@20 of the reference over that of each other recommender; empty without a reference."""
+    allowances: list[Allowance]
+    """The search behind each recommender."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `reports/<evaluate.name>.json`."""
         return {
-            "results": [row.to_json() for row in self.results],
+            "results": [row.to_json() | asdict(self.costs[row.recommender]) for row in self.results],
             "same_users": [row.to_json() for row in self.same_users],
+            "ratios": [ratio.to_json() for ratio in self.ratios],
+            "allowed": [asdict(allowance) for allowance in self.allowances],
             "validation": {
                 "samples": len(self.plan.valid),
                 "results": [trial.values | trial.row.to_json() for trial in self.validation.trials],
@@ -164,7 +180,7 @@ def plan_evaluation(config: Config) -> Plan:
             for one in sorted(recommenders, key=lambda one: one.declaration.writes_text)
             for study in one.options.studies(config)
         },
-        training_targets=training_interactions(dataset).targets,
+        frequencies=ItemFrequencies.of(training_interactions(dataset).targets, len(dataset.items())),
         valid=choose_samples(dataset, Split.VALID, config.evaluate.samples),
         test=test,
     )
@@ -215,7 +231,7 @@ def report(
     plan: Plan, indexes: Mapping[IndexKey, str], validation: Validation, runs: Sequence[Run], ranks: pa.Table
 ) -> Report:
     """Summarise the ranks of `final_runs`."""
-    rows, *others = (rows_of(run, ranks, plan.training_targets) for run in runs)
+    rows, *others = (rows_of(run, ranks, plan.frequencies) for run in runs)
     same_users = others[0] if others else []
     row_of = {row.recommender: row for row in [*same_users, *rows]}
     silent = [one for one in plan.recommenders if not one.declaration.writes_text]
@@ -226,20 +242,39 @@ def report(
         results=[row_of[one.name] for one in plan.recommenders],
         same_users=same_users,
         shares=[(share, row_of[share.recommender.name]) for share in plan.shares(silent)],
+        costs=costs_of(plan.recommenders, plan.config, indexes),
+        ratios=_ratios(plan, runs, ranks),
+        allowances=allowances_of(plan, validation.choices),
     )
 
 
-def rows_of(run: Run, ranks: pa.Table, training_targets: NDArray[np.integer]) -> list[Row]:
+def rows_of(run: Run, ranks: pa.Table, frequencies: ItemFrequencies) -> list[Row]:
     """Return a row for each recommender of a run, given the ranks of all runs (`Evaluator.ranks`)."""
+    tables = _tables(run, ranks)
+    return [summarise(one.name, table, frequencies) for one, table in zip(run.recommenders, tables, strict=True)]
+
+
+def _tables(run: Run, ranks: pa.Table) -> list[pa.Table]:
+    """Return the ranks of each recommender of a run; those of a run are in the same order of samples."""
     of_run = ranks.filter(pa.compute.equal(ranks["run"], run.label))
-    rows = []
-    for number, one in enumerate(run.recommenders):
-        table = of_run.filter(pa.compute.equal(of_run["number"], number))
-        columns = {name: table[name].to_numpy() for name in ("target", "rank", "user_hash", "seconds", "tokens")}
-        groups_U = groups_of(columns["target"], training_targets)
-        cost = columns["seconds"].mean(), columns["tokens"].mean()
-        rows.append(summarise(one.name, columns["rank"], columns["user_hash"], groups_U, *cost))
-    return rows
+    return [of_run.filter(pa.compute.equal(of_run["number"], number)) for number in range(len(run.recommenders))]
+
+
+def _ratios(plan: Plan, runs: Sequence[Run], ranks: pa.Table) -> list[PairedRatio]:
+    """Compare the reference with the others, each on the samples that both ran on."""
+    reference, found = plan.reference, list[PairedRatio]()
+    if reference is None:
+        return found
+    text = reference.declaration.writes_text
+    for run in runs:
+        same = run.label == SAME_SAMPLES
+        others = [one.name for one in plan.recommenders if (text or one.declaration.writes_text) == same]
+        if others:
+            names = [one.name for one in run.recommenders]
+            tables = dict(zip(names, _tables(run, ranks), strict=True))
+            names = [reference.name, *others]
+            found += ratios_to(reference.name, {name: tables[name] for name in names})
+    return found
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:
