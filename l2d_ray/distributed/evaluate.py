@@ -54,6 +54,8 @@ class EvaluateResult:
     """Location of the JSON report. The plots (.png) and the rank of every target (.parquet) are next to it."""
     results: list[dict[str, Any]]
     """One row per recommender, over all test samples that it ran on."""
+    ratios: list[dict[str, Any]]
+    """Recall@20 of the reference over that of each other recommender, with its interval, and whether it is above 1."""
     top_m: float | None
     """M that validation chose for L2D-L in index.space, for recommend.top_m; None without L2D."""
     prior: float | None
@@ -73,6 +75,7 @@ def evaluate(config: Config) -> EvaluateResult:
             {key: value for key, value in row.to_json().items() if key not in ("intervals", "groups")}
             for row in found.results
         ],
+        ratios=[ratio.to_json() for ratio in found.ratios],
         top_m=chosen.get("top_m"),
         prior=chosen.get("prior"),
         seconds=round(time.monotonic() - started, 3),

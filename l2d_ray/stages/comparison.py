@@ -157,7 +157,10 @@ def _seeds(rows: Sequence[Row]) -> str:
     for name, of_name in by_seed(rows).items():
         values = [row.metrics.means["recall@20"] for row in of_name]
         lines.append([name, percent(float(np.mean(values))), ", ".join(map(percent, values))])
-    return _table(["recommender", "mean Recall@20", "by seed"], lines) if lines else ""
+    if not lines:
+        return ""
+    head = ["recommender", "mean Recall@20", "by seed"]
+    return "Trained with several seeds. The language model is fine-tuned with one.\n\n" + _table(head, lines)
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
