@@ -104,15 +104,15 @@ def _groups(rows: Sequence[Row]) -> str:
 
 
 def _costs(report: Report) -> str:
-    head = ["recommender", "hours of preparation", "seconds a user", "tokens a user", "MB on the disk"]
+    head = ["recommender", "training hours", "seconds a user", "tokens a user", "MB on the disk"]
     lines = []
     for row in report.results:
         cost = report.costs[row.recommender]
         found = [_hours(cost.training_seconds), f"{row.seconds_per_user:.4f}", f"{row.tokens_per_user:.0f}"]
         lines.append([row.recommender, *found, _megabytes(cost.bytes)])
     return (
-        "Preparation is training and, for L2D, the memory and the index, in hours of a worker. Counts are fitted"
-        " within seconds.\n\n" + _table(head, lines)
+        "Training hours are those that the stages recorded. L2D has those of fine-tuning, the memory and the index. Counts"
+        " are fitted within seconds.\n\n" + _table(head, lines)
     )
 
 
