@@ -37,13 +37,11 @@ def short_table(report: Report) -> str:
     ratios = {one.recommender: _ratio_text(one.ratio) for one in report.ratios}
     reference = report.plan.reference
     head = ["recommender", "recall@20", "95%", f"{reference.name} / it" if reference else "ratio"]
-    lines = [[*head, "hours", "s/user", "MB"]]
+    lines = [[*head, "hours", "MB", "s/user"]]
     for row in report.results:
-        cost = report.costs[row.recommender]
         low, high = row.metrics.intervals["recall@20"]
         found = [row.recommender, percent(row.metrics.means["recall@20"]), f"{percent(low)}-{percent(high)}"]
-        spent = [_hours(cost.training_seconds), f"{row.seconds_per_user:.4f}", _megabytes(cost.bytes)]
-        lines.append([*found, ratios.get(row.recommender, ""), *spent])
+        lines.append([*found, ratios.get(row.recommender, ""), *_cost(report, row)])
     return aligned(lines)
 
 
@@ -104,15 +102,11 @@ def _groups(rows: Sequence[Row]) -> str:
 
 
 def _costs(report: Report) -> str:
-    head = ["recommender", "training hours", "seconds a user", "tokens a user", "MB on the disk"]
-    lines = []
-    for row in report.results:
-        cost = report.costs[row.recommender]
-        found = [_hours(cost.training_seconds), f"{row.seconds_per_user:.4f}", f"{row.tokens_per_user:.0f}"]
-        lines.append([row.recommender, *found, _megabytes(cost.bytes)])
+    head = ["recommender", "training hours", "MB on the disk", "seconds a user", "tokens a user"]
+    lines = [[row.recommender, *_cost(report, row), f"{row.tokens_per_user:.0f}"] for row in report.results]
     return (
-        "Training hours are those that the stages recorded. L2D has those of fine-tuning, the memory and the index. Counts"
-        " are fitted within seconds.\n\n" + _table(head, lines)
+        "Training hours are those that the stages recorded. Those of L2D are fine-tuning, the memory and the index."
+        " Counts are fitted within seconds.\n\n" + _table(head, lines)
     )
 
 
@@ -168,9 +162,12 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
+def _cost(report: Report, row: Row) -> list[str]:
+    """Return hours of training, megabytes, and seconds a user. Of another system only the last is known, if at all."""
+    cost = report.costs.get(row.recommender)
+    prepared = [_hours(cost.training_seconds), f"{cost.bytes / 1e6:,.1f}"] if cost else ["", ""]
+    return [*prepared, f"{row.seconds_per_user:.4f}"]
+
+
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3f}" if seconds else "0"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f}"

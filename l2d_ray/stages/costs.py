@@ -12,7 +12,7 @@ from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.checkpoint import find_adapter, find_model
 from l2d_ray.recommenders.contract import MODEL_NEEDS, IndexKey, Need
-from l2d_ray.recommenders.registry import NamedRecommender
+from l2d_ray.recommenders.registry import MODULES, NamedRecommender
 from l2d_ray.recommenders.trained import TrainingRecord, folder_of, record_of
 from l2d_ray.stages.finetuning import Training
 from l2d_ray.workspace import Workspace
@@ -34,7 +34,10 @@ class Cost:
 def costs_of(
     recommenders: Sequence[NamedRecommender], config: Config, indexes: Mapping[IndexKey, str]
 ) -> dict[str, Cost]:
-    """Return the cost of each recommender, by name. `indexes` has the path of each index's manifest."""
+    """Return the cost of each recommender, by name, except for those that are files of another system.
+
+    `indexes` has the path of each index's manifest.
+    """
     workspace = Workspace.open(config.workspace)
     searched = {key for one in recommenders for key in one.options.indexes}
     cost_of_index = {key: _index(workspace, indexes[key]) for key in searched}
@@ -43,6 +46,8 @@ def costs_of(
     counted = Cost(bytes=_bytes(workspace, "dataset/histories"))
     costs = {}
     for one in recommenders:
+        if one.module == MODULES["file"]:
+            continue
         needs = one.declaration.needs
         parts = [cost_of_index[key] for key in one.options.indexes]
         if needs & MODEL_NEEDS:

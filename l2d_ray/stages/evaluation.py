@@ -80,8 +80,10 @@ class Plan:
     def reference(self) -> NamedRecommender | None:
         """The recommender whose Recall@20 is divided by that of the others: `evaluate.reference`, or the first L2D."""
         wanted = self.config.evaluate.reference
-        is_it = (lambda one: one.name == wanted) if wanted else (lambda one: one.module == MODULES["l2d"])
-        return next(filter(is_it, self.recommenders), None)
+        for one in self.recommenders:
+            if one.name == wanted or (wanted is None and one.module == MODULES["l2d"]):
+                return one
+        return None
 
     def shares(self, recommenders: Sequence[NamedRecommender]) -> list[Share]:
         """Return the recommenders that are tested with shares of the memory, at each share."""
@@ -125,7 +127,7 @@ class Report:
     """A row for each recommender, over the samples of those that write text; empty if none does."""
     shares: list[tuple[Share, Row]]
     costs: dict[str, Cost]
-    """Cost of each recommender before its first query, by name."""
+    """Cost of each recommender before its first query, by name; not of those from another system (`file:`)."""
     ratios: list[PairedRatio]
     """Recall@20 of the reference over that of each other recommender; empty without a reference."""
     allowances: list[Allowance]
@@ -134,7 +136,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return the content of `reports/<evaluate.name>.json`."""
         return {
-            "results": [row.to_json() | asdict(self.costs[row.recommender]) for row in self.results],
+            "results": [row.to_json() | _cost(self.costs.get(row.recommender)) for row in self.results],
             "same_users": [row.to_json() for row in self.same_users],
             "ratios": [ratio.to_json() for ratio in self.ratios],
             "allowed": [asdict(allowance) for allowance in self.allowances],
@@ -275,6 +277,10 @@ def _ratios(plan: Plan, runs: Sequence[Run], ranks: pa.Table) -> list[PairedRati
             names = [reference.name, *others]
             found += ratios_to(reference.name, {name: tables[name] for name in names})
     return found
+
+
+def _cost(cost: Cost | None) -> dict[str, Any]:
+    return asdict(cost) if cost else {}
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:

@@ -121,7 +121,7 @@ def _accuracy_against_cost(axes: "Axes", report: "Report") -> None:
         low, high = row.metrics.intervals["recall@20"]
         value = row.metrics.means["recall@20"]
         error = [[max(value - low, 0)], [max(high - value, 0)]]
-        hours_of_row = hours[row.recommender]
+        hours_of_row = hours.get(row.recommender, 0.0)
         label = f"{row.recommender} ({row.metrics.users} users, {hours_of_row:.2g} h)"
         diameter = SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * math.sqrt(hours_of_row / longest)
         axes.errorbar(
