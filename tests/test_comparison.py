@@ -24,7 +24,8 @@ from l2d_ray.recommenders.trained import TrainingRecord, record_of
 from l2d_ray.stages import checks
 from l2d_ray.stages.comparison import by_seed, document, names_by_seed, short_table
 from l2d_ray.stages.costs import Cost
-from l2d_ray.stages.evaluation import Report, plan_evaluation
+from l2d_ray.stages.evaluation import plan_evaluation
+from l2d_ray.stages.findings import Report
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.summary import PairedRatio
 from l2d_ray.stages.tuning import plan_trials, results_of, write_report

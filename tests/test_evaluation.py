@@ -20,7 +20,6 @@ from l2d_ray.recommenders.registry import MODULES, find
 from l2d_ray.stages.costs import Cost
 from l2d_ray.stages.evaluation import (
     Plan,
-    Report,
     Run,
     Share,
     Trial,
@@ -31,6 +30,7 @@ from l2d_ray.stages.evaluation import (
     validation_runs,
 )
 from l2d_ray.stages.evaluator import Evaluator
+from l2d_ray.stages.findings import Report
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import LARGEST_MARK, SMALLEST_MARK, plot, plot_costs, png, table
 from l2d_ray.stages.summary import ItemFrequencies, Metrics, Row, summarise

@@ -24,7 +24,7 @@ from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.recommenders.trained import TrainingRecord, record_of
 from l2d_ray.stages.checks import finetuning_is_due
 from l2d_ray.stages.comparison import document, names_by_seed, short_table
-from l2d_ray.stages.evaluation import Report
+from l2d_ray.stages.findings import Report
 from l2d_ray.stages.reports import plot_costs, png
 from l2d_ray.stages.settings import check_data
 from l2d_ray.workspace import Workspace

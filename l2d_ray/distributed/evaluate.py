@@ -30,17 +30,15 @@ from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.stages.evaluation import (
     Plan,
-    Report,
     Run,
     Validation,
     choose,
     final_runs,
     plan_evaluation,
-    report,
-    rows_of,
     validation_runs,
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
+from l2d_ray.stages.findings import Report, report, rows_of
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace

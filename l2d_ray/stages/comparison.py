@@ -9,7 +9,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.statistics import Ratio
 from l2d_ray.recommenders.registry import find
 from l2d_ray.stages.allowances import SEED, Allowance
-from l2d_ray.stages.evaluation import Report
+from l2d_ray.stages.findings import Report
 from l2d_ray.stages.reports import aligned, percent
 from l2d_ray.stages.summary import CUTOFFS, GROUPS, PairedRatio, Row
 

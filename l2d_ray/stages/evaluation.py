@@ -1,20 +1,17 @@
-"""The plan and the report of an evaluation: which recommenders run on which samples, and what came of it.
+"""The plan of an evaluation: which recommenders run on which samples, and with which values of their options.
 
 1. `plan_evaluation` checks the configuration and lists what runs.
 2. `validation_runs` compare values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
 3. `final_runs` runs the recommenders with these values on test samples. Those that write text run on a part of the
    samples, in validation, too. All others run on this part of the test samples once more, so that all are compared on
    the same samples.
-4. `report` summarises the ranks.
 
-`Evaluator` does the runs.
+`Evaluator` does the runs, and `findings` reports them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
-
-import pyarrow as pa
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
@@ -25,11 +22,9 @@ from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
-from l2d_ray.stages.allowances import Allowance, allowances_of
-from l2d_ray.stages.costs import Cost, costs_of
 from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.stages.settings import check_data, for_evaluation
-from l2d_ray.stages.summary import ItemFrequencies, PairedRatio, Row, ratios_to, summarise
+from l2d_ray.stages.summary import ItemFrequencies, Row
 from l2d_ray.workspace import Workspace
 
 SAME_SAMPLES = "test, same samples"
@@ -113,47 +108,6 @@ class Validation:
     trials: list[Trial]
 
 
-@dataclass(frozen=True)
-class Report:
-    """The findings of an evaluation."""
-
-    plan: Plan
-    indexes: Mapping[IndexKey, str]
-    """Path of each index's manifest in the workspace."""
-    validation: Validation
-    results: list[Row]
-    """A row for each recommender, over all test samples that it ran on."""
-    same_users: list[Row]
-    """A row for each recommender, over the samples of those that write text; empty if none does."""
-    shares: list[tuple[Share, Row]]
-    costs: dict[str, Cost]
-    """Cost of each recommender before its first query, by name; not of those from another system (`file:`)."""
-    ratios: list[PairedRatio]
-    """Recall@20 of the reference over that of each other recommender; empty without a reference."""
-    allowances: list[Allowance]
-    """The search behind each recommender."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `reports/<evaluate.name>.json`."""
-        return {
-            "results": [row.to_json() | _cost(self.costs.get(row.recommender)) for row in self.results],
-            "same_users": [row.to_json() for row in self.same_users],
-            "ratios": [ratio.to_json() for ratio in self.ratios],
-            "allowed": [asdict(allowance) for allowance in self.allowances],
-            "validation": {
-                "samples": len(self.plan.valid),
-                "results": [trial.values | trial.row.to_json() for trial in self.validation.trials],
-                "chosen": self.validation.choices,
-            },
-            "fractions": [
-                {"recommender": share.name, "fraction": share.fraction, "recall@20": row.metrics.means["recall@20"]}
-                for share, row in self.shares
-            ],
-            "indexes": {key.space: path for key, path in self.indexes.items() if key.fraction == 1},
-            "config": self.plan.config.model_dump(mode="json"),
-        }
-
-
 def plan_evaluation(config: Config) -> Plan:
     """Plan the evaluation of `evaluate.recommenders`, with the settings that the workspace records.
 
@@ -227,60 +181,6 @@ def final_runs(plan: Plan, validation: Validation) -> list[Run]:
     if len(silent) < len(chosen):
         runs.append(Run(SAME_SAMPLES, chosen, plan.test[: plan.config.evaluate.generation_samples]))
     return runs
-
-
-def report(
-    plan: Plan, indexes: Mapping[IndexKey, str], validation: Validation, runs: Sequence[Run], ranks: pa.Table
-) -> Report:
-    """Summarise the ranks of `final_runs`."""
-    rows, *others = (rows_of(run, ranks, plan.frequencies) for run in runs)
-    same_users = others[0] if others else []
-    row_of = {row.recommender: row for row in [*same_users, *rows]}
-    silent = [one for one in plan.recommenders if not one.declaration.writes_text]
-    return Report(
-        plan=plan,
-        indexes=indexes,
-        validation=validation,
-        results=[row_of[one.name] for one in plan.recommenders],
-        same_users=same_users,
-        shares=[(share, row_of[share.recommender.name]) for share in plan.shares(silent)],
-        costs=costs_of(plan.recommenders, plan.config, indexes),
-        ratios=_ratios(plan, runs, ranks),
-        allowances=allowances_of(plan, validation.choices),
-    )
-
-
-def rows_of(run: Run, ranks: pa.Table, frequencies: ItemFrequencies) -> list[Row]:
-    """Return a row for each recommender of a run, given the ranks of all runs (`Evaluator.ranks`)."""
-    tables = _tables(run, ranks)
-    return [summarise(one.name, table, frequencies) for one, table in zip(run.recommenders, tables, strict=True)]
-
-
-def _tables(run: Run, ranks: pa.Table) -> list[pa.Table]:
-    """Return the ranks of each recommender of a run; those of a run are in the same order of samples."""
-    of_run = ranks.filter(pa.compute.equal(ranks["run"], run.label))
-    return [of_run.filter(pa.compute.equal(of_run["number"], number)) for number in range(len(run.recommenders))]
-
-
-def _ratios(plan: Plan, runs: Sequence[Run], ranks: pa.Table) -> list[PairedRatio]:
-    """Compare the reference with the others, each on the samples that both ran on."""
-    reference, found = plan.reference, list[PairedRatio]()
-    if reference is None:
-        return found
-    text = reference.declaration.writes_text
-    for run in runs:
-        same = run.label == SAME_SAMPLES
-        others = [one.name for one in plan.recommenders if (text or one.declaration.writes_text) == same]
-        if others:
-            names = [one.name for one in run.recommenders]
-            tables = dict(zip(names, _tables(run, ranks), strict=True))
-            names = [reference.name, *others]
-            found += ratios_to(reference.name, {name: tables[name] for name in names})
-    return found
-
-
-def _cost(cost: Cost | None) -> dict[str, Any]:
-    return asdict(cost) if cost else {}
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # matplotlib is imported with the first plot: many processes 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from l2d_ray.stages.evaluation import Report
+    from l2d_ray.stages.findings import Report
 
 SMALLEST_MARK, LARGEST_MARK = 4.0, 20.0
 """Diameter of the mark of a recommender, in points: without training, and with the longest."""

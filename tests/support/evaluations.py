@@ -6,15 +6,13 @@ import pyarrow as pa
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.stages.evaluation import (
     Plan,
-    Report,
     Run,
     choose,
     final_runs,
-    report,
-    rows_of,
     validation_runs,
 )
 from l2d_ray.stages.evaluator import Evaluator
+from l2d_ray.stages.findings import Report, report, rows_of
 
 
 def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
