@@ -21,7 +21,7 @@ def test_the_ratio_is_that_of_the_means() -> None:
 
 
 def test_two_users_have_three_outcomes() -> None:
-    """Of four equally likely draws one has the first user alone (2 / 1), one the second alone (1 / 2)."""
+    """Four draws are equally likely: one has the first user alone (2 / 1), one the second alone (1 / 2)."""
     found = paired_ratio(np.array([2.0, 1.0]), np.array([1.0, 2.0]), np.array([7, 9]))
     assert found.value == 1
     assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(2))

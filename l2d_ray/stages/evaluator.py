@@ -37,7 +37,8 @@ class Evaluator:
 
         `samples` has the columns `run`, `sample_id`, `user_hash`, `history`, `target` and `timestamp` (of the target).
         The rows have `run`, `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`,
-        `target`, `rank`, `top` (the first 20 items), `seconds` and `tokens`; the last two are means over the batch.
+        `target`, `rank`, `top`, `seconds` and `tokens`. `top` has the first 20 items. The last two are means over the
+        batch.
         """
         parts = [
             self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
