@@ -136,11 +136,12 @@ def _verdict(one: PairedRatio) -> str:
 
 
 def _allowances(allowances: Sequence[Allowance]) -> str:
-    head = ["recommender", "configurations", "settings", "validation samples", "chosen by", "hours of search"]
+    head = ["recommender", "configurations", "settings", "validation samples", "chosen by", "hours of training for it"]
     lines = []
     for one in allowances:
         count = "not known" if one.configurations is None else str(one.configurations)
-        samples, hours = (f"{one.samples:,}", _hours(one.seconds)) if one.settings else ("", "")
+        samples = f"{one.samples:,}" if one.settings else ""
+        hours = _hours(one.seconds) if one.seconds else ""
         lines.append([one.recommender, count, ", ".join(one.settings), samples, one.measure, hours])
     return "Configurations that were compared on validation samples before the test.\n\n" + _table(head, lines)
 

@@ -58,8 +58,12 @@ def plot(report: "Report") -> "Figure":
 
 def plot_costs(report: "Report") -> "Figure":
     """Draw accuracy against cost alone, with room for many recommenders."""
+    from matplotlib import colormaps
+
     figure = _figure(width=11)
-    _accuracy_against_cost(figure.subplots(), report)
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    _accuracy_against_cost(axes, report)
     figure.legend(loc="outside right upper", fontsize=8, markerscale=0.5, title="mark: hours of training")
     return figure
 
