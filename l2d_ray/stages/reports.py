@@ -62,7 +62,7 @@ def plot_costs(report: "Report") -> "Figure":
 
     figure = _figure(width=11)
     axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))
     _accuracy_against_cost(axes, report)
     figure.legend(loc="outside right upper", fontsize=8, markerscale=0.5, title="mark: hours of training")
     return figure
