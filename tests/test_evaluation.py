@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support import toy_recommender
+from support.evaluations import evaluate
 from support.small_endpoint import write_endpoint
 from support.small_workspace import config_of, write_dataset
 from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
@@ -16,9 +17,9 @@ from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import MODULES, find
+from l2d_ray.stages.costs import Cost
 from l2d_ray.stages.evaluation import (
     Plan,
-    Report,
     Run,
     Share,
     Trial,
@@ -26,44 +27,18 @@ from l2d_ray.stages.evaluation import (
     choose,
     final_runs,
     plan_evaluation,
-    report,
-    rows_of,
     validation_runs,
 )
 from l2d_ray.stages.evaluator import Evaluator
+from l2d_ray.stages.findings import Report
 from l2d_ray.stages.index_plan import plan_index
-from l2d_ray.stages.reports import plot, png, table
-from l2d_ray.stages.summary import Metrics, Row, groups_of, summarise
-
-
-def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
-    """Return the ranks of all runs, in one process and one batch for each run."""
-    evaluator = Evaluator(plan.config, {run.label: run.recommenders for run in runs}, indexes)
-    tables = []
-    for run in runs:
-        samples = {
-            name: np.array([getattr(s, name) for s in run.samples])
-            for name in ("sample_id", "user_hash", "target", "timestamp")
-        }
-        histories = np.empty(len(run.samples), object)
-        histories[:] = [sample.history for sample in run.samples]
-        labels = np.repeat(run.label, len(run.samples))
-        tables.append(pa.table(evaluator.ranks({"run": labels, "history": histories, **samples})))
-    return pa.concat_tables(tables)
-
-
-def evaluate(plan: Plan, indexes: dict[IndexKey, str]) -> Report:
-    """Go all the way from a plan to a report."""
-    compared = validation_runs(plan)
-    rows = [row for run in compared for row in rows_of(run, rank(plan, [run], indexes), plan.training_targets)]
-    validation = choose(plan, rows)
-    runs = final_runs(plan, validation)
-    return report(plan, indexes, validation, runs, rank(plan, runs, indexes))
+from l2d_ray.stages.reports import LARGEST_MARK, SMALLEST_MARK, plot, plot_costs, png, table
+from l2d_ray.stages.summary import ItemFrequencies, Metrics, Row, summarise
 
 
 def row(recommender: str, recall: float) -> Row:
     metrics = Metrics(10, {"recall@20": recall}, {"recall@20": (recall, recall)})
-    return Row(recommender, metrics, 0.1, 0.0, {})
+    return Row(recommender, metrics, 0.1, 0.0, {}, 0.0)
 
 
 def names_of(run: Run) -> list[str]:
@@ -137,9 +112,23 @@ def test_l2d_needs_no_head_and_text_does(tmp_path: Path) -> None:
 
 
 def test_targets_are_grouped_by_their_training_samples() -> None:
-    training = np.repeat([0, 1, 2], [1, 5, 50])
-    assert groups_of(np.array([0, 1, 2, 3]), training).tolist() == ["sparse", "sparse", "dense", "cold"]
-    assert groups_of(np.array([4]), training[:0]).tolist() == ["cold"]
+    frequencies = ItemFrequencies.of(np.repeat([0, 1, 2], [1, 5, 50]), 4)
+    groups = frequencies.groups(np.array([0, 1, 2, 3]))
+    assert {name: in_U.nonzero()[0].tolist() for name, in_U in groups.items()} == {
+        "dense": [2],
+        "sparse": [0, 1],
+        "cold": [3],
+        "head": [2],
+        "tail": [0, 1, 3],
+    }
+    nothing = ItemFrequencies.of(np.empty(0, np.int32), 5).groups(np.array([4]))
+    assert [name for name, in_U in nothing.items() if in_U.any()] == ["cold", "tail"]
+
+
+@pytest.mark.parametrize(("counts", "head"), [([5, 5], [0]), ([1, 4, 3], [1]), ([3, 3, 3], [0, 1]), ([0, 0], [])])
+def test_the_head_is_the_fewest_items_with_half_of_the_training_samples(counts: list[int], head: list[int]) -> None:
+    frequencies = ItemFrequencies.of(np.repeat(np.arange(len(counts)), counts), len(counts))
+    assert frequencies.head_I.nonzero()[0].tolist() == head
 
 
 @pytest.fixture(scope="module")
@@ -230,15 +219,24 @@ def test_recommenders_that_count_need_no_memory_and_no_model(tmp_path: Path) -> 
 
 
 def test_the_table_and_the_plots_show_every_recommender(planned: Plan) -> None:
-    ranks, users = np.array([0, 30, NOT_RANKED, 99]), np.arange(4)
-    groups = np.array(["dense", "sparse", "cold", "dense"])
-    rows = [summarise(name, ranks, users, groups, 0.25, 12.0) for name in ("first", "second")]
+    columns = {
+        "target": np.array([0, 1, 3, 1]),
+        "rank": np.array([0, 30, NOT_RANKED, 99]),
+        "user_hash": np.arange(4),
+        "top": [[0, 1], [1, 0], [], [5]],
+        "seconds": np.repeat(0.25, 4),
+        "tokens": np.repeat(12.0, 4),
+    }
+    ranks, frequencies = pa.table(columns), ItemFrequencies.of(np.repeat([0, 1], [50, 5]), 6)
+    rows = [summarise(name, ranks, frequencies) for name in ("first", "second")]
     first = rows[0].to_json()
     assert (first["recall@20"], first["recall@50"], first["recall@100"]) == (0.25, 0.5, 0.75)
-    cold, dense = (first["groups"][group] for group in ("cold", "dense"))
+    cold, dense, sparse = (first["groups"][group] for group in ("cold", "dense", "sparse"))
     assert (cold["users"], cold["recall@100"], cold["ndcg@100"]) == (1, 0, 0)
-    assert (dense["recall@20"], dense["ndcg@20"], dense["intervals"]["recall@20"]) == (0.5, 0.5, (0, 1))
-    empty = summarise("none", ranks, users, np.repeat("dense", 4), 0.25, 12.0).to_json()
+    assert (dense["users"], dense["recall@20"], dense["ndcg@20"]) == (1, 1, 1)
+    assert (sparse["users"], sparse["recall@50"], sparse["intervals"]["recall@50"]) == (2, 0.5, (0, 1))
+    assert first["coverage"] == 0.5
+    empty = summarise("none", ranks, ItemFrequencies.of(np.arange(6), 6)).to_json()
     assert empty["groups"]["cold"] == {"users": 0}
     lines = table(rows).splitlines()
     assert lines[1].startswith("first ")
@@ -247,11 +245,18 @@ def test_the_table_and_the_plots_show_every_recommender(planned: Plan) -> None:
     trials = [Trial({"top_m": m, "prior": 0}, row("l2d-local", m / 100)) for m in (0, 10, 20)]
     trials.append(Trial({"parity": 1}, row("toy", 0.5)))
     shares = [(Share("first", share, planned.recommenders[0]), row("first of it", share / 2)) for share in (0.1, 1.0)]
-    figure = plot(Report(planned, {}, Validation({}, trials), rows, [], shares))
+    costs = {"first": Cost(0.0, 10), "second": Cost(7200.0, 20)}
+    figure = plot(Report(planned, {}, Validation({}, trials), rows, [], shares, costs, [], []))
     cost, neighbours, share = figure.axes
-    assert [text.get_text() for text in cost.get_legend().get_texts()] == ["first (4 users)", "second (4 users)"]
+    assert [text.get_text() for text in cost.get_legend().get_texts()] == [
+        "first (4 users, 0 h)",
+        "second (4 users, 2 h)",
+    ]
+    assert [bars[0].get_markersize() for bars in cost.containers] == [SMALLEST_MARK, LARGEST_MARK]
     assert [bars[0].get_xydata().tolist() for bars in cost.containers] == [[[0.25, 0.25]], [[0.25, 0.25]]]
     assert [line.get_xydata().tolist() for line in neighbours.lines] == [[[10, 0.1], [20, 0.2]]]  # others have no M
     assert share.lines[0].get_xydata().tolist() == [[0.1, 0.05], [1, 0.5]]
     assert png(figure).startswith(b"\x89PNG")
-    plot(Report(planned, {}, Validation({}, []), rows, [], []))
+    nothing_compared = Report(planned, {}, Validation({}, []), rows, [], [], costs, [], [])
+    assert plot(nothing_compared).axes
+    assert png(plot_costs(nothing_compared)).startswith(b"\x89PNG")

@@ -6,7 +6,7 @@
 
 from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import ColumnsConfig, DataConfig, HistoryConfig, PromptConfig
-from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig, ExportConfig
+from l2d_ray.config.evaluation import BenchConfig, CompareConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Section
@@ -18,6 +18,7 @@ __all__ = [
     "BenchConfig",
     "CapacityConfig",
     "ColumnsConfig",
+    "CompareConfig",
     "Config",
     "DataConfig",
     "EvaluateConfig",

@@ -1,8 +1,8 @@
-"""Settings of the evaluation, of the export of its samples, and of the benchmarks."""
+"""Settings of the evaluation, of comparisons, of the export of samples, and of the benchmarks."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from l2d_ray.config.section import Folder, Name, Section
 
@@ -28,6 +28,8 @@ class EvaluateConfig(Section):
     transitions, popularity-window, ease, title-knn, tgh, bigrec and d3. Validation chooses the number of the last six
     unless it is given (`popularity-window-7`, in days). `file:PATH` has recommendations of another system
     (l2d_ray/recommenders/from_file.py)."""
+    reference: str | None = None
+    """Recommender whose Recall@20 is divided by that of each other one, with an interval. null: the first of L2D."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)
@@ -45,6 +47,24 @@ class EvaluateConfig(Section):
     """Samples that are encoded and recommended together."""
     name: Name = "evaluation"
     """Name of the report's files in reports/."""
+
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        if self.reference is not None and self.reference not in self.recommenders:
+            raise ValueError(
+                f"evaluate.reference={self.reference!r} is not among evaluate.recommenders; add it there, or give one"
+                " of them"
+            )
+        return self
+
+
+class CompareConfig(Section):
+    """The comparison of recommenders, jobs/compare.py."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1], min_length=1)
+    """Seeds that each trained recommender is trained with. One with a further seed is named `NAME-seed1`."""
+    tune: bool = False
+    """Search first for the settings of each trained recommender, as jobs/tune.py does with tune.trials."""
 
 
 class ExportConfig(Section):

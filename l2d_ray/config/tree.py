@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
-from l2d_ray.config.evaluation import BenchConfig, EvaluateConfig, ExportConfig
+from l2d_ray.config.evaluation import BenchConfig, CompareConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
 from l2d_ray.config.section import Folder
@@ -38,6 +38,7 @@ class Config(BaseSettings):
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    compare: CompareConfig = CompareConfig()
     export: ExportConfig = ExportConfig()
     workers: WorkersConfig = WorkersConfig()
     serve: ServeConfig = ServeConfig()

@@ -25,6 +25,7 @@ from l2d_ray.data.sources import source_of
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, quiet_ray_data
+from l2d_ray.distributed.pipeline import Titles, describe
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.screen import log_file, say
@@ -67,33 +68,28 @@ def demo(config: Config) -> DemoResult:
 
     The submitted job gets this process's command line. Raises InputError as the stages do.
     """
-    started = time.monotonic()
-
-    def stage(number: int, title: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        say(f"\n[{number}/{STAGES}] {title} ({minutes}:{seconds:02})")
-
+    titles = Titles(STAGES)
     say(f"Libraries write to {log_file()}")
     workspace = Workspace.open(config.workspace)
-    stage(1, "Download the model and the data")
+    titles.show("Download the model and the data")
     with Progress(None, "download"):
         find_model(config.model)
         source_of(config).interaction_files(config)
     with _ray_with_job_server() as cluster:
-        stage(2, "prepare_data: histories of users, and their split")
+        titles.show("prepare_data: histories of users, and their split")
         dataset = _prepared_dataset(config, workspace)
-        stage(3, "build_memory, with `ray job submit`: the hidden state of every training sample")
+        titles.show("build_memory, with `ray job submit`: the hidden state of every training sample")
         _build_memory(config, dataset, cluster)
-        stage(4, "build_index: FAISS shards, item means and the whitened space")
+        titles.show("build_index: FAISS shards, item means and the whitened space")
         index = build_index(config)
         say(f"{index.rows:,} rows of {index.items:,} items in {index.shards} shards")
-        stage(5, "Recommend to one user, with L2D-G")
+        titles.show("Recommend to one user, with L2D-G")
         history, recommended, target = _recommend(workspace, dataset)
-        stage(6, "finetune, briefly: this demo recommends with the model as it comes")
+        titles.show("finetune, briefly: this demo recommends with the model as it comes")
         tuned = finetune(config)
         losses = f"{tuned.train_loss:.2f} per token, {tuned.valid_loss:.2f} on validation data"
         say(f"{tuned.samples:,} samples: loss {losses}")
-        stage(7, "evaluate: for how many percent of users the next item is among the first 20, 50 and 100")
+        titles.show("evaluate: for how many percent of users the next item is among the first 20, 50 and 100")
         evaluation = evaluate(config)
     return DemoResult(
         history=history,
@@ -102,7 +98,7 @@ def demo(config: Config) -> DemoResult:
         recall_at_20={row["recommender"]: row["recall@20"] for row in evaluation.results},
         report=evaluation.report,
         workspace=workspace.uri,
-        seconds=round(time.monotonic() - started, 1),
+        seconds=titles.seconds,
     )
 
 
@@ -137,8 +133,7 @@ def _prepared_dataset(config: Config, workspace: Workspace) -> Dataset:
     ):
         prepare(config)
     dataset = Dataset.open(workspace)
-    samples = {split: dataset.num_samples(split) for split in (Split.TRAIN, Split.TEST)}
-    say(f"{dataset.num_users:,} users, {samples[Split.TRAIN]:,} training samples, {samples[Split.TEST]:,} test samples")
+    describe(dataset)
     return dataset
 
 

@@ -30,17 +30,15 @@ from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.stages.evaluation import (
     Plan,
-    Report,
     Run,
     Validation,
     choose,
     final_runs,
     plan_evaluation,
-    report,
-    rows_of,
     validation_runs,
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
+from l2d_ray.stages.findings import Report, report, rows_of
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace
@@ -54,6 +52,8 @@ class EvaluateResult:
     """Location of the JSON report. The plots (.png) and the rank of every target (.parquet) are next to it."""
     results: list[dict[str, Any]]
     """One row per recommender, over all test samples that it ran on."""
+    ratios: list[dict[str, Any]]
+    """Recall@20 of the reference over that of each other recommender, with its interval, and whether it is above 1."""
     top_m: float | None
     """M that validation chose for L2D-L in index.space, for recommend.top_m; None without L2D."""
     prior: float | None
@@ -62,30 +62,37 @@ class EvaluateResult:
 
 
 def evaluate(config: Config) -> EvaluateResult:
-    """Evaluate `evaluate.recommenders`. Missing indexes are built; `reports/<evaluate.name>.*` is written.
-
-    Raises InputError as `plan_evaluation` and `ensure_index` do.
-    """
+    """Evaluate `evaluate.recommenders`, and print the tables. Raises InputError as `measure` does."""
     started = time.monotonic()
-    plan = plan_evaluation(config)
-    indexes = {key: _build(plan.config, key) for key in plan.indexes}
-    validation = _validate(plan, indexes)
-    runs = final_runs(plan, validation)
-    ranks = _ranks(plan, indexes, runs)
-    found = report(plan, indexes, validation, runs, ranks)
-    location = _write(found, ranks)
+    found, location = measure(config)
     _print(found)
-    chosen = validation.choices.get(plan.config.index.space, {})
+    chosen = found.validation.choices.get(found.plan.config.index.space, {})
     return EvaluateResult(
         report=location,
         results=[
             {key: value for key, value in row.to_json().items() if key not in ("intervals", "groups")}
             for row in found.results
         ],
+        ratios=[ratio.to_json() for ratio in found.ratios],
         top_m=chosen.get("top_m"),
         prior=chosen.get("prior"),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def measure(config: Config) -> tuple[Report, str]:
+    """Evaluate `evaluate.recommenders`, and return the findings and the location of the JSON report.
+
+    Missing indexes are built; `reports/<evaluate.name>.*` is written. Raises InputError as `plan_evaluation` and
+    `ensure_index` do.
+    """
+    plan = plan_evaluation(config)
+    indexes = {key: _build(plan.config, key) for key in plan.indexes}
+    validation = _validate(plan, indexes)
+    runs = final_runs(plan, validation)
+    ranks = _ranks(plan, indexes, runs)
+    found = report(plan, indexes, validation, runs, ranks)
+    return found, _write(found, ranks)
 
 
 def _build(config: Config, key: IndexKey) -> str:
@@ -105,7 +112,7 @@ def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
     """Run what is to be compared on validation samples, if there is anything, and choose."""
     runs = validation_runs(plan)
     ranks = _ranks(plan, indexes, runs) if runs else None
-    return choose(plan, [row for run in runs for row in rows_of(run, ranks, plan.training_targets)])
+    return choose(plan, [row for run in runs for row in rows_of(run, ranks, plan.frequencies)])
 
 
 def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> pa.Table:
@@ -159,8 +166,8 @@ class _EvaluationActor:
         engine.set_threads(config.workers.cpus)
         self._evaluator = Evaluator(config, runs, indexes)
 
-    def __call__(self, samples: Columns) -> Columns:
-        return self._evaluator.ranks(samples)
+    def __call__(self, samples: Columns) -> pa.Table:
+        return pa.table(self._evaluator.ranks(samples))
 
 
 def _write(found: Report, ranks: pa.Table) -> str:
@@ -171,7 +178,7 @@ def _write(found: Report, ranks: pa.Table) -> str:
     with workspace.create(f"{path}.png") as stream:
         stream.write(png(plot(found)))
     with workspace.create(f"{path}.parquet") as stream:
-        pq.write_table(ranks.drop_columns(["number", "seconds", "tokens"]), stream, compression="zstd")
+        pq.write_table(ranks.drop_columns(["number", "top", "seconds", "tokens"]), stream, compression="zstd")
     return workspace.path(f"{path}.json")
 
 

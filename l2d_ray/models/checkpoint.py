@@ -38,12 +38,16 @@ class Checkpoint:
         gguf = {"gguf_file": self.gguf} if self.gguf else {}
         return {"pretrained_model_name_or_path": str(self.folder), "local_files_only": True, **gguf}
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the weights and of the configurations that give them meaning."""
+    @property
+    def files(self) -> list[Path]:
+        """The weights, and the configurations that give them meaning."""
         weights = [self.gguf] if self.gguf else ["config.json", "adapter_config.json", "*.safetensors"]
-        files = sorted({file for pattern in weights for file in self.folder.glob(pattern)})
+        return sorted({file for pattern in weights for file in self.folder.glob(pattern)})
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the files."""
         digest = hashlib.sha256()
-        for file in files:
+        for file in self.files:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()

@@ -124,6 +124,10 @@ class Need(Enum):
     """The weights that jobs/train.py left."""
 
 
+MODEL_NEEDS = frozenset({Need.ENCODER, Need.LANGUAGE_MODEL, Need.TITLE_STATES})
+"""Needs of a recommender that runs the language model, at each query or when it is made."""
+
+
 class IndexKey(NamedTuple):
     """An index of the workspace's memory."""
 

@@ -3,15 +3,17 @@
 One function per job, from its configuration to nothing. Each raises InputError as the job would, only earlier.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from l2d_ray.config import Config, ModelConfig
-from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.dataset import MANIFEST, Dataset
 from l2d_ray.data.sources import check_source
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
-from l2d_ray.recommenders.registry import find
-from l2d_ray.stages.settings import check_data, for_evaluation, for_index, for_memory
+from l2d_ray.recommenders.contract import MODEL_NEEDS
+from l2d_ray.recommenders.registry import NamedRecommender, find
+from l2d_ray.stages.settings import MEMORY, check_data, for_evaluation, for_index, for_memory
 from l2d_ray.workspace import Workspace
 
 
@@ -55,6 +57,28 @@ def evaluate(config: Config) -> None:
     if any(recommender.options.indexes for recommender in recommenders):
         plan_index(config)
     _check_model(config.model)
+
+
+def compare(config: Config) -> None:
+    """Check the names of the recommenders, the dataset or else the raw files, and what trains and runs the model."""
+    recommenders = [find(name, config, "evaluate.recommenders") for name in config.evaluate.recommenders]
+    workspace = Workspace.open(config.workspace)
+    if workspace.exists(MANIFEST):
+        check_data(config, Dataset.open(workspace))
+    else:
+        check_source(config)
+    if finetuning_is_due(config, recommenders):
+        check_training(config)
+    _check_model(config.model)
+
+
+def finetuning_is_due(config: Config, recommenders: Sequence[NamedRecommender]) -> bool:
+    """Return whether a comparison must fine-tune first: the model is needed, and neither given as tuned nor there."""
+    workspace, given = Workspace.open(config.workspace), config.given()
+    folders = [config.finetune.name] if "finetune.name" in given else workspace.folders()
+    there = [MEMORY, "memory/snapshots", *(f"{folder}/training.json" for folder in folders)]
+    needed = any(one.declaration.needs & MODEL_NEEDS for one in recommenders)
+    return needed and "model.adapter" not in given and not any(map(workspace.exists, there))
 
 
 def train(config: Config) -> None:

@@ -1,33 +1,28 @@
-"""The plan and the report of an evaluation: which recommenders run on which samples, and what came of it.
+"""The plan of an evaluation: which recommenders run on which samples, and with which values of their options.
 
 1. `plan_evaluation` checks the configuration and lists what runs.
 2. `validation_runs` compare values of options, such as L2D's M, on validation samples. `choose` takes the best ones.
 3. `final_runs` runs the recommenders with these values on test samples. Those that write text run on a part of the
    samples, in validation, too. All others run on this part of the test samples once more, so that all are compared on
    the same samples.
-4. `report` summarises the ranks.
 
-`Evaluator` does the runs.
+`Evaluator` does the runs, and `findings` reports them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
-from l2d_ray.recommenders.registry import NamedRecommender, declaration, find
+from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
-from l2d_ray.stages.summary import Row, groups_of, summarise
+from l2d_ray.stages.summary import ItemFrequencies, Row
 from l2d_ray.workspace import Workspace
 
 SAME_SAMPLES = "test, same samples"
@@ -61,7 +56,8 @@ class Plan:
     recommenders: list[NamedRecommender]
     studies: dict[Study, str]
     """The module of each study. Those of recommenders that write text come last."""
-    training_targets: NDArray[np.int32]
+    frequencies: ItemFrequencies
+    """The training samples of each item."""
     valid: list[Sample]
     test: list[Sample]
 
@@ -72,6 +68,15 @@ class Plan:
         options += [one.options for one in self.recommenders]
         options += [share.recommender.options for share in self.shares(self.recommenders)]
         return list(dict.fromkeys(key for one in options for key in one.indexes))
+
+    @property
+    def reference(self) -> NamedRecommender | None:
+        """The recommender whose Recall@20 is divided by that of the others: `evaluate.reference`, or the first L2D."""
+        wanted = self.config.evaluate.reference
+        for one in self.recommenders:
+            if one.name == wanted or (wanted is None and one.module == MODULES["l2d"]):
+                return one
+        return None
 
     def shares(self, recommenders: Sequence[NamedRecommender]) -> list[Share]:
         """Return the recommenders that are tested with shares of the memory, at each share."""
@@ -99,39 +104,6 @@ class Validation:
     choices: dict[str, dict[str, float]]
     """A value for each study, by its group and its label."""
     trials: list[Trial]
-
-
-@dataclass(frozen=True)
-class Report:
-    """The findings of an evaluation."""
-
-    plan: Plan
-    indexes: Mapping[IndexKey, str]
-    """Path of each index's manifest in the workspace."""
-    validation: Validation
-    results: list[Row]
-    """A row for each recommender, over all test samples that it ran on."""
-    same_users: list[Row]
-    """A row for each recommender, over the samples of those that write text; empty if none does."""
-    shares: list[tuple[Share, Row]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `reports/<evaluate.name>.json`."""
-        return {
-            "results": [row.to_json() for row in self.results],
-            "same_users": [row.to_json() for row in self.same_users],
-            "validation": {
-                "samples": len(self.plan.valid),
-                "results": [trial.values | trial.row.to_json() for trial in self.validation.trials],
-                "chosen": self.validation.choices,
-            },
-            "fractions": [
-                {"recommender": share.name, "fraction": share.fraction, "recall@20": row.metrics.means["recall@20"]}
-                for share, row in self.shares
-            ],
-            "indexes": {key.space: path for key, path in self.indexes.items() if key.fraction == 1},
-            "config": self.plan.config.model_dump(mode="json"),
-        }
 
 
 def plan_evaluation(config: Config) -> Plan:
@@ -163,7 +135,7 @@ def plan_evaluation(config: Config) -> Plan:
             for one in sorted(recommenders, key=lambda one: one.declaration.writes_text)
             for study in one.options.studies(config)
         },
-        training_targets=training_interactions(dataset).targets,
+        frequencies=ItemFrequencies.of(training_interactions(dataset).targets, len(dataset.items())),
         valid=choose_samples(dataset, Split.VALID, config.evaluate.samples),
         test=test,
     )
@@ -208,37 +180,6 @@ def final_runs(plan: Plan, validation: Validation) -> list[Run]:
     if len(silent) < len(chosen):
         runs.append(Run(SAME_SAMPLES, chosen, plan.test[: plan.config.evaluate.generation_samples]))
     return runs
-
-
-def report(
-    plan: Plan, indexes: Mapping[IndexKey, str], validation: Validation, runs: Sequence[Run], ranks: pa.Table
-) -> Report:
-    """Summarise the ranks of `final_runs`."""
-    rows, *others = (rows_of(run, ranks, plan.training_targets) for run in runs)
-    same_users = others[0] if others else []
-    row_of = {row.recommender: row for row in [*same_users, *rows]}
-    silent = [one for one in plan.recommenders if not one.declaration.writes_text]
-    return Report(
-        plan=plan,
-        indexes=indexes,
-        validation=validation,
-        results=[row_of[one.name] for one in plan.recommenders],
-        same_users=same_users,
-        shares=[(share, row_of[share.recommender.name]) for share in plan.shares(silent)],
-    )
-
-
-def rows_of(run: Run, ranks: pa.Table, training_targets: NDArray[np.integer]) -> list[Row]:
-    """Return a row for each recommender of a run, given the ranks of all runs (`Evaluator.ranks`)."""
-    of_run = ranks.filter(pa.compute.equal(ranks["run"], run.label))
-    rows = []
-    for number, one in enumerate(run.recommenders):
-        table = of_run.filter(pa.compute.equal(of_run["number"], number))
-        columns = {name: table[name].to_numpy() for name in ("target", "rank", "user_hash", "seconds", "tokens")}
-        groups_U = groups_of(columns["target"], training_targets)
-        cost = columns["seconds"].mean(), columns["tokens"].mean()
-        rows.append(summarise(one.name, columns["rank"], columns["user_hash"], groups_U, *cost))
-    return rows
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:

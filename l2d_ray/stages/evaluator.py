@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
+from l2d_ray.core.arrays import Integers
 from l2d_ray.core.metrics import target_ranks
 from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import IndexKey, Outcome, Recommender
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.recommenders.resources import Resources
-from l2d_ray.stages.summary import CUTOFFS
+from l2d_ray.stages.summary import CUTOFFS, TOP
 
 Columns = Mapping[str, NDArray[Any]]
 """Columns of a table, by name."""
@@ -36,7 +37,8 @@ class Evaluator:
 
         `samples` has the columns `run`, `sample_id`, `user_hash`, `history`, `target` and `timestamp` (of the target).
         The rows have `run`, `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`,
-        `target`, `rank`, `seconds` and `tokens`; the last two are means over the batch.
+        `target`, `rank`, `top`, `seconds` and `tokens`. `top` has the first 20 items. The last two are means over the
+        batch.
         """
         parts = [
             self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
@@ -70,6 +72,7 @@ class Evaluator:
             "user_hash": np.tile(samples["user_hash"], len(outcomes)),
             "target": np.tile(targets, len(outcomes)),
             "rank": np.concatenate(ranks),
+            "top": _as_column([items.items_I[:TOP] for outcome in outcomes for items in outcome.lists]),
             "seconds": np.repeat([outcome.seconds / size for outcome in outcomes], size),
             "tokens": np.repeat([outcome.tokens / size for outcome in outcomes], size),
         }
@@ -88,3 +91,10 @@ class Evaluator:
         if named not in self._made:
             self._made[named] = named.make(self._resources)
         return self._made[named]
+
+
+def _as_column(lists: Sequence[Integers]) -> NDArray[Any]:
+    """Return lists of items as an array of objects, which pyarrow reads as lists."""
+    column = np.empty(len(lists), object)
+    column[:] = [items.astype(np.int32) for items in lists]
+    return column

@@ -1,6 +1,7 @@
 """Reports for people: the table and the plots of an evaluation, and the losses of a training."""
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,15 +12,22 @@ if TYPE_CHECKING:  # matplotlib is imported with the first plot: many processes 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from l2d_ray.stages.evaluation import Report
+    from l2d_ray.stages.findings import Report
+
+SMALLEST_MARK, LARGEST_MARK = 4.0, 20.0
+"""Diameter of the mark of a recommender, in points: without training, and with the longest."""
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return one line per recommender: metrics in percent, Recall@20 with its interval and by group, and the cost."""
     columns = [*(f"recall@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS)]
     groups = [f"{group}@20" for group in GROUPS]
-    head = ["recommender", *columns, "95% of recall@20", *groups, "users", "s/user", "tokens/user"]
-    lines = [head, *(_cells(row, columns) for row in rows)]
+    head = ["recommender", *columns, "95% of recall@20", *groups, "coverage", "users", "s/user", "tokens/user"]
+    return aligned([head, *(_cells(row, columns) for row in rows)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text: the first column starts at the left, the others end at the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
@@ -28,10 +36,14 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(report: "Report") -> "Figure":
-    """Draw three plots: accuracy against cost, Recall@20 against M, and Recall@20 against the size of the memory."""
+    """Draw three plots: accuracy against cost, Recall@20 against M, and Recall@20 against the size of the memory.
+
+    The area of a mark in the first one grows with the hours of training.
+    """
     figure = _figure(width=15)
     cost, neighbours, size = figure.subplots(1, 3)
-    _accuracy_against_cost(cost, report.results)
+    _accuracy_against_cost(cost, report)
+    cost.legend(fontsize=7, markerscale=0.5)
     by_m = [
         (trial.row.recommender, trial.values["top_m"], trial.row.metrics.means["recall@20"])
         for trial in report.validation.trials
@@ -41,6 +53,18 @@ def plot(report: "Report") -> "Figure":
     _curves(neighbours, by_m, "M, rows averaged", "values of M, validation data")
     _curves(size, by_size, "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
+    return figure
+
+
+def plot_costs(report: "Report") -> "Figure":
+    """Draw accuracy against cost alone, with room for many recommenders."""
+    from matplotlib import colormaps
+
+    figure = _figure(width=11)
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=list(colormaps["tab20"](range(20))))
+    _accuracy_against_cost(axes, report)
+    figure.legend(loc="outside right upper", fontsize=8, markerscale=0.5, title="mark: hours of training")
     return figure
 
 
@@ -70,16 +94,18 @@ def _cells(row: Row, columns: Sequence[str]) -> list[str]:
     recalls = [metrics.means.get("recall@20") for metrics in row.groups.values()]
     return [
         row.recommender,
-        *(_percent(row.metrics.means[column]) for column in columns),
-        f"{_percent(low)}-{_percent(high)}",
-        *("" if recall is None else _percent(recall) for recall in recalls),
+        *(percent(row.metrics.means[column]) for column in columns),
+        f"{percent(low)}-{percent(high)}",
+        *("" if recall is None else percent(recall) for recall in recalls),
+        percent(row.coverage),
         str(row.metrics.users),
         f"{row.seconds_per_user:.4f}",
         f"{row.tokens_per_user:.0f}",
     ]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in percent."""
     return f"{100 * share:.2f}"
 
 
@@ -92,15 +118,20 @@ def _figure(width: float) -> "Figure":
     return figure
 
 
-def _accuracy_against_cost(axes: "Axes", rows: Sequence[Row]) -> None:
-    for row in rows:
+def _accuracy_against_cost(axes: "Axes", report: "Report") -> None:
+    hours = {name: cost.training_seconds / 3600 for name, cost in report.costs.items()}
+    longest = max(hours.values(), default=0.0) or 1.0
+    for row in report.results:
         low, high = row.metrics.intervals["recall@20"]
         value = row.metrics.means["recall@20"]
         error = [[max(value - low, 0)], [max(high - value, 0)]]
-        label = f"{row.recommender} ({row.metrics.users} users)"
-        axes.errorbar([row.seconds_per_user], [value], yerr=error, fmt="o", capsize=3, label=label)
+        hours_of_row = hours.get(row.recommender, 0.0)
+        label = f"{row.recommender} ({row.metrics.users} users, {hours_of_row:.2g} h)"
+        diameter = SMALLEST_MARK + (LARGEST_MARK - SMALLEST_MARK) * math.sqrt(hours_of_row / longest)
+        axes.errorbar(
+            [row.seconds_per_user], [value], yerr=error, fmt="o", capsize=3, label=label, markersize=diameter, alpha=0.7
+        )
     axes.set_xscale("log")
-    axes.legend(fontsize=7)
     axes.set_xlabel("seconds a user")
     axes.set_ylabel("Recall@20")
     axes.set_title("accuracy against cost, test data", fontsize=10)

@@ -88,13 +88,18 @@ def results_of(trials: Sequence[Trial], errors: Mapping[str, str]) -> list[Trial
     return sorted(results, key=lambda result: -1.0 if result.ndcg is None else result.ndcg, reverse=True)
 
 
+def report_of(recommender: str, suffix: str = "json") -> str:
+    """Return the path, in the workspace, of the report of a search; with `yaml`, of the settings it found."""
+    return f"reports/tune-{recommender}.{suffix}"
+
+
 def write_report(config: Config, results: Sequence[TrialResult]) -> tuple[str, str]:
     """Write `reports/tune-<recommender>.json` with all trials, and .yaml with the settings of the best one.
 
     Returns their paths in the workspace.
     """
     plan = plan_training(config)
-    report, settings = (f"reports/tune-{config.recommender}.{suffix}" for suffix in ("json", "yaml"))
+    report, settings = report_of(config.recommender), report_of(config.recommender, "yaml")
     given = {key.removeprefix("train."): value for key, value in config.given().items() if key.startswith("train.")}
     best: dict[str, Any] = {"recommender": config.recommender, "train": given | results[0].values}
     for key in [key for key in plan.trainer.settings if key in config.given()]:
