@@ -103,20 +103,31 @@ def test_recommenders_of_a_newer_dataset_are_refused(config: Config) -> None:
     """Its items may have other indices than those of the memory."""
     planned = Release.plan(config, ["transitions"])
     write_dataset(Path(config.workspace), users=ITEM_COUNT, seed=3)
-    for refused in (lambda: Release.plan(config, ["transitions"]), planned.make_recommenders):
-        with pytest.raises(InputError, match=r"/dataset: is not the dataset of the memory, so transitions cannot be"):
-            refused()
+    with pytest.raises(
+        InputError, match=r"/dataset: is not the dataset of the memory, so transitions cannot be served"
+    ):
+        Release.plan(config, ["transitions"])
+    assert planned.make_recommenders() == {}
     assert Release.plan(config).recommenders == {}
 
 
-def test_weights_that_were_trained_again_are_refused_until_a_promotion(config: Config) -> None:
-    planned = Release.plan(config, ["sasrec"])
+def test_weights_that_were_trained_again_are_left_out_until_a_promotion(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    planned = Release.plan(config, ["sasrec", "transitions"])
     shutil.rmtree(Path(config.workspace) / "recommenders")
+    assert planned.make_recommenders().keys() == {"transitions"}
     train_recommender(config, **{"train.seed": 1})
-    with pytest.raises(
-        InputError, match=r"/recommenders/sasrec: was trained again after this release was first served"
-    ):
-        planned.make_recommenders()
+    assert planned.make_recommenders().keys() == {"transitions"}
+    assert caplog.messages == ["sasrec: replaced since this release was first served; run jobs/promote.py"] * 2
     promoted = Release.plan(config, planned.recommenders)
     assert promoted.version != planned.version
-    assert promoted.make_recommenders().keys() == {"sasrec"}
+    assert promoted.make_recommenders().keys() == {"sasrec", "transitions"}
+
+
+def test_damaged_weights_are_named(config: Config) -> None:
+    planned = Release.plan(config, ["sasrec"])
+    (file,) = (Path(config.workspace) / "recommenders/sasrec").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{file}: its checksum is not that of training.json; delete"):
+        planned.make_recommenders()

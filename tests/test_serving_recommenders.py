@@ -53,6 +53,8 @@ def test_each_query_is_answered_by_the_named_recommender(engine: LocalEngine, fi
             assert answer.items_I.tolist() == expected.items_I.tolist()
         with pytest.raises(VersionError):
             await replica.recommend("other", "transitions", QUERIES[0], 10)
+        with pytest.raises(VersionError):
+            await replica.recommend(version, "sasrec", QUERIES[0], 10)
         await replica.check_health()
 
     asyncio.run(scenario())

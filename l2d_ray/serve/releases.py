@@ -13,6 +13,7 @@ Without a file, the endpoint serves the release that it was started with.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from l2d_ray.serve.recommenders import find_served, make, runs_model, served_wei
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import for_queries
 from l2d_ray.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 class Release(Record):
@@ -102,20 +105,28 @@ class Release(Record):
     def make_recommenders(self) -> dict[str, Recommender]:
         """Make the recommenders next to L2D. They run on a CPU if none of them needs the language model.
 
-        Raises InputError if one is damaged, or if the dataset or its weights were replaced.
+        Leaves out those whose dataset or weights were replaced since the release was planned, and logs a warning. A
+        replica that starts then can still load the next release. Raises InputError if weights are damaged.
         """
         config, names = self.config, self.recommenders.keys()
         if not runs_model(names, config):
             config = config.replace({"workers.gpus": 0.0})
-        workspace = Workspace.open(config.workspace)
-        weights = served_weights(names, config, IndexManifest.read(workspace, self.index).dataset)
-        for name, checksum in self.recommenders.items():
-            if weights[name] != checksum:
-                raise InputError(
-                    f"{workspace.path(f'recommenders/{name}')}: was trained again after this release was first served;"
-                    " run jobs/promote.py to serve the new weights"
-                )
-        return {name: make(find_served(name, config), config) for name in names}
+        dataset = IndexManifest.read(Workspace.open(config.workspace), self.index).dataset
+        made = {}
+        for name, weights in self.recommenders.items():
+            if _weights_now(name, config, dataset) == weights:
+                made[name] = make(find_served(name, config), config)
+            else:
+                logger.warning("%s: replaced since this release was first served; run jobs/promote.py", name)
+        return made
+
+
+def _weights_now(name: str, config: Config, dataset: str) -> str | None:
+    """Return the checksum of a recommender's weights in the workspace, or None if it cannot be served any more."""
+    try:
+        return served_weights([name], config, dataset)[name]
+    except InputError:
+        return None
 
 
 class ReleaseList(Record):

@@ -7,7 +7,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.distributed.serving.encoders import HUNG_SECONDS, check_batches
 from l2d_ray.serve.batching import LateError, TokenBatcher
 from l2d_ray.serve.recommenders import runs_model
-from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
+from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica, VersionError
 from l2d_ray.serve.releases import Release, ReleaseFile
 
 MAX_BATCH = 64
@@ -18,7 +18,7 @@ class Recommenders(ReleaseReplica):
     """A replica of the recommenders of `serve.recommender`. Each has a queue and a thread."""
 
     def __init__(self, file: ReleaseFile) -> None:
-        """Make the recommenders. Raises InputError if one is damaged, or if its data or its weights were replaced."""
+        """Make the recommenders. Raises InputError if one is damaged."""
         config = file.first.config
         torch.set_num_threads(config.workers.cpus if runs_model(file.first.recommenders, config) else 1)
         self.cache = ReleaseCache(file, self._load)
@@ -26,9 +26,11 @@ class Recommenders(ReleaseReplica):
     async def recommend(self, version: str, name: str, query: Query, within: float) -> ScoredItems | None:
         """Return the items of one query, or None if that cannot be done within `within` seconds.
 
-        Raises VersionError if the replica does not hold that release.
+        Raises VersionError if the replica does not hold that release, or not that recommender of it.
         """
         queues = await self.cache.get(version)
+        if name not in queues:
+            raise VersionError
         try:
             found: ScoredItems = await queues[name](query, within)
         except LateError:
