@@ -2,8 +2,9 @@
 
     RAY_ADDRESS=… python jobs/promote.py workspace=… [key=value …]
 
-Takes the settings of jobs/serve.py; index.snapshot=N rolls back to an earlier memory. RAY_ADDRESS names the endpoint's
-Ray, as jobs/serve.py prints it. The last line on stdout is one JSON object (`PromoteResult`).
+Takes the settings of jobs/serve.py; index.snapshot=N rolls back to an earlier memory. The recommenders next to L2D stay
+the same, with their newest weights. RAY_ADDRESS names the endpoint's Ray, as jobs/serve.py prints it. The last line
+on stdout is one JSON object (`PromoteResult`).
 """
 
 from l2d_ray.distributed.job import run

@@ -9,12 +9,13 @@ l2d_ray.read_memory("workspace").to_table()
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 from pydantic import ValidationError
 
@@ -22,13 +23,16 @@ from l2d_ray.command_line import explained
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.aggregations import check_name
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
+from l2d_ray.serve.recommenders import L2D, find_served, make, weights_of
 from l2d_ray.serve.releases import Release
+from l2d_ray.stages.settings import for_queries
 from l2d_ray.workspace import Workspace
 
 Item = str | Mapping[str, str]
@@ -36,6 +40,8 @@ Item = str | Mapping[str, str]
 BATCH = 256
 """Histories that are encoded together."""
 COLUMNS = ["user", "rank", "item_id", "title", "score"]
+Loaded = tuple[Config, pa.Table, Callable[[Sequence[Query]], list[ScoredItems]]]
+"""Settings in force, items of the catalogue, and answers to queries."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,24 @@ class Recommendation:
     item_id: str
     title: str
     score: float
-    """1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Higher is better."""
+    """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Higher is better."""
 
 
-def load(workspace: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> "WorkspaceRecommender":
+def load(
+    workspace: str | os.PathLike[str], settings: Mapping[str, Any] | None = None, *, recommender: str = L2D
+) -> "WorkspaceRecommender":
     """Load the model and the index of a workspace, a folder or URI, to recommend in this process.
 
     All settings come from the workspace: those of its memory, and of the index that jobs/build_index.py built last.
     `settings`, by dotted key, choose among what the workspace holds: `{"index.snapshot": 1}`. They also say what it
     cannot know: `{"workers.gpus": 1}` for a GPU, `{"model.name": "/new/place"}` for a model that was moved.
 
+    `recommender` loads another one than L2D, such as "sasrec" after jobs/train.py: a name of evaluate.recommenders that
+    writes no text. It reads the dataset, needs no index, and ignores `aggregation` and `top_m`.
+
     Raises InputError if something is missing or damaged, or if a setting contradicts the workspace.
     """
-    return WorkspaceRecommender(_configure(workspace, settings or {}))
+    return WorkspaceRecommender(_configure(workspace, settings or {}), recommender)
 
 
 def read_memory(workspace: str | os.PathLike[str], snapshot: int | None = None) -> ds.Dataset:
@@ -73,22 +84,16 @@ def read_memory(workspace: str | os.PathLike[str], snapshot: int | None = None) 
 
 
 class WorkspaceRecommender:
-    """L2D over the index of a workspace. Holds the model and the index."""
+    """L2D over the index of a workspace, or another recommender of it. Holds the model and the index."""
 
-    def __init__(self, config: Config) -> None:
-        """Load the model and the index that `config` names. Raises InputError as `load` does."""
-        release = Release.plan(config)
-        reader = release.open()
-        self.config = release.config
+    def __init__(self, config: Config, recommender: str = L2D) -> None:
+        """Load L2D with the model and the index that `config` names, or another recommender. Raises as `load` does."""
+        loaded = _load_l2d(config) if recommender == L2D else _load_other(recommender, config)
+        self.config, items, self._answer = loaded
         """The settings in force, recorded ones included."""
-        check_query(reader.manifest.identity, identify_memory(self.config))
-        items = release.items()
         self._ids: list[str] = items["item_id"].to_pylist()
         self._titles: list[str] = items["title"].to_pylist()
         self._indices = {item_id: index for index, item_id in enumerate(self._ids)}
-        self._encoder = HistoryEncoder(self.config, self._titles)
-        prior = self.config.index.prior_in(reader.manifest.space)
-        self._index = ShardedIndex.open(reader.workspace, release.index).with_prior(prior)
 
     @property
     def items(self) -> pd.DataFrame:
@@ -150,10 +155,6 @@ class WorkspaceRecommender:
         frame = pd.DataFrame(rows, columns=COLUMNS)
         return frame.astype({"rank": np.int64, "score": np.float64})
 
-    def _answer(self, queries: Sequence[Query]) -> list[ScoredItems]:
-        states_UD = self._encoder.encode([query.history for query in queries]).states_UD
-        return self._index.recommend(states_UD, queries)
-
     def _rows(self, found: ScoredItems) -> Iterator[tuple[str, str, float]]:
         for item, score in zip(found.items_I.tolist(), found.scores_I.tolist(), strict=True):
             yield self._ids[item], self._titles[item], score
@@ -205,6 +206,28 @@ class WorkspaceRecommender:
         if not parsed:
             raise InputError(f"{where}: empty; give at least one item")
         return parsed
+
+
+def _load_l2d(config: Config) -> Loaded:
+    """Return the settings, the items and the answers of L2D."""
+    release = Release.plan(config)
+    reader, config, items = release.open(), release.config, release.items()
+    check_query(reader.manifest.identity, identify_memory(config))
+    encoder = HistoryEncoder(config, items["title"].to_pylist())
+    index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior_in(reader.manifest.space))
+
+    def answer(queries: Sequence[Query]) -> list[ScoredItems]:
+        return index.recommend(encoder.encode([query.history for query in queries]).states_UD, queries)
+
+    return config, items, answer
+
+
+def _load_other(name: str, config: Config) -> Loaded:
+    """Return the settings, the items and the answers of another recommender."""
+    config = for_queries(config)
+    dataset, named = Dataset.open(Workspace.open(config.workspace)), find_served(name, config, "recommender")
+    weights_of(named, dataset)
+    return config, dataset.items(), make(named, config).recommend
 
 
 def _configure(workspace: str | os.PathLike[str], settings: Mapping[str, Any]) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from support.small_endpoint import LocalEngine
+from support.small_endpoint import LocalEngine, train_recommender
 
 import l2d_ray
 from l2d_ray.core.query import Query
@@ -109,6 +109,20 @@ def test_settings_choose_what_is_loaded(workspace: str) -> None:
     plain = l2d_ray.load(Path(workspace), {"index.prior": 0.0, "recommend.exclude_seen": False})
     assert plain.config.index.prior == 0
     assert len(plain.recommend(HISTORY, k=1000)) == 30
+
+
+def test_another_recommender_than_l2d_is_loaded_by_name(workspace: str, engine: LocalEngine) -> None:
+    train_recommender(engine.config)
+    engine.offer("sasrec", "title-knn")
+    for name, recommender in engine.others.items():
+        found = l2d_ray.load(workspace, recommender=name).recommend_many(HISTORIES, k=5)
+        queries = [Query.after(history, 5) for history in ([3, 7, 11], [1], [3, 7, "A film of tomorrow"])]
+        expected = [f"i{item}" for one in recommender.recommend(queries) for item in one.items_I]
+        assert found["item_id"].tolist() == expected
+    with pytest.raises(InputError, match=r"^recommender=.sasrek.: unknown recommender; did you mean sasrec\?"):
+        l2d_ray.load(workspace, recommender="sasrek")
+    with pytest.raises(InputError, match=r"recommenders/gru4rec/training\.json: not found; run jobs/train\.py"):
+        l2d_ray.load(workspace, recommender="gru4rec")
 
 
 @pytest.mark.parametrize(

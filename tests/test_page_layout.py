@@ -28,13 +28,14 @@ def luminance(colour: list[int]) -> float:
 
 
 def test_every_control_fits_the_width_and_has_a_name(page: Page, beams_url: str, page_engine: LocalEngine) -> None:
+    page_engine.offer("most-popular")
     open_with_beams(page, page_engine, beams_url)
     take(page, "title 1")
-    expect(articles(page)).to_have_count(3)
+    expect(articles(page)).to_have_count(4)
     search_field(page).fill("title")
     expect(found(page)).to_have_count(9)
     width = page.viewport_size["width"] if page.viewport_size else 0
-    for control in page.locator("a, input:visible, button:visible, article").all():
+    for control in page.locator("a, input:visible, select:visible, button:visible, article").all():
         box = control.bounding_box()
         assert box is not None
         assert box["x"] >= 0
@@ -42,15 +43,18 @@ def test_every_control_fits_the_width_and_has_a_name(page: Page, beams_url: str,
         if control.evaluate("control => control.matches('button')"):
             assert min(box["width"], box["height"]) >= 24
         control.scroll_into_view_if_needed()
-    names = page.locator("input, button").evaluate_all(
+    names = page.locator("input, select, button").evaluate_all(
         "controls => controls.map(control => control.ariaLabel || control.labels[0]?.innerText || control.innerText)"
     )
     assert all(name.strip() for name in names)
 
 
-def test_fields_contrast_with_the_page(page: Page) -> None:
+def test_fields_contrast_with_the_page(page: Page, url: str, page_engine: LocalEngine) -> None:
+    page_engine.offer("most-popular")
+    page.goto(url)
+    expect(page.get_by_label("Compare with")).to_be_visible()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-        for field in page.locator("input:visible").all():
+        for field in page.locator("input:visible, select:visible").all():
             darker, lighter = sorted(map(luminance, field.evaluate(READ_COLOURS)))
             assert (lighter + 0.05) / (darker + 0.05) >= 3, scheme

@@ -13,10 +13,11 @@ import pytest
 from support.hostile_inputs import CONTROL_HEADERS
 from support.hostile_requests import Hostile, post, send
 from support.running_endpoint import Running, ask, request, running
-from support.served_items import BEAMS, SINGLE, check_answer, check_beam_answer
-from support.small_endpoint import LocalEngine, write_endpoint
+from support.served_items import BEAMS, SINGLE, check_answer, check_beam_answer, check_items
+from support.small_endpoint import LocalEngine, train_recommender, write_endpoint
 from support.small_workspace import wait_for, workers
 
+from l2d_ray.core.query import Query
 from l2d_ray.serve.middleware import REQUEST_ID
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -24,7 +25,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def endpoint(engine: LocalEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(Path(engine.config.workspace), tmp_path_factory.mktemp("log") / "stderr", **SINGLE) as endpoint:
+    train_recommender(engine.config)
+    settings, log = SINGLE | {"serve.recommender": "sasrec,transitions"}, tmp_path_factory.mktemp("log") / "stderr"
+    with running(Path(engine.config.workspace), log, **settings) as endpoint:
         yield endpoint
 
 
@@ -57,6 +60,20 @@ def test_titles_batches_and_refusals_reach_the_client(url: str, engine: LocalEng
         check_answer(engine, response, [3, "A film of tomorrow"], k=5)
     status, answer = ask(url, "/v1/recommend", {"history": ["nope"]})
     assert (status, answer["errors"][0]["field"]) == (422, "body.history")
+
+
+def test_recommenders_next_to_l2d_answer_in_parallel(url: str, engine: LocalEngine) -> None:
+    engine.offer("sasrec", "transitions")
+    asked = [(number, name) for number in range(10) for name in engine.others]
+    bodies = [{"history": [f"i{number}", "i3"], "k": 10, "recommender": name} for number, name in asked]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda body: ask(url, "/v1/recommend", body), bodies))
+    served = ask(url, "/v1/status")[1]["recommenders"]
+    assert list(served) == ["l2d", "sasrec", "transitions"]
+    for (number, name), (status, answer) in zip(asked, answers, strict=True):
+        assert (status, answer["model"]) == (200, served[name]), answer
+        (expected,) = engine.others[name].recommend([Query.after([number, 3], 10)])
+        check_items(answer, expected)
 
 
 def test_beam_search_is_answered_in_parallel(url: str, engine: LocalEngine) -> None:
@@ -110,7 +127,11 @@ def test_a_release_that_cannot_be_loaded_leaves_the_old_one_served(
     endpoint: Running, engine: LocalEngine, tmp_path: Path
 ) -> None:
     before = endpoint.version()
-    write_endpoint(tmp_path, seed=2)
+    newer = write_endpoint(tmp_path, seed=2)
+    untrained = endpoint.promote(tmp_path)
+    assert untrained.returncode == 2
+    assert untrained.stderr.endswith("sasrec/training.json: not found; run jobs/train.py recommender=sasrec first\n")
+    train_recommender(newer)
     for folder in (tmp_path, Path(engine.config.workspace)):
         of_another_model = endpoint.promote(folder, **{"prompt.suffix": "Then:"})
         assert of_another_model.returncode == 2

@@ -20,6 +20,7 @@ KEY = "a-key"
 def url(engine: LocalEngine) -> Iterator[str]:
     engine.reset()
     engine.beams = 2
+    engine.offer("transitions")
     app = application(engine, LIMITS.model_copy(update={"beams": 2}), keys="DESCRIBED_KEYS")
     with pytest.MonkeyPatch.context() as patch, listening(app) as address:
         patch.setenv("DESCRIBED_KEYS", KEY)
@@ -34,6 +35,7 @@ def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
     request["history"]["items"]["anyOf"][0]["enum"] = engine.catalogue.ids
     request["k"]["maximum"] = LIMITS.max_k
     request["unknown_items"]["enum"] = ["refuse"]
+    request["recommender"]["enum"] = list(engine.recommenders)
     bodies["TitledItem"]["properties"]["title"]["maxLength"] = LIMITS.max_title_chars
     bodies["ItemIds"]["maxItems"] = LIMITS.max_filter_items
     bodies["BatchRequest"]["properties"]["requests"]["maxItems"] = LIMITS.max_batch

@@ -117,6 +117,17 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, component: 
             assert (reply.status, reply.headers.get("retry-after")) in ((503, "1"), (504, None)), reply
 
 
+def test_l2d_answers_while_the_recommenders_next_to_it_are_replaced(url: str, engine: LocalEngine) -> None:
+    body, deadline = BODY | {"recommender": "transitions"}, time.monotonic() + 300
+    before = ask(url, "/v1/recommend", body)[1]["items"]
+    kill_worker("ServeReplica:l2d_ray:Recommenders")
+    check_answer(engine, ask(url, "/v1/recommend", BODY)[1], [1, 2, 3])
+    while (reply := request(url, "/v1/recommend", body)).status != 200:
+        assert reply.status in (503, 504), reply
+        assert time.monotonic() < deadline
+    assert reply.body["items"] == before
+
+
 def test_a_dead_haproxy_is_started_again(url: str, engine: LocalEngine) -> None:
     kill_worker("bin/haproxy")
     assert request(url, "/v1/recommend", BODY).status == 0

@@ -56,9 +56,10 @@ def test_the_index_that_was_built_last_is_evaluated_and_served(found: dict[str, 
 
 
 def test_python_and_the_endpoint_answer_alike(found: dict[str, Any]) -> None:
-    status, answer = found["serve"]["result"]
-    assert status == 200
-    served, loaded = answer["items"], found["load"]["result"]
-    assert [item["item_id"] for item in served] == [item["item_id"] for item in loaded]
-    assert [item["title"] for item in served] == [item["title"] for item in loaded]
-    np.testing.assert_allclose([i["score"] for i in served], [i["score"] for i in loaded], rtol=1e-3)
+    """L2D, and a recommender next to it."""
+    for (status, answer), loaded in zip(found["serve"]["result"], found["load"]["result"], strict=True):
+        assert status == 200
+        served = answer["items"]
+        assert [item["item_id"] for item in served] == [item["item_id"] for item in loaded]
+        assert [item["title"] for item in served] == [item["title"] for item in loaded]
+        np.testing.assert_allclose([i["score"] for i in served], [i["score"] for i in loaded], rtol=1e-3)

@@ -60,6 +60,10 @@ class ServeConfig(Section):
     loads a model for itself and takes seconds a request. null: no."""
     beam_seconds: float = Field(120, gt=0)
     """Seconds until a beam search is answered with 504."""
+    recommender: list[str] = Field([])
+    """Recommenders to serve next to L2D, by their names in evaluate.recommenders, such as sasrec,transitions. A request
+    names the one that answers; L2D is the default. Those that write text take seconds and are refused. Replicas:
+    serve.encoders, with workers.cpus and workers.gpus each if a recommender runs the model."""
     log_histories: bool = False
     """Log each answered request and its response, to Ray Serve's JSON files and to stderr of the gateways."""
     cors_origins: list[str] = Field([])

@@ -234,5 +234,7 @@ class Declaration(Generic[OptionsT]):
     needs: frozenset[Need]
     writes_text: bool = False
     """Whether it generates text, which takes seconds per query."""
+    samples_only: bool = False
+    """Whether it has lists for the samples of an evaluation only."""
     trainer: "Trainer | None" = None
     """Its part in jobs/train.py; None if it needs no training."""

@@ -115,7 +115,7 @@ class EaseOptions(TunedOptions):
         """Raise InputError if there are too many items for a dense matrix."""
         if (num_items := len(dataset.items())) > MAX_ITEMS:
             raise InputError(
-                f"evaluate.recommenders='ease': {num_items:,} items need {BYTES_PER_PAIR * num_items**2 / 1e9:,.0f} GB"
+                f"ease: {num_items:,} items need {BYTES_PER_PAIR * num_items**2 / 1e9:,.0f} GB"
                 f" of memory, and at most {MAX_ITEMS:,} are accepted; leave it out, or raise data.min_interactions"
             )
 

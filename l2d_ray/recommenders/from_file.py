@@ -162,4 +162,5 @@ DECLARATION = Declaration(
     options=FileOptions,
     make=lambda options, resources: FixedLists.read(options.location, resources.item_ids),
     needs=frozenset(),
+    samples_only=True,
 )

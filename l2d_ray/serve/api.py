@@ -80,6 +80,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
             "version": release.version,
             "snapshot": release.snapshot,
             "model": release.model,
+            "recommenders": release.recommenders,
             "aggregations": {name: module.DESCRIPTION for name, module in AGGREGATIONS.items()},
             **release.status(),
         }

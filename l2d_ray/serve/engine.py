@@ -1,11 +1,13 @@
 """The interface between the HTTP application and the recommender behind it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.serve.catalogue import ItemCatalogue
+from l2d_ray.serve.recommenders import L2D
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Answer:
     """Milliseconds of the search."""
     missing_shards: list[int] = field(default_factory=list)
     """Shards that did not answer, where partial answers are allowed."""
+    model: str | None = None
+    """Identifier of what answered, if that is not the model of the release."""
 
 
 class OverloadedError(Exception):
@@ -30,7 +34,7 @@ class UnavailableError(Exception):
 
 
 class ServedRelease(Protocol):
-    """A release that answers queries: a model, an index made with it, and their catalogue.
+    """A release that answers queries: a model, an index made with it, their catalogue, and other recommenders.
 
     Its methods raise OverloadedError or UnavailableError if they cannot answer at the moment.
     """
@@ -47,8 +51,13 @@ class ServedRelease(Protocol):
     exclude_seen: bool
     """Whether items of the history are excluded, for requests that do not say."""
 
-    async def recommend(self, query: Query) -> Answer:
-        """Answer one query by L2D."""
+    @property
+    def recommenders(self) -> Mapping[str, str]:
+        """Identifier of what answers, by the name of the recommender: first L2D, with the model, then others."""
+        ...
+
+    async def recommend(self, query: Query, recommender: str = L2D) -> Answer:
+        """Answer one query by L2D, or by another one of `recommenders`, which ignores `aggregation` and `top_m`."""
         ...
 
     async def beam_search(self, query: Query) -> Answer:

@@ -61,24 +61,24 @@ class RecommendationRoutes:
     async def beam_search(self, request: RecommendRequest) -> RecommendResponse:
         """Recommend items by constrained beam search, for comparison with L2D. Takes seconds.
 
-        Finds about as many items as it has beams. Ignores `aggregation` and `top_m`.
+        Finds about as many items as it has beams. Ignores `recommender`, `aggregation` and `top_m`.
         """
         release = self._engine.current()
         async with asyncio.timeout(self._settings.beam_seconds):
-            response = await self._respond(release.beam_search, release, request)
+            response = await self._respond(lambda query, _: release.beam_search(query), release, request)
         self._log("beam_search", [request], [response])
         return response
 
     async def _respond(
         self,
-        answer: Callable[[Query], Awaitable[Answer]],
+        answer: Callable[[Query, str], Awaitable[Answer]],
         release: ServedRelease,
         request: RecommendRequest,
         location: Location = ("body",),
     ) -> RecommendResponse:
         started = time.perf_counter()
         query, skipped = query_of(request, location, release, self._settings)
-        found = await answer(query)
+        found = await answer(query, request.recommender)
         return response_of(found, release, skipped, time.perf_counter() - started)
 
     def _log(self, method: str, requests: Sequence[RecommendRequest], responses: Sequence[RecommendResponse]) -> None:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from typing_extensions import TypeAliasType
 
 from l2d_ray.index.aggregations import AGGREGATIONS
+from l2d_ray.serve.recommenders import L2D
 
 if TYPE_CHECKING:
     AggregationName = str
@@ -54,6 +55,8 @@ class RecommendRequest(Body):
     """The user's items in time order: item ids, or titles of items that the catalogue does not know."""
     k: int = Field(20, ge=1, le=10_000)
     """Number of items to recommend: at most 100, unless the operator sets another limit."""
+    recommender: str = Field(L2D, min_length=1)
+    """Name of the recommender that answers; /v1/status lists them. All but `l2d` ignore `aggregation` and `top_m`."""
     aggregation: AggregationName = Field(
         "global",
         description="How items are scored. "
@@ -80,7 +83,7 @@ class Recommendation(BaseModel):
     title: str
     score: float | None
     """L2D: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null: the distance
-    is zero. Beam search: log-probability of the title."""
+    is zero. Beam search: log-probability of the title. Another recommender: its own score."""
 
 
 class Timing(BaseModel):
@@ -102,7 +105,7 @@ class RecommendResponse(BaseModel):
     snapshot: str
     """Identifier of the memory snapshot and index that answered."""
     model: str
-    """Identifier of the model that read the history."""
+    """Identifier of the model that read the history; of another recommender than L2D, its name and its weights."""
     timing_ms: Timing
     skipped: list[str] = []
     """Item ids of the history that were skipped (`unknown_items`)."""

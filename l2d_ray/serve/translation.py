@@ -23,9 +23,13 @@ def query_of(
     """Return the query of a request, and the unknown item ids that were left out of its history.
 
     `location` is the path of the request in the body. Raises RequestValidationError, naming the field, if a limit of
-    `settings` is exceeded, if an unknown item is to be refused, or if no known item is left.
+    `settings` is exceeded, if the recommender is not served, if an unknown item is to be refused, or if no known item
+    is left.
     """
     _check_sizes(request, location, settings)
+    if request.recommender not in release.recommenders:
+        served = ", ".join(release.recommenders)
+        raise invalid((*location, "recommender"), f"not served; give one of {served} (serve.recommender)")
     catalogue, at_history = release.catalogue, (*location, "history")
     unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
     if unknown and request.unknown_items == "refuse":
@@ -65,7 +69,7 @@ def response_of(answer: Answer, release: ServedRelease, skipped: list[str], seco
         ],
         version=release.version,
         snapshot=release.snapshot,
-        model=release.model,
+        model=answer.model or release.model,
         timing_ms=Timing(
             encode=round(answer.encode_ms, 3), search=round(answer.search_ms, 3), total=round(1000 * seconds, 3)
         ),

@@ -1,6 +1,9 @@
 """Invalid and malicious parts of HTTP requests: field values, header lines, methods, paths and garbage."""
 
-FIELDS = ("history", "k", "aggregation", "top_m", "exclude_seen", "deny", "allow", "unknown_items", "surprise")
+FIELDS = (
+    *("history", "k", "recommender", "aggregation", "top_m", "exclude_seen", "deny", "allow", "unknown_items"),
+    "surprise",
+)
 VALUES = (
     *(
         b"null",

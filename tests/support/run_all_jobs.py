@@ -64,15 +64,18 @@ def main(folder: Path) -> dict[str, Any]:
     run("build_memory", fields(build_memory), "memory.units=2", "memory.num_shards=2", one)
     run("build_index", fields(build_index), "index.prior=1.5", one)
     run("evaluate", fields(evaluate), *(f"evaluate.{setting}" for setting in EVALUATION), one)
-    served = load_config([f"workspace={workspace}", f"serve.port={free_ports(1).pop()}"])
+    port, other = f"serve.port={free_ports(1).pop()}", "transitions"
+    served = load_config([f"workspace={workspace}", port, f"serve.recommender={other}"])
     recorded()
     with endpoint(served) as url:
-        answer = ask(url, "/v1/recommend", {"history": HISTORY, "k": 5})
-        found["serve"] = {"reads": sorted(recorded()), "result": answer}
+        answers = [
+            ask(url, "/v1/recommend", {"history": HISTORY, "k": 5, "recommender": name}) for name in ("l2d", other)
+        ]
+        found["serve"] = {"reads": sorted(recorded()), "result": answers}
         run("promote", fields(promote))
-    recommender = l2d_ray.load(workspace)
-    items = [dataclasses.asdict(item) for item in recommender.recommend(HISTORY, k=5)]
-    found["load"] = {"reads": sorted(recorded()), "result": items, "settings": recommender.config.given()}
+    loaded = [l2d_ray.load(workspace, recommender=name) for name in ("l2d", other)]
+    items = [[dataclasses.asdict(item) for item in one.recommend(HISTORY, k=5)] for one in loaded]
+    found["load"] = {"reads": sorted(recorded()), "result": items, "settings": loaded[0].config.given()}
     return found
 
 

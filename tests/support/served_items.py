@@ -17,8 +17,9 @@ SINGLE = {
     "serve.partial": True,
     "serve.max_waiting": 64,
     "serve.beams": BEAMS,
+    "serve.recommender": "transitions",
 }
-"""Settings of an endpoint with one gateway and one encoder, two shard groups of two replicas each, and beam search."""
+"""Settings of an endpoint with one gateway and one encoder, two shard groups of two replicas each, and all others."""
 
 
 def pairs_of(items: ScoredItems) -> list[tuple[str, float]]:

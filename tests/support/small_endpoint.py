@@ -16,10 +16,13 @@ from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
 from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
+from l2d_ray.recommenders.contract import Recommender
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer, UnavailableError
+from l2d_ray.serve.recommenders import L2D, find_served, make
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import record_index, record_memory
+from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
 from support.small_memory import build
 from support.small_workspace import build_units, config_of, write_dataset
@@ -40,6 +43,11 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     return config
 
 
+def train_recommender(config: Config, name: str = "sasrec", **settings: Any) -> None:
+    """Train a recommender for one epoch on the dataset of a workspace."""
+    train(plan_training(config.replace({"recommender": name, "train.epochs": 1, **settings})))
+
+
 class LocalEngine:
     """The real model and index in this process: an `Engine`, and its `ServedRelease`."""
 
@@ -58,7 +66,9 @@ class LocalEngine:
     def reset(self) -> None:
         """Answer again without failures, delays and beam search."""
         self.failure: Exception | None = None
-        """Raised by `recommend`."""
+        """Raised by L2D."""
+        self.others: dict[str, Recommender] = {}
+        """Recommenders next to L2D."""
         self.delay = 0.0
         """Seconds that `recommend` waits before it answers."""
         self.beams: int | None = None
@@ -92,7 +102,18 @@ class LocalEngine:
             (found,) = beam.recommend([query])  # type: ignore[list-item]
         return found
 
-    async def recommend(self, query: Query) -> Answer:
+    @property
+    def recommenders(self) -> dict[str, str]:
+        return {L2D: self.model} | {name: f"{name}+w" for name in self.others}
+
+    def offer(self, *names: str) -> None:
+        """Serve these recommenders next to L2D."""
+        self.others = {name: make(find_served(name, self.config), self.config) for name in names}
+
+    async def recommend(self, query: Query, recommender: str = L2D) -> Answer:
+        if recommender != L2D:
+            (found,) = self.others[recommender].recommend([query])
+            return Answer(found, 0.0, 0.5, model=self.recommenders[recommender])
         if self.failure:
             raise self.failure
         started = time.perf_counter()

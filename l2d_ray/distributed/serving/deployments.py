@@ -21,8 +21,10 @@ from l2d_ray.distributed.serving.encoders import BeamSearcher, Encoder, model_or
 from l2d_ray.distributed.serving.gateway import Gateway, keys_of
 from l2d_ray.distributed.serving.hedging import EncoderRouter
 from l2d_ray.distributed.serving.ray_variables import MAX_MESSAGE_BYTES, Variable
+from l2d_ray.distributed.serving.recommenders import Recommenders
 from l2d_ray.distributed.serving.shards import MemoryShard
 from l2d_ray.distributed.workers import worker_options
+from l2d_ray.serve.recommenders import runs_model
 from l2d_ray.serve.releases import Release, ReleaseFile
 
 REPLICA_VARIABLES = {
@@ -77,7 +79,21 @@ def application(file: ReleaseFile) -> Application:
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
         max_queued_requests=settings.max_waiting,
-    ).bind(file, keys.required(), encoder, _shard_groups(file), beams)
+    ).bind(file, keys.required(), encoder, _shard_groups(file), beams, _recommenders(file))
+
+
+def _recommenders(file: ReleaseFile) -> Application | None:
+    """Return the deployment of the recommenders next to L2D. It has room for a model only if one runs it."""
+    config, names = file.first.config, file.first.recommenders
+    if not names:
+        return None
+    return _deployment(
+        Recommenders,
+        worker_options(config) if runs_model(names, config) else {"num_cpus": 0.1},
+        num_replicas=config.serve.encoders,
+        max_ongoing_requests=config.serve.max_waiting,
+        max_queued_requests=config.serve.max_waiting,
+    ).bind(file)
 
 
 def _shard_groups(file: ReleaseFile) -> list[Application]:

@@ -42,7 +42,7 @@ def model_origin(release: Release) -> tuple[MemoryIdentity, str]:
     return manifest.identity, manifest.dataset
 
 
-def _check_batches(batcher: TokenBatcher[Any, Any], seconds: float) -> None:
+def check_batches(batcher: TokenBatcher[Any, Any], seconds: float) -> None:
     """Raise RuntimeError if one batch has been running for longer than `seconds`, or if the last ones all failed."""
     if batcher.failed >= BROKEN_BATCHES:
         raise RuntimeError(f"the last {batcher.failed} batches failed")
@@ -87,7 +87,7 @@ class Encoder(ReleaseReplica):
             cache_bytes=sum(model.encoder.cache.bytes for model in models),
         )
         for model in models:
-            _check_batches(model.batcher, HUNG_SECONDS)
+            check_batches(model.batcher, HUNG_SECONDS)
 
     def _load(self, release: Release) -> _Model:
         titles = release.items()["title"].to_pylist()
@@ -142,7 +142,7 @@ class BeamSearcher(ReleaseReplica):
     async def check_health(self) -> None:
         """Start a refresh. Raises RuntimeError if a search hangs or the last ones failed."""
         await super().check_health()
-        _check_batches(self._batcher, self._max_seconds)
+        check_batches(self._batcher, self._max_seconds)
 
     def _load(self, release: Release) -> ConstrainedBeam:
         titles = release.items()["title"].to_pylist()

@@ -21,6 +21,7 @@ from l2d_ray.distributed.serving.promotion import APPLICATION
 from l2d_ray.distributed.serving.ray_private import serve_address
 from l2d_ray.distributed.workers import check_room
 from l2d_ray.errors import InputError, input_error_in
+from l2d_ray.serve.recommenders import runs_model
 from l2d_ray.serve.security import KEYS_VARIABLE
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -66,7 +67,8 @@ def endpoint(config: Config) -> Iterator[str]:
     file = new_release_file(config)
     app = application(file)
     _check_address(settings)
-    check_room(config, settings.encoders + bool(settings.beams), "serve.encoders")
+    models = settings.encoders * (1 + runs_model(file.first.recommenders, config)) + bool(settings.beams)
+    check_room(config, models, "serve.encoders")
     http_options = {"host": settings.host, "port": settings.port}
     serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -31,6 +31,7 @@ class Gateway(ReleaseReplica):
         encoder: DeploymentHandle,
         shard_groups: list[DeploymentHandle],
         beams: DeploymentHandle | None,
+        recommenders: DeploymentHandle | None,
     ) -> None:
         """Wait until the model and every shard group have loaded the served release.
 
@@ -45,7 +46,7 @@ class Gateway(ReleaseReplica):
                 f"{KEYS_VARIABLE}: not set on this node, but set where the endpoint was started; set it on every node"
                 " before `ray start`"
             )
-        replicas = Replicas(encoder, shard_groups, beams, self._settings)
+        replicas = Replicas(encoder, shard_groups, beams, self._settings, recommenders)
         self.cache = await asyncio.to_thread(ReleaseCache, file, lambda release: RemoteRelease(release, replicas))
         await replicas.wait_for_release(self.cache.served)
 

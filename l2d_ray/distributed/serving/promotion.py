@@ -69,13 +69,15 @@ def promote(config: Config) -> PromoteResult:
     request that began with the old one is left, the replicas drop it. If the process is killed, the same command
     completes the promotion.
 
+    The endpoint keeps the recommenders next to L2D that it was started with. It loads their weights anew, too.
+
     Raises InputError if the release is not complete, if the memory of its index was made with another model, if no
     endpoint runs, if another promotion is under way, if a component has no replica, or if replicas die twice while they
     load the release. The old release then stays served.
     """
     started = time.monotonic()
-    release = Release.plan(config)
     endpoint = _Endpoint()
+    release = Release.plan(config, endpoint.named[0].recommenders)
     old, *others = endpoint.named
     if any(other.version not in (old.version, release.version) for other in others):  # left by a killed promotion
         endpoint.drain(old)

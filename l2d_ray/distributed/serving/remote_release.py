@@ -10,6 +10,7 @@ from l2d_ray.distributed.serving.metrics import milliseconds_since
 from l2d_ray.distributed.serving.replicas import Replicas
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer
+from l2d_ray.serve.recommenders import L2D
 from l2d_ray.serve.releases import Release
 
 INLINE_DIMENSION = 1024
@@ -26,13 +27,18 @@ class RemoteRelease:
         self.version = release.version
         self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
         self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
+        self.recommenders = {L2D: self.model} | {
+            name: name + (f"+{weights[:12]}" if weights else "") for name, weights in release.recommenders.items()
+        }
         self.catalogue = ItemCatalogue(release.items())
         self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
         self._manifest, self._space, self._window = reader.manifest, reader.space, config.history
         self._replicas = replicas
 
-    async def recommend(self, query: Query) -> Answer:
-        """Answer one query by L2D."""
+    async def recommend(self, query: Query, recommender: str = L2D) -> Answer:
+        """Answer one query by L2D, or by a recommender next to it."""
+        if recommender != L2D:
+            return await self._recommend_by(recommender, query)
         replicas, shards = self._replicas, len(self._manifest.shards)
         with replicas.metrics.request(self.version, "recommend", replicas.settings.deadline_seconds) as outcomes:
             started = time.perf_counter()
@@ -47,6 +53,15 @@ class RemoteRelease:
             outcomes.append("partial" if missing else "ok")
         replicas.metrics.phases(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
         return Answer(items, encode_ms, total_ms - encode_ms, missing)
+
+    async def _recommend_by(self, name: str, query: Query) -> Answer:
+        """Answer one query by a recommender next to L2D."""
+        replicas = self._replicas
+        with replicas.metrics.request(self.version, name, replicas.settings.deadline_seconds) as outcomes:
+            started = time.perf_counter()
+            items = await replicas.recommend_by(self.version, name, query)
+            outcomes.append("ok")
+        return Answer(items, 0.0, milliseconds_since(started), model=self.recommenders[name])
 
     async def beam_search(self, query: Query) -> Answer:
         """Answer one query by constrained beam search."""

@@ -1,4 +1,4 @@
-"""The replicas that a gateway calls: the encoders, the shard groups and, where they are offered, the beam searchers."""
+"""The replicas that a gateway calls: encoders, shard groups and, where they are offered, others to compare with."""
 
 import asyncio
 import math
@@ -35,10 +35,12 @@ class Replicas:
         shard_groups: Sequence[DeploymentHandle],
         beams: DeploymentHandle | None,
         settings: ServeConfig,
+        recommenders: DeploymentHandle | None = None,
     ) -> None:
         """Take the handles of the deployments; those of the shard groups in order."""
         self.settings, self.metrics = settings, GatewayMetrics()
         self._encoder, self._beams = by_grpc(encoder), beams and by_grpc(beams)
+        self._recommenders = recommenders and by_grpc(recommenders)
         self.shards = ShardGroups([by_grpc(group) for group in shard_groups], settings, self.metrics)
 
     async def wait_for_release(self, version: str) -> None:
@@ -47,7 +49,7 @@ class Replicas:
         With partial answers, all but one of the shard groups may be unavailable for longer than `START_SECONDS`.
         Raises InputError if a component has started, but still holds other releases after `START_SECONDS`.
         """
-        # Not the beam searchers: they are optional, and a long search would make the gateway wait.
+        # Only what L2D needs: the others are optional, and a long beam search would make the gateway wait.
         components = {"Encoder": self._encoder}
         components |= {f"MemoryShard-{group}": handle for group, handle in enumerate(self.shards.handles)}
         deadline = math.inf
@@ -102,4 +104,13 @@ class Replicas:
             raise UnavailableError("beam search is not offered here (serve.beams)")
         search = self._beams.recommend
         items: ScoredItems = await await_reply("beam search", retry(lambda: search.remote(version, query)))
+        return items
+
+    async def recommend_by(self, version: str, name: str, query: Query) -> ScoredItems:
+        """Return the items of a recommender next to L2D."""
+        if self._recommenders is None:
+            raise UnavailableError("only L2D is served here (serve.recommender)")
+        recommend, deadline = self._recommenders.recommend, time.monotonic() + self.settings.deadline_seconds
+        reply = retry(lambda: recommend.remote(version, name, query, within=deadline - time.monotonic()))
+        items: ScoredItems = await await_reply(name, reply)
         return items

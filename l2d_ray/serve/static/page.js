@@ -1,4 +1,4 @@
-// The page: a history on the left, the recommendations of each aggregation on the right.
+// The page: a history on the left, the recommendations of each aggregation on the right, and others to compare with.
 const HINT = "Press Enter to add the first title found, or the text itself if there is none.";
 const NOTHING = "No items left to recommend.";
 const byId = (id) => document.getElementById(id);
@@ -130,15 +130,16 @@ function listItems(answer) {
   ));
 }
 
-function card(name, answer, seconds) {
+function card(title, answer, seconds) {
   const node = document.createElement("article");
   const { encode, search, total } = answer.timing_ms;
-  const durations = `model ${encode.toFixed(0)} ms, search ${search.toFixed(0)} ms, total ${total.toFixed(0)} ms`
+  const parts = encode ? `model ${encode.toFixed(0)} ms, search ${search.toFixed(0)} ms, ` : "";
+  const durations = `${parts}total ${total.toFixed(0)} ms`
     + ` (in this browser ${(1000 * seconds).toFixed(0)} ms)`;
   const partial = answer.partial ? `; partial: shards ${answer.missing_shards.join(", ")} are missing` : "";
   const list = document.createElement("ol");
   list.append(...listItems(answer));
-  node.append(element("h3", aggregations[name]), element("p", durations + partial, "hint"), list);
+  node.append(element("h3", title), element("p", durations + partial, "hint"), list);
   if (!answer.items.length) node.append(element("p", NOTHING, "hint"));
   return node;
 }
@@ -152,24 +153,27 @@ async function recommend(signal) {
     history: history.map((item) => item.item_id ?? { title: item.title }),
     k: Number(byId("k").value),
   };
+  const lists = Object.entries(aggregations).map(([aggregation, title]) => ({ title, choice: { aggregation } }));
+  const recommender = byId("recommender").value;
+  if (recommender) lists.push({ title: recommender, choice: { recommender } });
   byId("lists").setAttribute("aria-busy", "true");
-  try {
-    const answers = await Promise.all(Object.keys(aggregations).map(async (aggregation) => {
-      const started = performance.now();
-      const answer = await fetchJson(signal, "v1/recommend", { ...request, aggregation });
-      return { aggregation, answer, seconds: (performance.now() - started) / 1000 };
-    }));
-    show({ request, seconds: answers[0].seconds }, answers);
-    if (answers.some(({ answer }) => answer.version !== version)) run(showRelease); // another release is served now
-  } catch (error) {
-    if (!signal.aborted) show();
-    throw error;
-  }
+  const settled = await Promise.allSettled(lists.map(async ({ title, choice }) => {
+    const started = performance.now();
+    const answer = await fetchJson(signal, "v1/recommend", { ...request, ...choice });
+    return { title, answer, seconds: (performance.now() - started) / 1000 };
+  }));
+  if (signal.aborted) return;
+  const answers = settled.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
+  const l2d = settled[0].value;
+  show(l2d && { request, seconds: l2d.seconds }, answers);
+  if (answers.some(({ answer }) => answer.version !== version)) run(showRelease); // another release is served now
+  const failed = settled.find(({ status }) => status === "rejected");
+  if (failed) throw failed.reason;
 }
 
 function show(shown = null, answers = []) {
   byId("shown").textContent = answers.length ? `${answers[0].answer.items.length} recommendations in each list.` : "";
-  byId("lists").replaceChildren(...answers.map(({ aggregation, answer, seconds }) => card(aggregation, answer, seconds)));
+  byId("lists").replaceChildren(...answers.map(({ title, answer, seconds }) => card(title, answer, seconds)));
   byId("lists").removeAttribute("aria-busy");
   shownL2d = shown;
   run(searchBeams);
@@ -217,13 +221,25 @@ async function showRelease(signal) {
   byId("served").textContent = [...counts, ...names].join(", ");
   if (!aggregations) {
     ({ aggregations } = status);
+    showRecommenders(Object.keys(status.recommenders).filter((name) => name !== "l2d"));
     run(recommend);
   }
   if (beams === (status.beams ?? null)) return;
   beams = status.beams ?? null;
   byId("beams-title").textContent = `Constrained beam search, ${beams} beams`;
-  document.body.classList.toggle("with-beams", beams !== null);
+  showWidth();
   run(searchBeams);
+}
+
+// The first recommender next to L2D is compared with it, unless the user chooses another one or none.
+function showRecommenders(names) {
+  byId("recommender").replaceChildren(...names.map((name) => new Option(name)), new Option("nothing", ""));
+  byId("choice").hidden = !names.length;
+  showWidth();
+}
+
+function showWidth() {
+  document.body.classList.toggle("wide", beams !== null || !byId("choice").hidden);
 }
 
 let delay;
@@ -254,6 +270,7 @@ byId("k").addEventListener("change", () => {
   byId("k").value = Math.round(Math.min(100, Math.max(1, Number(byId("k").value) || 10)));
   update();
 });
+byId("recommender").addEventListener("change", () => run(recommend));
 byId("key-form").addEventListener("submit", (event) => event.preventDefault());
 byId("key").addEventListener("change", () => {
   for (const task of new Set([showRelease, ...problems.keys()])) run(task);

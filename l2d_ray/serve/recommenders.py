@@ -1,0 +1,82 @@
+"""The recommenders next to L2D that are served: which may be, what decides their answers, and how they are made.
+
+They are made from the dataset and from `recommenders/`, either of which may be replaced in a workspace that is served.
+A release therefore records what it was planned with.
+"""
+
+from collections.abc import Iterable
+
+from l2d_ray.config import Config
+from l2d_ray.data.dataset import Dataset
+from l2d_ray.errors import InputError
+from l2d_ray.recommenders.contract import Need, Recommender
+from l2d_ray.recommenders.registry import NamedRecommender, find
+from l2d_ray.workspace import Workspace
+
+L2D = "l2d"
+"""Name of L2D among the served recommenders."""
+SETTING = "serve.recommender"
+MODEL = {Need.ENCODER, Need.LANGUAGE_MODEL, Need.TITLE_STATES}
+"""Needs for which the language model is loaded."""
+
+
+def find_served(name: str, config: Config, setting: str = SETTING) -> NamedRecommender:
+    """Return the recommender of a name, which `setting` holds.
+
+    Raises InputError if the name is unknown or is one of L2D, and for a recommender that cannot be served.
+    """
+    if name.partition("-")[0] == L2D:
+        raise InputError(f"{setting}={name!r}: L2D is served in any case; leave it out")
+    named = find(name, config, setting)
+    declared = named.declaration
+    for refused, reason in (
+        (declared.writes_text, "writes text, which takes seconds"),
+        (declared.samples_only, "has lists for the samples of an evaluation only"),
+        (Need.INDEX in declared.needs, "searches another index than the endpoint"),
+    ):
+        if refused:
+            raise InputError(f"{setting}={name!r}: cannot be served, because it {reason}; leave it out")
+    return named
+
+
+def runs_model(names: Iterable[str], config: Config) -> bool:
+    """Return whether one of these recommenders needs the language model."""
+    return any(find_served(name, config).declaration.needs & MODEL for name in names)
+
+
+def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[str, str]:
+    """Return these recommenders, each with the checksum of its weights (`weights_of`).
+
+    `dataset` is the digest of the dataset of the memory that is served. Raises InputError for another dataset in the
+    workspace, for a name that cannot be served, and as `weights_of` does.
+    """
+    named = [find_served(name, config) for name in dict.fromkeys(names)]
+    if not named:
+        return {}
+    found = Dataset.open(Workspace.open(config.workspace))
+    if found.digest != dataset:
+        raise InputError(
+            f"{found.workspace.path('dataset')}: is not the dataset of the memory, so {named[0].name} cannot be served;"
+            f" run jobs/build_memory.py and jobs/build_index.py, or leave {SETTING} out"
+        )
+    return {one.name: weights_of(one, found) for one in named}
+
+
+def weights_of(named: NamedRecommender, dataset: Dataset) -> str:
+    """Return the checksum of a recommender's weights; empty if it is one that jobs/train.py does not train.
+
+    Raises InputError if it was not trained yet or on another dataset, or if it cannot be made from this one.
+    """
+    named.options.check(dataset, [])
+    if Need.TRAINED not in named.declaration.needs:
+        return ""
+    from l2d_ray.recommenders.trained import read_record  # not above: it imports PyTorch
+
+    return read_record(dataset, named.name).sha256
+
+
+def make(named: NamedRecommender, config: Config) -> Recommender:
+    """Make a recommender of parts that it shares with no other. Raises InputError if weights are missing or damaged."""
+    from l2d_ray.recommenders.resources import Resources  # not above: it imports PyTorch
+
+    return named.make(Resources(config, named.declaration.needs, {}))
