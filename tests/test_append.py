@@ -77,7 +77,7 @@ def test_dataset_and_memory_grow_as_if_made_at_once(
     write_log(tmp_path / "future.parquet", [*LOG[250:500], *future])
     result = appended(tmp_path / "future.parquet", folder)
     assert result.refused == {"future": 1, "repeated": 50, "unknown_item": 1}
-    assert "did not enter: 1 unknown_item, 1 future, 50 repeated\n" in capsys.readouterr().err
+    assert "did not enter: 1 unknown_item, 1 future, 50 repeated; " in capsys.readouterr().err
     assert (result.version, result.new_interactions) == (2, 200)
     assert (result.samples, result.interactions) == (500 - result.users, 500)
     again = appended(raw / "250-500.parquet", folder)

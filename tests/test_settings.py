@@ -222,8 +222,8 @@ def test_a_dataset_grows_with_the_settings_that_it_was_prepared_with(tmp_path: P
     assert (found.split, found.min_interactions, found.source) == ("none", 1, "demo")
     assert (found.append, found.interactions, str(found.since)) == (True, str(tmp_path / "new.csv"), "2020-01-02")
     assert refused(for_append, config(tmp_path, data__append=True, data__min_interactions=2), dataset) == (
-        f"data.min_interactions=2: {tmp_path}/dataset/dataset.json records 1; leave data.min_interactions out, or prepare"
-        " a dataset with this value in another workspace"
+        f"data.min_interactions=2: {tmp_path}/dataset/dataset.json records 1; leave data.min_interactions out, or"
+        " prepare a dataset with this value in another workspace"
     )
     check_data(config(tmp_path, data__append=True), dataset)
 

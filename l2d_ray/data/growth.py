@@ -9,12 +9,13 @@ repeated
 late
     It is older than the newest one that the dataset has of its user: it would move others. One of the same time is not.
 future
-    It is more than CLOCK_SKEW seconds ahead of the clock. It would make all of its user's until then late. Deliver it
-    again when its time has come.
+    It is more than CLOCK_SKEW seconds ahead of the clock. What its user does until then would be late. Deliver it again
+    when its time has come. A first preparation does not look at the clock.
 k_core
     Its user or item is new, and has fewer than data.min_interactions among those that are given and enter. Users and
-    items that the dataset has stay in it and need no number. Nothing is kept for later: a user or item that passes the
-    threshold enters once a delivery has enough of it. Deliver a longer piece of the log: the rest of it is repeated.
+    items that the dataset has stay in it and need no number. With data.min_interactions=1 all enter at once. Otherwise
+    nothing is kept for later: a user or item that passes the threshold enters once a delivery has enough of it. Deliver
+    a longer piece of the log, of which the rest is repeated.
 unknown_item, no_title, long_title, outside_period
     As in a first preparation. An item that the dataset has is never unknown.
 

@@ -80,7 +80,8 @@ def append(config: Config) -> AppendResult:
     new = step.dataset
     before, after = _counts(old), _counts(new)
     if step.refused:
-        say(f"did not enter: {', '.join(f'{count:,} {reason}' for reason, count in step.refused.items())}")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in step.refused.items())
+        say(f"did not enter: {reasons}; l2d_ray/data/growth.py explains the reasons")
     if new is old:
         say(f"nothing is new; the dataset stays at version {old.version.number}")
     return AppendResult(

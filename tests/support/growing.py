@@ -38,7 +38,7 @@ def titles_of(log: Log) -> dict[str, str]:
     return {item: f"Title {item[1:]} of the year" for item in sorted({item for _, item, _ in log})}
 
 
-def prepare(folder: Path, log: Log, titles: dict[str, str], k: int = 1) -> Dataset:
+def prepare(folder: Path | str, log: Log, titles: dict[str, str], k: int = 1) -> Dataset:
     """Write a first version with data.split=none."""
     workspace, catalogue = Workspace.open(str(folder)), _catalogue(titles)
     block = _core(group(_interactions(log, catalogue)), len(catalogue), 0, k)
