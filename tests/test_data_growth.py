@@ -93,7 +93,7 @@ def test_an_item_whose_title_was_refused_enters_with_a_better_one() -> None:
 def test_the_clock_has_the_unit_of_the_dataset(units: int) -> None:
     now = time.time()
     users = pa.table([["u"], [1], [[0]], [[int((now - 1e6) * units)]]], schema=BLOCK)
-    assert 0 <= latest_time([users]) / units - now - CLOCK_SKEW < 5
+    assert -1 <= latest_time([users]) / units - now - CLOCK_SKEW < 60
     assert latest_time([]) > now
 
 

@@ -99,7 +99,7 @@ def test_a_crash_before_the_record_leaves_the_old_version(versions: list[Dataset
     assert Dataset.open(old.workspace).version == old.version
     grown, _ = append(old, [("u1", "i1", 10_000)], TITLES)
     left = old.workspace.files("dataset/histories/5")
-    assert left == ["dataset/histories/5/part-0.parquet.0123.tmp", grown.generations[-1].parts[0].path][::-1]
+    assert left == ["dataset/histories/5/part-0.parquet.0123.tmp", grown.generations[-1].parts[0].path]
 
 
 def test_a_new_preparation_replaces_all_versions(versions: list[Dataset]) -> None:

@@ -113,7 +113,7 @@ def write_version(
     if len(new_items):
         with workspace.create(item_file) as stream:
             pq.write_table(new_items, stream, compression="zstd")
-    added = GenerationRecord(digest=digest, new_users=new_users, files=[part for part, _ in parts])
+    added = GenerationRecord(version=digest, new_users=new_users, files=[part for part, _ in parts])
     version = Version(
         number=number,
         lineage=[*old.lineage, digest],
@@ -137,7 +137,7 @@ class Dataset:
         """The checked content of `dataset/dataset.json`."""
         self.version = version
         self.generations = [
-            Generation(workspace, record.digest, record.new_users, record.files) for record in version.generations
+            Generation(workspace, record.version, record.new_users, record.files) for record in version.generations
         ]
 
     @classmethod
@@ -232,7 +232,7 @@ def _first_version(manifest: dict[str, Any]) -> Version:
     return Version(
         number=1,
         lineage=[digest],
-        generations=[GenerationRecord(digest=digest, new_users=users, files=parts)],
+        generations=[GenerationRecord(version=digest, new_users=users, files=parts)],
         item_files=[ITEMS_FILE],
         refused=manifest.get("dropped", {}),
         changed_titles=0,

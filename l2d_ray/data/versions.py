@@ -14,8 +14,8 @@ VERSIONS_FOLDER = "dataset/versions"
 class GenerationRecord(Record):
     """Files of histories that one version added."""
 
-    digest: str
-    """Digest of the version."""
+    version: str
+    """Digest of that version."""
     new_users: int
     """Users that no earlier generation has."""
     files: list[Part]
