@@ -1,8 +1,8 @@
 """The rules by which a dataset grows, with `data.append=true`.
 
-Nothing that the dataset has ever changes: neither the index and the title of an item, nor the place of an interaction
-in its user's history, nor the id of a sample. So hidden states that were made of it stay valid. An interaction is its
-user, item and time. Those that are given enter, except for the ones below, which are counted by reason:
+Nothing that the dataset has ever changes: no index or title of an item, no place of an interaction in its user's
+history, no sample id. So hidden states that were made of it stay valid. An interaction is its user, item and time.
+Those that are given enter, except for the ones below, which are counted by reason:
 
 repeated
     The dataset has it, or it was given twice. A file may be delivered again, and files may overlap.

@@ -28,7 +28,7 @@ class Version(Record):
     lineage: list[str]
     """Digests of all versions up to this one, the oldest first. A digest stands for the content and all before it."""
     generations: list[GenerationRecord]
-    """From old to new."""
+    """Generations, the oldest first."""
     item_files: list[str]
     """Files of the items (`schema.ITEMS`), in the order of item_index."""
     refused: dict[str, int]

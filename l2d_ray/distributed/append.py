@@ -34,7 +34,7 @@ class AppendResult:
     """Counts of the grown dataset, of what is new in it, and of what was given and did not enter."""
 
     version: int
-    """Number of the version; that of before if nothing is new."""
+    """Number of the version; the old one if nothing is new."""
     users: int
     items: int
     interactions: int

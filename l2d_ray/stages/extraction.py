@@ -80,7 +80,7 @@ def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
     """Divide the users of each generation of the dataset into ranges: `memory.units`, or fewer for an added one.
 
     The name of a unit is a digest of the generation, the fraction and the number of units, and its place among them. So
-    a dataset that grew has the units of before, and more.
+    a dataset that grew keeps its units and gets more.
     """
     return [unit for number in range(len(dataset.generations)) for unit in _plan_generation(config, dataset, number)]
 
