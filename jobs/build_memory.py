@@ -4,7 +4,8 @@
     ray job submit --working-dir . -- python jobs/build_memory.py workspace=s3://bucket/beauty
 
 Needs a dataset (jobs/prepare_data.py). The model, the prompt and the window are those of jobs/finetune.py, if that has
-run. Killed at any moment, the same command builds what is missing. The last line on stdout is one JSON object
+run. Killed at any moment, the same command builds what is missing. After the dataset grew (data.append=true), it builds
+the new samples; a new snapshot has old and new units. The last line on stdout is one JSON object
 (`BuildResult`).
 """
 

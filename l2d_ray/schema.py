@@ -15,14 +15,14 @@ class Split(IntEnum):
     """The split of the sample at a position of a history. Splits never decrease along a history."""
 
     NONE = 0
-    """No sample: the first position has no history."""
+    """No sample: the first position has no history. In a file that a dataset grew by, also what earlier files have."""
     TRAIN = 1
     VALID = 2
     TEST = 3
 
 
 ITEMS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("title", pa.string())])
-"""`dataset/items.parquet`: item_index counts from 0 and equals the row number."""
+"""`dataset/items.parquet`: item_index counts from 0 and equals the row number. `dataset/items/<n>/*.parquet` go on."""
 
 HISTORIES = pa.schema(
     [
@@ -33,7 +33,8 @@ HISTORIES = pa.schema(
         ("splits", pa.list_(pa.int8())),
     ]
 )
-"""`dataset/histories/*.parquet`: one row per user. Items are in time order, equal times in the input's row order."""
+"""`dataset/histories/*.parquet`: one row per user. Items are in time order, equal times in the input's row order.
+`dataset/histories/<n>/*.parquet` of a dataset that grew: the whole history of each user with new interactions."""
 
 SAMPLES = pa.schema(
     [

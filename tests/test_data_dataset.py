@@ -143,7 +143,7 @@ def test_a_manifest_of_another_kind_is_refused(workspace: Workspace, change: dic
 def test_a_missing_part_is_named(workspace: Workspace) -> None:
     dataset = write(workspace, histories(0, 5))
     workspace.delete(dataset.parts[0].path)
-    with pytest.raises(InputError, match=r"part-00000-.*\.parquet: not found, but dataset\.json lists it; run"):
+    with pytest.raises(InputError, match=r"part-00000-.*\.parquet: not found, but the dataset lists it; run"):
         list(dataset.iter_users())
 
 

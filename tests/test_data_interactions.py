@@ -47,3 +47,17 @@ def test_dropped_interactions_are_counted_by_reason(tmp_path: Path) -> None:
         Rejection.LONG_TITLE: 1,
         Rejection.OUTSIDE_PERIOD: 1,
     }
+
+
+def test_interactions_later_than_a_moment_are_counted(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": ["a"], "title": ["Title"]}), tmp_path / "items.parquet")
+    times = pa.array([datetime(2020, 1, 1), datetime(2020, 1, 2)], pa.timestamp("us"))
+    pq.write_table(
+        pa.table({"user_id": ["u", "u"], "item_id": ["a", "a"], "timestamp": times}), tmp_path / "log.parquet"
+    )
+    paths = {"interactions": str(tmp_path / "log.parquet"), "items": str(tmp_path / "items.parquet")}
+    config = Config(data=DataConfig(source="table", **paths))
+    latest = times.cast(pa.int64())[0].as_py()
+    blocks = read(paths["interactions"], 0, config, read_catalogue(config), latest)
+    usable, dropped = take_tallies(pa.concat_tables(list(blocks)))
+    assert (usable["timestamp"].to_pylist(), dropped) == ([latest], {Rejection.FUTURE: 1})

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.growing import append, histories_of, prepare
 from support.s3_server import Faults, S3Server, faulty_proxy, free_port
 from support.small_memory import identity, rows
 
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.writer import UnitWriter
@@ -69,6 +71,18 @@ def test_of_several_writers_of_a_record_one_wins(workspace: Workspace) -> None:
                 won for won in pool.map(lambda writer, at=record: write(at, writer), range(8)) if won is not None
             ]
             assert winners == [workspace.read_json(f"records/{record}.json")["writer"]]
+
+
+def test_of_two_runs_that_append_to_a_dataset_one_wins(workspace: Workspace) -> None:
+    titles = {"a": "Title a", "b": "Title b"}
+    old = prepare(workspace.uri, [("ann", "a", 1)], titles)
+    grown, _ = append(old, [("ann", "b", 2)], titles)
+    with pytest.raises(FileExistsError):
+        append(old, [("ben", "b", 2)], titles)
+    found = Dataset.open(workspace)
+    assert found.version == grown.version
+    assert histories_of(found) == {"ann": [("a", 1), ("b", 2)]}
+    assert histories_of(Dataset.open(workspace, old.digest)) == {"ann": [("a", 1)]}
 
 
 def test_a_record_takes_one_request(workspace: Workspace, faults: Faults) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.growing import prepare
 from support.small_workspace import write_dataset
 
 from l2d_ray.command_line import load_config
@@ -13,6 +14,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.stages.finetuning import Training, settings_of
 from l2d_ray.stages.settings import (
     check_data,
+    for_append,
     for_evaluation,
     for_index,
     for_memory,
@@ -211,3 +213,27 @@ def test_a_damaged_record_names_the_job_that_writes_it(folder: Path) -> None:
     assert refused(for_queries, config(folder)).startswith(
         f"{path}: surprise: Extra inputs are not permitted; the file"
     )
+
+
+def test_a_dataset_grows_with_the_settings_that_it_was_prepared_with(tmp_path: Path) -> None:
+    dataset = prepare(tmp_path, [("u", "a", 1), ("u", "b", 2)], {"a": "Title a", "b": "Title b"})
+    given = config(tmp_path, data__append=True, data__interactions=str(tmp_path / "new.csv"), data__since="2020-01-02")
+    found = for_append(given, dataset).data
+    assert (found.split, found.min_interactions, found.source) == ("none", 1, "demo")
+    assert (found.append, found.interactions, str(found.since)) == (True, str(tmp_path / "new.csv"), "2020-01-02")
+    assert refused(for_append, config(tmp_path, data__append=True, data__min_interactions=2), dataset) == (
+        f"data.min_interactions=2: {tmp_path}/dataset/dataset.json records 1; leave data.min_interactions out, or"
+        " prepare a dataset with this value in another workspace"
+    )
+    check_data(config(tmp_path, data__append=True), dataset)
+
+
+@pytest.mark.parametrize(
+    "data", [{"split": "time"}, {"max_users": 3, "split": "none"}, {"source": "d3", "split": "none"}]
+)
+def test_a_dataset_with_a_split_or_a_choice_of_users_does_not_grow(tmp_path: Path, data: dict[str, object]) -> None:
+    dataset = prepare(tmp_path, [("u", "a", 1)], {"a": "Title a"})
+    dataset.manifest["data"] |= {"interactions": str(tmp_path)} | data
+    problem = refused(for_append, config(tmp_path, data__append=True), dataset)
+    assert problem.startswith(f"data.append=true: {tmp_path}/dataset/dataset.json records data.source=")
+    assert problem.endswith("only data.split=none without data.max_users or a published split grows: prepare it so")

@@ -43,9 +43,12 @@ class DataConfig(Section):
     """Drop interactions before this day (UTC)."""
     until: date | None = None
     """Drop interactions on this day (UTC) or later."""
-    split: Literal["time", "leave-one-out"] = "time"
+    split: Literal["time", "leave-one-out", "none"] = "time"
     """Rule that splits the samples. `time`: by the time of the target, 8:1:1 (D3). `leave-one-out`: each user's last
-    two samples are for validation and test."""
+    two samples are for validation and test. `none`: all train, for production; jobs/evaluate.py needs another one."""
+    append: bool = False
+    """Add to the dataset of the workspace, instead of replacing it. What is there stays as it is. Settings of data that
+    are not given are the dataset's, which must have data.split=none. l2d_ray/data/growth.py has the rules."""
     num_blocks: int | None = Field(None, ge=1)
     """Number of parts the users are divided into while preparing. Each is held in one worker's memory. null: one per 64
     MB of raw data."""

@@ -25,6 +25,8 @@ class Rejection(IntEnum):
     """The title of the item has more than `data.max_title_words` words."""
     OUTSIDE_PERIOD = 4
     """The interaction is from before `data.since`, or from `data.until` or later."""
+    FUTURE = 5
+    """A dataset grows, and the interaction is later than now."""
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,54 @@
-"""The prepared dataset of a workspace: the items, the histories in parts, and `dataset/dataset.json`, written last.
+"""The prepared dataset of a workspace: items, histories, and the records that list their files, written last.
 
-All data are plain Parquet: `schema.ITEMS` and `schema.HISTORIES`. The parts, in the order of the manifest, hold the
-users in the order of (user_hash, user_id). The name of a part has a digest of its content, so that a new dataset never
-overwrites a part that the old manifest lists.
+    dataset/dataset.json                    the first version: its settings, counts and files
+    dataset/items.parquet                   its items
+    dataset/histories/*.parquet             its histories
+    dataset/versions/<n>.json               version n, from 2 on, made with data.append=true
+    dataset/items/<n>/*.parquet             the items that it added, if any
+    dataset/histories/<n>/*.parquet         the generation that it added (`generations`)
+
+All data are plain Parquet: `schema.ITEMS` and `schema.HISTORIES`. The name of a part has a digest of its content, so
+that a new dataset never overwrites a part that an old record lists.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from l2d_ray.data.generations import GROUP_USERS, Generation, Part, merge, newest, open_part
 from l2d_ray.data.histories import Lists
+from l2d_ray.data.versions import VERSIONS_FOLDER, GenerationRecord, Version, version_numbers, version_path
 from l2d_ray.errors import InputError
-from l2d_ray.schema import HISTORIES, ITEMS, Split
+from l2d_ray.schema import ITEMS, Split
 from l2d_ray.workspace import Workspace
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset/dataset.json"
 ITEMS_FILE = "dataset/items.parquet"
+ITEMS_FOLDER = "dataset/items"
 HISTORIES_FOLDER = "dataset/histories"
 SAMPLE_SPLITS = (Split.TRAIN, Split.VALID, Split.TEST)
 
-_GROUP_USERS = 10_000
 _GROUP_INTERACTIONS = 1_000_000
 _REMEDY = "run jobs/prepare_data.py again"
 
 
-@dataclass(frozen=True)
-class Part:
-    """Entry of the manifest for one file of histories."""
-
-    path: str
-    users: int
-    interactions: int
-    samples: dict[str, int]
-    """Number of samples by the lower-case name of the split."""
-
-
-def write_part(workspace: Workspace, number: int, histories: pa.Table) -> tuple[Part, int]:
-    """Write one part (`schema.HISTORIES`, at least one user) and return its entry and its `content_sum`.
+def write_part(workspace: Workspace, number: int, histories: pa.Table, version: int = 1) -> tuple[Part, int]:
+    """Write one part (`schema.HISTORIES`, at least one user) of a version; return its entry and its `content_sum`.
 
     Row groups are small (10,000 users, about a million interactions), so that a range of users is read without the
     rest.
     """
     content = content_sum(histories)
-    path = f"{HISTORIES_FOLDER}/part-{number:05d}-{content % 2**64:016x}.parquet"
+    path = f"{_folder(version)}/part-{number:05d}-{content % 2**64:016x}.parquet"
     interactions = len(Lists.of(histories["item_indices"]).values)
-    group = max(1, min(_GROUP_USERS, _GROUP_INTERACTIONS * len(histories) // interactions))
+    group = max(1, min(GROUP_USERS, _GROUP_INTERACTIONS * len(histories) // interactions))
     with workspace.create(path) as stream:
         pq.write_table(histories, stream, row_group_size=group, compression="zstd")
     counts = np.bincount(Lists.of(histories["splits"]).values, minlength=max(Split) + 1)
@@ -77,97 +75,187 @@ def content_sum(histories: pa.Table) -> int:
 def write_manifest(
     workspace: Workspace, items: pa.Table, parts: list[tuple[Part, int]], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make these parts the dataset: write the items, then the manifest, and remove parts that it does not list.
+    """Make these parts the dataset: write the items, then the manifest, and remove all else of older datasets.
 
     A crash leaves the old dataset or none, never a manifest whose files are missing or belong to another one.
     """
-    digest = hashlib.sha256()
-    for row in items.to_pylist():
-        digest.update(repr((row["item_index"], row["item_id"], row["title"])).encode())
-    digest.update((sum(content for _, content in parts) % 2**256).to_bytes(32, "big"))
     manifest = {
         "format_version": FORMAT_VERSION,
-        "digest": digest.hexdigest(),
+        "digest": _digest("", items, parts),
         **about,
         "files": [asdict(part) for part, _ in parts],
     }
     workspace.delete(MANIFEST)
+    workspace.delete(VERSIONS_FOLDER)
     with workspace.create(ITEMS_FILE) as stream:
         pq.write_table(items, stream, compression="zstd")
     workspace.write_json(MANIFEST, manifest)
-    listed = {part.path for part, _ in parts}
-    for path in workspace.files(HISTORIES_FOLDER):
-        if path not in listed:
-            workspace.delete(path)
+    _remove_unlisted(workspace, [HISTORIES_FOLDER, ITEMS_FOLDER], {part.path for part, _ in parts})
     return manifest
 
 
-class Dataset:
-    """Reader of a prepared dataset. `manifest` is the checked content of `dataset/dataset.json`."""
+def write_version(
+    dataset: "Dataset",
+    new_items: pa.Table,
+    new_users: int,
+    parts: list[tuple[Part, int]],
+    refused: dict[str, int],
+    changed_titles: int,
+) -> "Dataset":
+    """Make a dataset, these items and these parts the next version, and return it.
 
-    def __init__(self, workspace: Workspace, manifest: dict[str, Any]):
+    `refused` and `changed_titles` are recorded (`Version`). Raises FileExistsError if another run made that
+    version first. A crash leaves the old version or the new one.
+    """
+    workspace, old = dataset.workspace, dataset.version
+    number, digest = old.number + 1, _digest(dataset.digest, new_items, parts)
+    item_file = f"{ITEMS_FOLDER}/{number}/{digest[:16]}.parquet"
+    if len(new_items):
+        with workspace.create(item_file) as stream:
+            pq.write_table(new_items, stream, compression="zstd")
+    added = GenerationRecord(version=digest, new_users=new_users, files=[part for part, _ in parts])
+    version = Version(
+        number=number,
+        lineage=[*old.lineage, digest],
+        generations=[*old.generations, added],
+        item_files=[*old.item_files, *([item_file] if len(new_items) else [])],
+        refused=refused,
+        changed_titles=changed_titles,
+    )
+    version.write(workspace, version_path(number))
+    listed = {item_file, *(part.path for part in added.files)}
+    _remove_unlisted(workspace, [_folder(number), f"{ITEMS_FOLDER}/{number}"], listed, ".parquet")
+    return Dataset(workspace, dataset.manifest, version)
+
+
+class Dataset:
+    """Reader of one version of a prepared dataset."""
+
+    def __init__(self, workspace: Workspace, manifest: dict[str, Any], version: Version):
         self.workspace = workspace
         self.manifest = manifest
-        self.parts = [Part(**part) for part in manifest["files"]]
+        """The checked content of `dataset/dataset.json`."""
+        self.version = version
+        self.generations = [
+            Generation(workspace, record.version, record.new_users, record.files) for record in version.generations
+        ]
 
     @classmethod
-    def open(cls, workspace: Workspace) -> "Dataset":
-        """Open the dataset of a workspace. Raises InputError if there is none, or if its format or content is wrong."""
+    def open(cls, workspace: Workspace, digest: str | None = None) -> "Dataset":
+        """Open the newest version of the dataset of a workspace, or the one with this digest.
+
+        Raises InputError if it is not there, or if its format or content is wrong.
+        """
         manifest = workspace.read_json(MANIFEST)
         where = workspace.path(MANIFEST)
-        version = manifest.get("format_version")
-        if version != FORMAT_VERSION:
-            raise InputError(f"{where}: format_version={version!r}, not {FORMAT_VERSION}; {_REMEDY}")
+        format_version = manifest.get("format_version")
+        if format_version != FORMAT_VERSION:
+            raise InputError(f"{where}: format_version={format_version!r}, not {FORMAT_VERSION}; {_REMEDY}")
         try:
-            return cls(workspace, manifest)
+            first = _first_version(manifest)
         except (KeyError, TypeError) as error:
             raise InputError(f"{where}: damaged ({error}); {_REMEDY}") from None
+        for version in (*_later_versions(workspace, first), first):
+            if digest in (None, version.lineage[-1]):
+                return cls(workspace, manifest, version)
+        raise InputError(f"{where}: has no version {digest}; run jobs/build_memory.py again")
 
     @property
     def digest(self) -> str:
-        """SHA-256 of items and histories, independent of encoding and number of parts."""
-        return str(self.manifest["digest"])
+        """SHA-256 of items and histories, and of the versions before; independent of encoding and number of parts."""
+        return self.version.lineage[-1]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files of all generations."""
+        return [part for generation in self.generations for part in generation.parts]
 
     @property
     def num_users(self) -> int:
-        """Number of users in all parts."""
-        return sum(part.users for part in self.parts)
+        """Number of users."""
+        return sum(generation.new_users for generation in self.generations)
 
     def num_samples(self, split: Split) -> int:
         """Return the number of samples of one split."""
-        return sum(part.samples[split.name.lower()] for part in self.parts)
+        return sum(generation.num_samples(split) for generation in self.generations)
 
     def items(self) -> pa.Table:
         """Read all items (`schema.ITEMS`); the row number is the item_index."""
-        with self._open(ITEMS_FILE) as file:
-            return pq.read_table(file).cast(ITEMS)
+        tables = []
+        for path in self.version.item_files:
+            with open_part(self.workspace, path) as file:
+                tables.append(pq.read_table(file).cast(ITEMS))
+        return pa.concat_tables(tables)
 
     def iter_users(self, start: int = 0, stop: int | None = None, batch_users: int = 1_000) -> Iterator[pa.Table]:
         """Yield users start to stop - 1 of the dataset as tables (`schema.HISTORIES`) of at most `batch_users` rows.
 
-        Only the row groups that hold these users are read, one after the other.
+        Users are in the order of (user_hash, user_id), each with the whole history. Of a dataset that did not grow,
+        only the row groups that hold these users are read.
         """
-        stop = self.num_users if stop is None else min(stop, self.num_users)
-        first = 0
-        for part in self.parts:
-            if first < stop and first + part.users > start:
-                yield from self._part_users(part, max(start - first, 0), min(stop - first, part.users), batch_users)
-            first += part.users
+        if len(self.generations) == 1:
+            yield from self.generations[0].iter_users(start, stop, batch_users)
+            return
+        first, stop = 0, self.num_users if stop is None else stop
+        for users in merge([generation.iter_users(batch_users=GROUP_USERS) for generation in self.generations]):
+            for at in range(max(start - first, 0), min(stop - first, len(users)), batch_users):
+                yield users.slice(at, min(batch_users, stop - first - at))
+            first += len(users)
+            if first >= stop:
+                return
 
-    def _part_users(self, part: Part, start: int, stop: int, batch_users: int) -> Iterator[pa.Table]:
-        with self._open(part.path) as stream:
-            file = pq.ParquetFile(stream)
-            first = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if first < stop and first + rows > start:
-                    table = file.read_row_group(group).cast(HISTORIES)
-                    table = table.slice(max(start - first, 0), min(stop, first + rows) - max(start, first))
-                    yield from (table.slice(at, batch_users) for at in range(0, len(table), batch_users))
-                first += rows
+    def find_users(self, user_ids: pa.Array, user_hashes: NDArray[np.int64]) -> pa.Table:
+        """Return the histories (`schema.HISTORIES`) of those of some users whom the dataset has.
 
-    def _open(self, path: str) -> pa.NativeFile:
-        try:
-            return self.workspace.filesystem.open_input_file(self.workspace.path(path))
-        except FileNotFoundError:
-            raise InputError(f"{self.workspace.path(path)}: not found, but dataset.json lists it; {_REMEDY}") from None
+        `user_hashes` are the hashes of the users, ascending. Only row groups whose range of hashes has one are read.
+        """
+        return newest([generation.find_users(user_ids, user_hashes) for generation in self.generations])
+
+
+def _digest(previous: str, items: pa.Table, parts: Sequence[tuple[Part, int]]) -> str:
+    """Return the digest of a version that adds these items and parts to the previous one."""
+    digest = hashlib.sha256(previous.encode())
+    for row in items.to_pylist():
+        digest.update(repr((row["item_index"], row["item_id"], row["title"])).encode())
+    digest.update((sum(content for _, content in parts) % 2**256).to_bytes(32, "big"))
+    return digest.hexdigest()
+
+
+def _folder(version: int) -> str:
+    return HISTORIES_FOLDER if version == 1 else f"{HISTORIES_FOLDER}/{version}"
+
+
+def _first_version(manifest: dict[str, Any]) -> Version:
+    """Return the version that `dataset.json` describes. Raises KeyError or TypeError if it is damaged."""
+    digest, parts = str(manifest["digest"]), [Part(**part) for part in manifest["files"]]
+    users = sum(part.users for part in parts)
+    return Version(
+        number=1,
+        lineage=[digest],
+        generations=[GenerationRecord(version=digest, new_users=users, files=parts)],
+        item_files=[ITEMS_FILE],
+        refused=manifest.get("dropped", {}),
+        changed_titles=0,
+    )
+
+
+def _later_versions(workspace: Workspace, first: Version) -> Iterator[Version]:
+    """Yield the versions after the first, the newest first. Raises InputError for one that grew from another."""
+    for number in version_numbers(workspace):
+        version = Version.read(workspace, version_path(number))
+        if version.lineage[0] != first.lineage[0]:
+            raise InputError(
+                f"{workspace.path(version_path(number))}: belongs to a dataset that was replaced meanwhile; delete"
+                f" {workspace.path(VERSIONS_FOLDER)}, and append again"
+            )
+        yield version
+
+
+def _remove_unlisted(workspace: Workspace, folders: Sequence[str], listed: Set[str], suffix: str = "") -> None:
+    """Remove files of killed runs and of datasets that were replaced.
+
+    With `suffix`, a file that another run is about to finish stays: the run will find that it came second.
+    """
+    for path in [path for folder in folders for path in workspace.files(folder, suffix)]:
+        if path not in listed:
+            workspace.delete(path)

@@ -21,6 +21,9 @@ BLOCK = pa.schema(
 )
 """Histories during preparation: `item_indices` are candidate indices (rows of the items file)."""
 
+GROWN = BLOCK.append(pa.field("held", pa.int64()))
+"""Histories while a dataset grows: the first `held` interactions of each are in the dataset already."""
+
 _ORDER = ("user_hash", "user_id", "timestamp", "file", "row")
 
 
@@ -62,15 +65,12 @@ def group(interactions: pa.Table) -> pa.Table:
     A history is in time order. The order of the input (file, then row) breaks ties.
     """
     ordered = interactions.sort_by([(name, "ascending") for name in _ORDER]).combine_chunks()
-    if len(ordered) == 0:
-        return BLOCK.empty_table()
-    hashes, codes = ordered["user_hash"].to_numpy(), _codes(ordered["user_id"])
-    starts = np.flatnonzero(np.r_[True, (hashes[1:] != hashes[:-1]) | (codes[1:] != codes[:-1])])
-    offsets = np.r_[starts, len(ordered)]
+    starts = np.flatnonzero(first_rows(ordered))
+    offsets = np.append(starts, len(ordered))
     return pa.table(
         [
             ordered["user_id"].take(pa.array(starts)),
-            hashes[starts],
+            ordered["user_hash"].take(pa.array(starts)),
             as_lists(offsets, ordered["item"].to_numpy(), pa.int32()),
             as_lists(offsets, ordered["timestamp"].to_numpy(), pa.int64()),
         ],
@@ -78,18 +78,34 @@ def group(interactions: pa.Table) -> pa.Table:
     )
 
 
+def first_rows(ordered: pa.Table) -> NDArray[np.bool_]:
+    """Return [N] whether a row is the first one of its user, in a table in the order of (user_hash, user_id)."""
+    hashes, codes = ordered["user_hash"].to_numpy(), _codes(ordered["user_id"])
+    return np.append(True, (hashes[1:] != hashes[:-1]) | (codes[1:] != codes[:-1]))[: len(ordered)]
+
+
 def as_lists(offsets: NDArray[np.int64], values: NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     """Return a list column from its flat view; the inverse of `Lists.of`."""
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, kind))
 
 
-def in_core(items: Lists, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Return [N] whether an interaction's item stays (`stays`, by candidate) and its user has at least k of those."""
+def held_lengths(block: pa.Table) -> NDArray[np.int64]:
+    """Return [U] how many interactions of each history the dataset has: the column `held` of GROWN, 0 in a BLOCK."""
+    held = block["held"].to_numpy() if "held" in block.column_names else np.zeros(len(block), dtype=np.int64)
+    return np.asarray(held, dtype=np.int64)
+
+
+def in_core(block: pa.Table, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
+    """Return [N] whether an interaction's item stays (`stays`, by candidate) and its user has at least k of those.
+
+    A user whom the dataset has needs no number.
+    """
+    items = Lists.of(block["item_indices"])
     kept: NDArray[np.bool_] = stays[items.values]
     if len(kept) == 0:
         return kept
     per_user = np.add.reduceat(kept, items.offsets[:-1], dtype=np.int64)
-    return np.asarray(kept & np.repeat(per_user >= k, items.lengths))
+    return np.asarray(kept & np.repeat((per_user >= k) | (held_lengths(block) > 0), items.lengths))
 
 
 def item_counts(block: pa.Table, stays: NDArray[np.bool_], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -100,29 +116,26 @@ def item_counts(block: pa.Table, stays: NDArray[np.bool_], k: int) -> tuple[NDAr
     are the largest set in which every user and every item occurs k times, whatever the blocks and their order.
     """
     items = Lists.of(block["item_indices"])
-    found, counts = np.unique(items.values[in_core(items, stays, k)], return_counts=True)
+    found, counts = np.unique(items.values[in_core(block, stays, k)], return_counts=True)
     return found, counts
 
 
 def select(block: pa.Table, stays: NDArray[np.bool_], k: int) -> pa.Table:
-    """Return the block's interactions that are `in_core`, without the users who have none left."""
+    """Return the block's interactions that are `in_core`, without the users who have no new one left."""
     items = Lists.of(block["item_indices"])
-    kept = in_core(items, stays, k)
+    kept = in_core(block, stays, k)
     if len(kept) == 0:
         return block
     per_user = np.add.reduceat(kept, items.offsets[:-1], dtype=np.int64)
-    offsets = np.r_[0, np.cumsum(per_user[per_user > 0])]
-    users = block.filter(pa.array(per_user > 0))
-    times = Lists.of(block["timestamps"]).values
-    return pa.table(
-        [
-            users["user_id"],
-            users["user_hash"],
-            as_lists(offsets, items.values[kept], pa.int32()),
-            as_lists(offsets, times[kept], pa.int64()),
-        ],
-        schema=BLOCK,
-    )
+    chosen = per_user > held_lengths(block)
+    kept &= np.repeat(chosen, items.lengths)
+    offsets = np.append(0, np.cumsum(per_user[chosen]))
+    users = block.filter(pa.array(chosen))
+    for name, values in (("item_indices", items.values), ("timestamps", Lists.of(block["timestamps"]).values)):
+        column = BLOCK.get_field_index(name)
+        lists = as_lists(offsets, values[kept], BLOCK.field(name).type.value_type)
+        users = users.set_column(column, BLOCK.field(name), lists)
+    return users
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -35,10 +35,11 @@ def user_hashes(user_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(pd.util.hash_array(strings)).view(np.int64)
 
 
-def read(path: str, file: int, config: Config, catalogue: Catalogue) -> Iterator[pa.Table]:
+def read(path: str, file: int, config: Config, catalogue: Catalogue, latest: int | None = None) -> Iterator[pa.Table]:
     """Yield the usable interactions of one file as chunks of READ, and its tallies last.
 
-    Additional columns, such as d3's `history`, are kept. Raises InputError for malformed input.
+    Those later than `latest` are not usable. Additional columns, such as d3's `history`, are kept. Raises InputError
+    for malformed input.
     """
     rejected = np.zeros(max(Rejection) + 1, dtype=np.int64)
     chunk = None
@@ -46,6 +47,8 @@ def read(path: str, file: int, config: Config, catalogue: Catalogue) -> Iterator
         items = catalogue.find(chunk["item_id"])
         reasons = np.where(items < 0, Rejection.UNKNOWN_ITEM, catalogue.verdicts[items])
         reasons[~in_period(chunk["timestamp"], config.data.since, config.data.until)] = Rejection.OUTSIDE_PERIOD
+        if latest is not None:
+            reasons[chunk["timestamp"].cast(pa.int64()).to_numpy() > latest] = Rejection.FUTURE
         rejected += np.bincount(reasons, minlength=len(rejected))
         stays = reasons == 0
         chunk = _ready(chunk.filter(pa.array(stays)), items[stays], file)

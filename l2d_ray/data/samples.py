@@ -15,6 +15,7 @@ from l2d_ray.config import HistoryConfig
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.samples import in_fraction, sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.generations import Generation
 from l2d_ray.data.histories import Lists
 from l2d_ray.errors import InputError
 from l2d_ray.schema import Split
@@ -132,8 +133,12 @@ class SampleBatch:
             yield Sample(sample_id, user_hash, self.items[begin:stop].copy(), target, time)
 
 
-def iter_samples(dataset: Dataset, split: Split, start: int = 0, stop: int | None = None) -> Iterator[SampleBatch]:
-    """Yield the samples of users start to stop - 1 of the dataset's order, in the order of (user, position).
+def iter_samples(
+    dataset: Dataset | Generation, split: Split, start: int = 0, stop: int | None = None
+) -> Iterator[SampleBatch]:
+    """Yield the samples of users start to stop - 1 of a dataset, or those that one generation of it added.
+
+    They are in the order of (user, position).
 
     A batch holds the samples of at most 1,000 users and is never empty. Raises InputError for a damaged dataset.
     """
@@ -180,7 +185,7 @@ def _training_part(samples: SampleBatch) -> TrainingInteractions:
     return TrainingInteractions(samples.items[kept_H], samples.timestamps[kept_H], offsets, is_target[kept_H])
 
 
-def _samples_of(users: pa.Table, split: Split, dataset: Dataset) -> SampleBatch:
+def _samples_of(users: pa.Table, split: Split, dataset: Dataset | Generation) -> SampleBatch:
     items, timestamps, splits = (Lists.of(users[name]) for name in ("item_indices", "timestamps", "splits"))
     differs = (items.lengths != timestamps.lengths) | (items.lengths != splits.lengths)
     if differs.any():

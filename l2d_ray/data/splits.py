@@ -36,6 +36,12 @@ def leave_one_out(times: Lists) -> NDArray[np.int8]:
     return np.where(times.positions == 0, Split.NONE, splits).astype(np.int8)
 
 
+def everything(times: Lists, held_U: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return [N] the splits: TRAIN for all, but NONE for a user's first and for the first `held_U` [U] of each."""
+    first = np.repeat(np.maximum(held_U, 1), times.lengths)
+    return np.where(times.positions < first, Split.NONE, Split.TRAIN).astype(np.int8)
+
+
 def by_time(times: Lists, cuts: Sequence[Cut]) -> NDArray[np.int8]:
     """Return [N] the splits: TRAIN before the first cut, VALID before the second, TEST after it.
 

@@ -25,7 +25,7 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
-from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_units
+from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_growth
 from l2d_ray.stages.settings import check_data, for_memory, record_memory
 from l2d_ray.workspace import Workspace
 
@@ -70,15 +70,16 @@ def build_memory(config: Config) -> BuildResult:
     check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
-    units = plan_units(config, dataset)
+    newest = next(reversed(store.snapshots()), None)
+    kept, units = plan_growth(config, dataset, newest, known)
     missing = [unit for unit in units if unit.name not in known]
     if missing:
         check_room(config)  # before anything is written
     say(f"model: {config.model.name}, adapter: {config.model.adapter or 'none'}")
     record_memory(config, identity.dtype)
     built = list(_progress(_build(config, identity, missing), len(missing)))
-    records = [*(known[unit.name] for unit in units if unit.name in known), *built]
-    names = [unit.name for unit in units]
+    names = [*kept, *(unit.name for unit in units)]
+    records = [*(known[name] for name in names if name in known), *built]
     store.keep_items(dataset.digest, dataset.items())
     snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
     store.remove_strays(names)
@@ -91,8 +92,8 @@ def build_memory(config: Config) -> BuildResult:
         quarantined=snapshot.quarantined,
         tokens=sum(record.tokens for record in records),
         tokens_one_by_one=sum(record.tokens_one_by_one for record in records),
-        units=len(units),
-        units_reused=len(units) - len(missing),
+        units=len(names),
+        units_reused=len(names) - len(missing),
         seconds=round(seconds, 3),
         samples_per_second=round(sum(record.rows + record.quarantined for record in built) / seconds, 3),
         snapshot=snapshot.number,
@@ -111,7 +112,8 @@ class UnitActor:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Build the unit of a batch of one row."""
-        unit = Unit(str(rows["name"][0]), int(rows["start"][0]), int(rows["stop"][0]))
+        numbers = (int(rows[name][0]) for name in ("start", "stop", "generation"))
+        unit = Unit(str(rows["name"][0]), *numbers)
         return {"record": [self._extractor.build(unit).model_dump_json()]}
 
 

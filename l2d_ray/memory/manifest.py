@@ -39,7 +39,7 @@ class Snapshot(Record):
     number: int
     identity: MemoryIdentity
     dataset: str
-    """Digest of the dataset that the samples come from."""
+    """Digest of the version of the dataset that the samples come from."""
     sample_fraction: float
     """Share of the dataset's samples, from 0 to 1."""
     units: list[str]

@@ -13,14 +13,17 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
 from l2d_ray.recommenders.contract import MODEL_NEEDS
 from l2d_ray.recommenders.registry import NamedRecommender, find
-from l2d_ray.stages.settings import MEMORY, check_data, for_evaluation, for_index, for_memory
+from l2d_ray.stages.settings import MEMORY, check_data, for_append, for_evaluation, for_index, for_memory
 from l2d_ray.workspace import Workspace
 
 
 def prepare(config: Config) -> None:
-    """Check the settings of the data source, that the raw files exist, and their first rows."""
-    Workspace.open(config.workspace)
-    check_source(config)
+    """Check the settings of the data source, that the raw files exist, and their first rows.
+
+    With data.append=true, also that there is a dataset which can grow.
+    """
+    workspace = Workspace.open(config.workspace)
+    check_source(for_append(config, Dataset.open(workspace)) if config.data.append else config)
 
 
 def finetune(config: Config) -> None:

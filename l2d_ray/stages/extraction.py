@@ -6,7 +6,8 @@ and the dataset alone, so that any worker can build it again with the same resul
 """
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import SampleBatch, iter_samples
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import UnitRecord
+from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.prefetch import prefetch
@@ -29,6 +30,8 @@ from l2d_ray.schema import SAMPLES, Split
 from l2d_ray.workspace import Workspace
 
 SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
+FEWEST_SAMPLES = 10_000
+"""Samples of a unit that was added to a memory, so that a small addition makes few files."""
 PADDED_TOKENS_PER_BATCH = 1 << 20
 """Bound on the planner's memory: samples of a batch times the tokens of its longest prompt."""
 SAMPLES_PER_STEP = 250
@@ -37,11 +40,13 @@ SAMPLES_PER_STEP = 250
 
 @dataclass(frozen=True)
 class Unit:
-    """A range of a dataset's users, from `start` to `stop` - 1."""
+    """A range of users of one generation of a dataset, from `start` to `stop` - 1."""
 
     name: str
     start: int
     stop: int
+    generation: int = 0
+    """Place of the generation among those of the dataset."""
 
 
 @dataclass
@@ -72,15 +77,44 @@ class Batch:
 
 
 def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
-    """Divide the dataset's users into `memory.units` ranges.
+    """Divide the users of each generation of the dataset into ranges: `memory.units`, or fewer for an added one.
 
-    The name of a unit is a digest of the dataset, the fraction and the number of units, and its place among them.
+    The name of a unit is a digest of the generation, the fraction and the number of units, and its place among them. So
+    a dataset that grew keeps its units and gets more.
     """
-    count = count_units(config, dataset.num_samples(Split.TRAIN), dataset.num_users)
-    origin = f"{dataset.digest} {config.memory.sample_fraction} {count}"
-    label = hashlib.sha256(origin.encode()).hexdigest()[:8]
-    bounds = np.linspace(0, dataset.num_users, count + 1).astype(int)
-    return [Unit(f"{label}-{k:05d}", int(bounds[k]), int(bounds[k + 1])) for k in range(count)]
+    return [unit for number in range(len(dataset.generations)) for unit in _plan_generation(config, dataset, number)]
+
+
+def _plan_generation(config: Config, dataset: Dataset, number: int) -> list[Unit]:
+    generation, fraction = dataset.generations[number], config.memory.sample_fraction
+    samples, users = generation.num_samples(Split.TRAIN), generation.num_users
+    count = count_units(config, samples, users)
+    if number > 0:
+        count = min(count, math.ceil(samples * fraction / FEWEST_SAMPLES))
+    label = hashlib.sha256(f"{generation.digest} {fraction} {count}".encode()).hexdigest()[:8]
+    bounds = np.linspace(0, users, count + 1).astype(int)
+    return [Unit(f"{label}-{k:05d}", int(bounds[k]), int(bounds[k + 1]), number) for k in range(count)]
+
+
+def plan_growth(
+    config: Config, dataset: Dataset, newest: Snapshot | None, committed: Collection[str]
+) -> tuple[list[str], list[Unit]]:
+    """Return the units of the newest snapshot that stay, and the units for the samples that it does not hold.
+
+    All of its units stay if it is of the same fraction of this dataset, or of an earlier version. A unit of an earlier
+    version is valid in each later one, because neither items, nor samples, nor their windows ever change. A snapshot
+    with a unit that is no longer committed counts as none.
+    """
+    units, lineage = plan_units(config, dataset), dataset.version.lineage
+    if (
+        newest is None
+        or newest.sample_fraction != config.memory.sample_fraction
+        or newest.dataset not in lineage
+        or not set(newest.units) <= set(committed)
+    ):
+        return [], units
+    later = set(lineage[lineage.index(newest.dataset) + 1 :])
+    return newest.units, [unit for unit in units if dataset.generations[unit.generation].digest in later]
 
 
 def count_units(config: Config, samples: int, users: int | None = None) -> int:
@@ -141,7 +175,8 @@ class UnitExtractor:
     def _steps(self, unit: Unit) -> Iterator[SampleBatch]:
         """Yield the unit's training samples, at most SAMPLES_PER_STEP of one user at a time."""
         history, fraction = self._config.history, self._config.memory.sample_fraction
-        for batch in iter_samples(self._dataset, Split.TRAIN, unit.start, unit.stop):
+        generation = self._dataset.generations[unit.generation]
+        for batch in iter_samples(generation, Split.TRAIN, unit.start, unit.stop):
             for samples in batch.in_fraction(history, fraction).by_user():
                 for start in range(0, len(samples), SAMPLES_PER_STEP):
                     yield samples.select(slice(start, start + SAMPLES_PER_STEP))

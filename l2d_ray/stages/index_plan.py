@@ -99,14 +99,17 @@ def resolve_factory(config: IndexConfig, rows: int, num_shards: int, dimension: 
 
 
 def dataset_of(plan: IndexPlan) -> Dataset:
-    """Return the dataset from which the memory was built. Raises InputError if the workspace has another one now."""
-    dataset = Dataset.open(plan.workspace)
-    if dataset.digest != plan.snapshot.dataset:
+    """Return the version of the dataset from which the memory was built.
+
+    Raises InputError if the workspace has another dataset now.
+    """
+    newest = Dataset.open(plan.workspace)
+    if plan.snapshot.dataset not in newest.version.lineage:
         raise InputError(
-            f"{dataset.workspace.path('dataset')}: snapshot {plan.snapshot.number} of the memory was built from another"
+            f"{newest.workspace.path('dataset')}: snapshot {plan.snapshot.number} of the memory was built from another"
             " dataset; run jobs/build_memory.py again, or name its snapshot with index.snapshot"
         )
-    return dataset
+    return Dataset.open(plan.workspace, plan.snapshot.dataset)
 
 
 def with_snapshot(config: Config) -> Config:

@@ -23,6 +23,7 @@ from l2d_ray.config import (
 )
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import file_name, join
+from l2d_ray.data.sources import PublishedSource, source_of
 from l2d_ray.errors import InputError
 from l2d_ray.records import Record
 from l2d_ray.stages.finetuning import Training
@@ -31,8 +32,10 @@ from l2d_ray.workspace import Workspace
 MEMORY, INDEX = "memory/settings.json", "index/settings.json"
 HERE = "{workspace}"
 """Stands in a record for the workspace's location, so that a workspace can be moved."""
-IRRELEVANT_DATA = {"data.interactions", "data.items", "data.num_blocks"}
+IRRELEVANT_DATA = {"data.interactions", "data.items", "data.num_blocks", "data.append"}
 """Settings of the preparation that may differ: where the raw files were, and how the work was divided."""
+DELIVERY = IRRELEVANT_DATA | {"data.since", "data.until"}
+"""Settings of the preparation that belong to the files, so that they may differ when a dataset grows."""
 
 
 class MemorySettings(Record):
@@ -59,6 +62,26 @@ def check_data(config: Config, dataset: Dataset) -> None:
     decisive = {key: value for key, value in recorded.items() if key not in IRRELEVANT_DATA}
     path = dataset.workspace.path("dataset/dataset.json")
     _refuse(config.given(), decisive, path, "run jobs/prepare_data.py with this value first")
+
+
+def for_append(config: Config, dataset: Dataset) -> Config:
+    """Return the settings to append to a dataset with: those not given are the ones that it was prepared with.
+
+    Raises InputError for given settings that contradict these, and for a dataset that cannot grow.
+    """
+    recorded = flatten({"data": dataset.manifest.get("data", {})})
+    path, given = dataset.workspace.path("dataset/dataset.json"), config.given()
+    decisive = {key: value for key, value in recorded.items() if key not in DELIVERY}
+    _refuse(given, decisive, path, "prepare a dataset with this value in another workspace")
+    recorded.pop("data.num_blocks", None)
+    config = _fill(config, given, recorded)
+    data, source = config.data, source_of(config)
+    if data.split != "none" or data.max_users is not None or isinstance(source, PublishedSource):
+        raise InputError(
+            f"data.append=true: {path} records data.source={data.source!r}, data.split={data.split!r}, data.max_users="
+            f"{data.max_users}; only data.split=none without data.max_users or a published split grows: prepare it so"
+        )
+    return config
 
 
 def for_memory(config: Config) -> Config:

@@ -99,7 +99,11 @@ def _read_samples(dataset: Dataset, split: Split, config: Config, setting: str) 
     table = SampleTable.read(dataset, split, config, limit)
     if not len(table):
         known = dataset.num_samples(split)
-        remedy = f"finetune.{setting}={limit} chose none of them; raise it" if known else "prepare more data"
+        remedy = (
+            f"finetune.{setting}={limit} chose none of them; raise it"
+            if known
+            else "prepare more data, or with another data.split"
+        )
         raise InputError(f"{dataset.workspace.path('dataset')}: has {known} {split.name.lower()} samples; {remedy}")
     return table
 
