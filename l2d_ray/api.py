@@ -45,7 +45,8 @@ class Recommendation:
     item_id: str
     title: str
     score: float
-    """1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Higher is better."""
+    """1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Of the aggregation "posterior",
+    the natural logarithm of the item's probability. Higher is better."""
 
 
 def load(workspace: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> "WorkspaceRecommender":
@@ -109,9 +110,10 @@ class WorkspaceRecommender:
         """Return the k best items after a history, best first; fewer if no more are permitted.
 
         `history` holds item ids in time order, at least one; `{"title": …}` stands for an item that the catalogue does
-        not know. `aggregation` is "global" (L2D-G) or "local" (L2D-L, over the `top_m` nearest memory rows). With
-        `exclude_seen`, items of the history are not recommended. `deny` and `allow` hold item ids that must not, or
-        may only, be recommended; unknown ones are ignored. None takes recommend.top_m or recommend.exclude_seen.
+        not know. `aggregation` is "global" (L2D-G), "local" (L2D-L, over the `top_m` nearest memory rows) or
+        "posterior" (L2D with transitions, by probability). With `exclude_seen`, items of the history are not
+        recommended. `deny` and `allow` hold item ids that must not, or may only, be recommended; unknown ones are
+        ignored. None takes recommend.top_m or recommend.exclude_seen.
 
         Raises InputError for an unknown item, an empty history, or an option that is out of range.
         """
@@ -171,7 +173,7 @@ class WorkspaceRecommender:
         defaults = self.config.recommend
         return {
             "k": _positive("k", k),
-            "aggregation": check_name(aggregation),
+            "aggregation": check_name(aggregation, self._index.posterior),
             "top_m": _positive("top_m", defaults.top_m if top_m is None else top_m),
             "exclude_seen": defaults.exclude_seen if exclude_seen is None else bool(exclude_seen),
             "deny": self._known("deny", deny),

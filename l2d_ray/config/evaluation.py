@@ -18,16 +18,17 @@ class EvaluateConfig(Section):
             "l2d-local-none",
             "l2d-global",
             "l2d-local",
+            "l2d",
             "constrained-beam-20",
             "grounded-beam",
         ],
         min_length=1,
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
-    best of evaluate.priors. constrained-beam and gpt4rec take the number of beams (`gpt4rec-20`). There are also
-    transitions, popularity-window, ease, title-knn, bigrec and d3. Validation chooses the number of the last five
-    unless it is given (`popularity-window-7`, in days). `file:PATH` has recommendations of another system
-    (l2d_ray/recommenders/from_file.py)."""
+    best of evaluate.priors. `l2d` adds transitions, and scores by probability. constrained-beam and gpt4rec take the
+    number of beams (`gpt4rec-20`). There are also transitions, popularity-window, ease, title-knn, bigrec and d3.
+    Validation chooses the number of the last five unless it is given (`popularity-window-7`, in days). `file:PATH` has
+    recommendations of another system (l2d_ray/recommenders/from_file.py)."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
     generation_samples: int = Field(200, ge=1)

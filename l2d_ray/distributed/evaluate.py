@@ -20,6 +20,7 @@ import torch
 from l2d_ray.config import Config
 from l2d_ray.data.samples import Sample
 from l2d_ray.distributed.build_index import ensure_index
+from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.screen import show
@@ -64,11 +65,11 @@ class EvaluateResult:
 def evaluate(config: Config) -> EvaluateResult:
     """Evaluate `evaluate.recommenders`. Missing indexes are built; `reports/<evaluate.name>.*` is written.
 
-    Raises InputError as `plan_evaluation` and `ensure_index` do.
+    Raises InputError as `plan_evaluation`, `ensure_index` and `ensure_posterior` do.
     """
     started = time.monotonic()
     plan = plan_evaluation(config)
-    indexes = {key: _build(plan.config, key) for key in plan.indexes}
+    indexes = {key: _build(plan.config, key, key in plan.fitted) for key in plan.indexes}
     validation = _validate(plan, indexes)
     runs = final_runs(plan, validation)
     ranks = _ranks(plan, indexes, runs)
@@ -88,8 +89,8 @@ def evaluate(config: Config) -> EvaluateResult:
     )
 
 
-def _build(config: Config, key: IndexKey) -> str:
-    """Build an index if it is missing, and return the path of its manifest."""
+def _build(config: Config, key: IndexKey, fitted: bool) -> str:
+    """Build an index if it is missing, with its parameters if `fitted`, and return the path of its manifest."""
     fraction = key.fraction * config.index.sample_fraction
     config = config.replace({"index.space": key.space, "index.sample_fraction": fraction})
     try:
@@ -98,6 +99,8 @@ def _build(config: Config, key: IndexKey) -> str:
         if key.fraction == 1:
             raise
         raise InputError(f"{error}; or leave {key.fraction:g} out of evaluate.fractions") from None
+    if fitted:
+        ensure_posterior(config)
     return plan_index(config).manifest
 
 

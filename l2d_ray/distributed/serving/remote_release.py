@@ -8,6 +8,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.core.samples import last_window
 from l2d_ray.distributed.serving.metrics import milliseconds_since
 from l2d_ray.distributed.serving.replicas import Replicas
+from l2d_ray.index import aggregations
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer
 from l2d_ray.serve.releases import Release
@@ -26,6 +27,7 @@ class RemoteRelease:
         self.version = release.version
         self.snapshot = release.index.removeprefix("index/").rpartition("/")[0]
         self.model = identity.base_model[:12] + (f"+{identity.adapter[:12]}" if identity.adapter else "")
+        self.aggregations = aggregations.offered(reader.posterior is not None)
         self.catalogue = ItemCatalogue(release.items())
         self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
         self._manifest, self._space, self._window = reader.manifest, reader.space, config.history
