@@ -173,7 +173,7 @@ class WorkspaceRecommender:
         defaults = self.config.recommend
         return {
             "k": _positive("k", k),
-            "aggregation": check_name(aggregation, self._index.posterior),
+            "aggregation": check_name(aggregation),
             "top_m": _positive("top_m", defaults.top_m if top_m is None else top_m),
             "exclude_seen": defaults.exclude_seen if exclude_seen is None else bool(exclude_seen),
             "deny": self._known("deny", deny),

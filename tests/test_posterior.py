@@ -1,5 +1,6 @@
 """The aggregation `posterior`: against its formula, over shards, and from files with fitted parameters."""
 
+import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -28,7 +29,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.index import aggregations
-from l2d_ray.index.exchange import run
+from l2d_ray.index.exchange import drive, run
 from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.serve.releases import Release
@@ -73,8 +74,11 @@ class Case:
             shards.append(SimpleNamespace(scorer=scorer))
         return shards
 
-    def recommend(self, shards: int, states_UD: Float64, queries: Sequence[Query]) -> list[ScoredItems]:
-        return run(aggregations.recommend(states_UD, queries), self.shards(shards))
+    def recommend(self, count: int, states_UD: Float64, queries: Sequence[Query]) -> list[ScoredItems]:
+        """Recommend over shards that only pickled requests reach."""
+        shards = self.shards(count)
+        exchange = aggregations.recommend(states_UD, queries)
+        return drive(exchange, lambda request: pickle.loads(pickle.dumps(request)).answer(shards))
 
 
 def queries_of(case: Case) -> list[Query]:

@@ -54,7 +54,7 @@ def test_probabilities_are_those_of_the_formula_and_add_up_to_one(
 def test_counts_over_shards_and_over_users_are_those_of_the_whole(
     some: list[list[int]], others: list[list[int]], shard_of: list[int]
 ) -> None:
-    """To the last bit: a shard's counts do not depend on the other shards."""
+    """They are equal to the last bit."""
     whole = count(some + others)
     parts = [interactions(some), interactions(others)]
     targets = [np.flatnonzero(np.array(shard_of) == shard) for shard in range(3)]

@@ -7,7 +7,7 @@ With item i of age 0 for the last item, and c(i, v) the weighted number of train
 is a mixture of Markov chains that skip items, each smoothed by the popularity p(v). A sample of v weighs B^(lag - 1),
 with lag 1 for the item just before v.
 
-The counts by lag are whole numbers, and they add up over users. Each shard of an index has those of its own targets.
+The counts by lag are whole numbers, and they add up over users. Each shard of an index counts its targets only.
 
 Sources: mixtures of the transitions from several last states are Raftery's model (1985). The smoothing by a prior is
 Dirichlet smoothing (Zhai and Lafferty, 2004).
@@ -144,7 +144,8 @@ class TransitionCounts:
         """
         shape = self.num_items, self.targets_V.size
         counts_P = _weighted_sum(self.counts_LP, lag_decay)
-        popularity_V: Float64 = (self.samples_V + floor) / ((self.samples + floor * self.num_items) or 1)
+        samples = self.samples + floor * self.num_items
+        popularity_V = (self.samples_V.astype(np.float64) + floor) / (samples or 1)
         return Transitions(
             sparse.csr_array((counts_P, self.places_P, self.starts_I), shape),
             _weighted_sum(self.totals_LI, lag_decay),

@@ -91,11 +91,6 @@ class ShardedIndex:
         reader = IndexReader.open(workspace, path)
         return cls(reader.space, [reader.shard(number) for number in range(len(reader.manifest.shards))])
 
-    @property
-    def posterior(self) -> bool:
-        """Whether the parameters of the aggregation `posterior` were fitted."""
-        return all(shard.scorer for shard in self.shards)
-
     def with_prior(self, weight: float) -> "ShardedIndex":
         """Return the index with a prior for L2D-G: the weight of an item's log-frequency (`IndexShard.with_prior`)."""
         rows = sum(shard.row_items_M.size for shard in self.shards)

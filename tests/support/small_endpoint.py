@@ -54,7 +54,7 @@ class LocalEngine:
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         prior = config.index.prior_in(config.index.space)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
-        self.aggregations = aggregations.offered(self.index.posterior)
+        self.aggregations = aggregations.offered(posterior=True)
         self.top_m, self.exclude_seen = 20, True
         self._beam_lock = threading.Lock()
         self.reset()

@@ -28,12 +28,10 @@ def offered(posterior: bool) -> dict[str, str]:
     return {name: AGGREGATIONS[name].DESCRIPTION for name in names}
 
 
-def check_name(name: str, posterior: bool = True) -> str:
-    """Return the name of an aggregation. Raises InputError if it is unknown, or if an index does not offer it."""
+def check_name(name: str) -> str:
+    """Return the name of an aggregation. Raises InputError if it is unknown."""
     if name not in AGGREGATIONS:
         raise InputError(f"aggregation={name!r}: unknown; use {' or '.join(AGGREGATIONS)}")
-    if name not in offered(posterior):
-        raise InputError(l2d_posterior.not_fitted())
     return name
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_items, first_items
-from l2d_ray.core.posterior import log_sum_exp
+from l2d_ray.core.posterior import ItemScorer, log_sum_exp
 from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.index.exchange import Exchange, Request
@@ -42,22 +42,23 @@ def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[Sc
 
 def score_items(shard: IndexShard, queries_UD: Float64, queries: Sequence[Query]) -> list[ShardScores]:
     """Return for each query the K best permitted items of this shard; none for a state that is not finite."""
-    if shard.scorer is None:
-        raise InputError(not_fitted())
+    scorer = fitted(shard.scorer)
     results = []
     for query_D, query in zip(queries_UD, queries, strict=True):
         if not np.isfinite(query_D).all():
             results.append(ShardScores(NO_ITEMS, -np.inf))
             continue
-        scores_V = shard.scorer.log_scores(query_D, query.history)
-        permitted = ScoredItems(shard.scorer.items_V, scores_V).permitted(query.exclude, query.allow)
+        scores_V = scorer.log_scores(query_D, query.history)
+        permitted = ScoredItems(scorer.items_V, scores_V).permitted(query.exclude, query.allow)
         results.append(ShardScores(first_items(permitted, query.k), log_sum_exp(scores_V)))
     return results
 
 
-def not_fitted() -> str:
-    """Return the error message for an index without fitted parameters."""
-    return (
-        f"aggregation={NAME!r}: the index has no parameters for it; run jobs/build_index.py with the dataset and the"
-        " model of the memory"
-    )
+def fitted(scorer: ItemScorer | None) -> ItemScorer:
+    """Return the scorer of an index. Raises InputError if its parameters were not fitted."""
+    if scorer is None:
+        raise InputError(
+            f"aggregation={NAME!r}: the index has no parameters for it; run jobs/build_index.py with the dataset and"
+            " the model of the memory"
+        )
+    return scorer
