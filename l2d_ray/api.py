@@ -51,7 +51,8 @@ class Recommendation:
     item_id: str
     title: str
     score: float
-    """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Higher is better."""
+    """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Of the aggregation "posterior",
+    the natural logarithm of the item's probability. Higher is better."""
 
 
 def load(
@@ -114,9 +115,10 @@ class WorkspaceRecommender:
         """Return the k best items after a history, best first; fewer if no more are permitted.
 
         `history` holds item ids in time order, at least one; `{"title": …}` stands for an item that the catalogue does
-        not know. `aggregation` is "global" (L2D-G) or "local" (L2D-L, over the `top_m` nearest memory rows). With
-        `exclude_seen`, items of the history are not recommended. `deny` and `allow` hold item ids that must not, or
-        may only, be recommended; unknown ones are ignored. None takes recommend.top_m or recommend.exclude_seen.
+        not know. `aggregation` is "global" (L2D-G), "local" (L2D-L, over the `top_m` nearest memory rows) or
+        "posterior" (L2D with transitions, by probability). With `exclude_seen`, items of the history are not
+        recommended. `deny` and `allow` hold item ids that must not, or may only, be recommended; unknown ones are
+        ignored. None takes recommend.top_m or recommend.exclude_seen.
 
         Raises InputError for an unknown item, an empty history, or an option that is out of range.
         """

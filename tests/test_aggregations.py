@@ -80,9 +80,9 @@ def test_the_http_interface_accepts_and_documents_an_added_aggregation(with_vote
     request = runpy.run_module("l2d_ray.serve.schemas")["RecommendRequest"]
     assert request(history=["a"], aggregation="votes").aggregation == "votes"
     field = request.model_json_schema()["properties"]["aggregation"]
-    assert field["enum"] == ["global", "local", "votes"]
+    assert field["enum"] == ["global", "local", "posterior", "votes"]
     assert "`votes`: votes of the nearest rows" in field["description"]
-    with pytest.raises(ValidationError, match="Input should be 'global', 'local' or 'votes'"):
+    with pytest.raises(ValidationError, match="Input should be 'global', 'local', 'posterior' or 'votes'"):
         request(history=["a"], aggregation="both")
 
 
@@ -107,7 +107,7 @@ def test_queries_of_one_batch_are_answered_as_each_alone(tmp_path: Path, with_vo
 
 
 def test_an_unknown_aggregation_is_refused_before_the_search(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"aggregation='both': unknown; use global or local"):
+    with pytest.raises(InputError, match=r"aggregation='both': unknown; use global or local or posterior"):
         indexed(tmp_path).recommend(random_states(2), [Query([0]), Query([0], aggregation="both")])
 
 
@@ -118,7 +118,7 @@ def test_a_history_that_is_not_finite_finds_nothing(tmp_path: Path) -> None:
         assert len(found) == 0
 
 
-@pytest.mark.parametrize("name", list(AGGREGATIONS))
+@pytest.mark.parametrize("name", aggregations.offered(posterior=False))
 def test_requests_can_be_split_over_processes(tmp_path: Path, name: str) -> None:
     index, states = indexed(tmp_path, num_shards=3), random_states()
     queries = [Query([0], 30, aggregation=name, top_m=20)] * len(states)

@@ -45,7 +45,7 @@ def test_importing_is_quick_and_imports_nothing_else() -> None:
     assert process.stdout == "True [] ['load', 'read_memory']\nFalse\n"
 
 
-@pytest.mark.parametrize("aggregation", ["global", "local"])
+@pytest.mark.parametrize("aggregation", ["global", "local", "posterior"])
 def test_one_history_is_answered_as_by_the_endpoint(
     recommender: l2d_ray.WorkspaceRecommender, engine: LocalEngine, aggregation: str
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_history_that_is_none_is_refused(
         ({"k": 2.5}, "k=2.5: not a positive whole number; give 1 or more"),
         ({"k": True}, "k=True: not a positive whole number; give 1 or more"),
         ({"top_m": -1}, "top_m=-1: not a positive whole number; give 1 or more"),
-        ({"aggregation": "mean"}, "aggregation='mean': unknown; use global or local"),
+        ({"aggregation": "mean"}, "aggregation='mean': unknown; use global or local or posterior"),
         ({"deny": "i3"}, "deny='i3': a string, not a list of item ids; give ['i3']"),
     ],
 )

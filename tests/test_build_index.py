@@ -48,10 +48,22 @@ def test_the_index_holds_every_row_of_the_memory_and_is_built_once(folder: Path)
     assert (first.space, first.factory, first.snapshot) == ("whiten-within", "Flat", 1)
     assert (first.recall_top_m, first.recall_top_k) == (1, 1)
     assert first.bytes_per_row > 2 * 32
+    assert first.posterior is not None
     again = build_index(config)
-    assert (again.index, again.shards_reused) == (first.index, 3)
+    assert (again.index, again.shards_reused, again.posterior) == (first.index, 3, first.posterior)
     index = ShardedIndex.open(Workspace.open(str(folder)), str(Path(first.index).relative_to(folder)))
     assert sum(len(shard.sample_ids_M) for shard in index.shards) == first.rows
+
+
+def test_an_index_of_another_model_is_built_without_parameters_and_says_so(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = build_index(config_of(folder, **SETTINGS, **{"model.num_layers": 1}))
+    assert (result.rows, result.posterior) == (60 * 9, None)
+    (line,) = [record.getMessage() for record in caplog.records if "posterior" in record.getMessage()]
+    assert line.startswith("model.num_layers=1: ")
+    assert line.endswith(". The index does not offer aggregation=posterior")
+    assert "posterior" not in str(list(folder.rglob("*.json")))
 
 
 def test_the_same_command_completes_a_killed_job(folder: Path) -> None:
@@ -115,7 +127,7 @@ def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """Return a workspace with an evaluation, run as a command."""
     folder = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(built, folder, dirs_exist_ok=True)
-    names = '["most-popular","co-occurrence","l2d-global-none","l2d-local","l2d-global","l2d-global+prior"'
+    names = '["most-popular","co-occurrence","l2d-global-none","l2d-local","l2d-global","l2d-global+prior","l2d"'
     settings = {
         "evaluate.recommenders": f'{names},"constrained-beam-5","grounded-beam"]',
         "evaluate.top_m": "[5,20]",
@@ -136,11 +148,11 @@ def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Pa
     assert (folder / "reports/evaluation.png").read_bytes().startswith(b"\x89PNG")
     names = [row["recommender"] for row in report["results"]]
     assert names == [row["recommender"] for row in result["results"]]
-    assert len(names) == 8
+    assert len(names) == 9
     users = {row["recommender"]: row["users"] for row in report["results"]}
     assert users["l2d-local"] == 60
     assert users["constrained-beam-5"] == users["grounded-beam"] == 10
-    assert [row["users"] for row in report["same_users"]] == [10] * 8
+    assert [row["users"] for row in report["same_users"]] == [10] * 9
     assert all(row["tokens_per_user"] > 0 for row in report["results"][2:])
     validation = {(row["recommender"], row["top_m"], row["prior"]): row for row in report["validation"]["results"]}
     best = max((5, 20), key=lambda m: validation["l2d-local-whiten-within", m, 2]["recall@20"])  # of equals the smaller

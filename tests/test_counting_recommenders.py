@@ -10,13 +10,14 @@ from support.small_workspace import ITEM_COUNT, write_dataset
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
 from l2d_ray.core.times import units_per_second
+from l2d_ray.core.transitions import PLACES
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.ease import Ease, EaseOptions, Gram
 from l2d_ray.recommenders.popularity_window import SECONDS_PER_DAY, Events, PopularityWindow
 from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.title_knn import TitleKnn, of_length_one
-from l2d_ray.recommenders.transitions import DECAY, PLACES, SMOOTHING, Transitions
+from l2d_ray.recommenders.transitions import DECAY, MIXTURE, TransitionRecommender
 
 NOTHING = TrainingInteractions(np.empty(0, np.int32), np.empty(0, int), np.zeros(1, int), np.empty(0, bool))
 
@@ -81,12 +82,12 @@ def test_transitions_are_the_mixture_that_the_formula_says(interactions: Trainin
             for lag in range(1, min(place, PLACES) + 1):
                 counts[history[place - lag], history[place]] += DECAY ** (lag - 1)
     popularity /= popularity.sum()
-    fitted = Transitions.fit(interactions, ITEM_COUNT)
-    np.testing.assert_allclose(fitted.counts_II.toarray(), counts)
+    fitted = TransitionRecommender.fit(interactions, ITEM_COUNT)
+    np.testing.assert_allclose(fitted.transitions.counts_IV.toarray(), counts)
     for history in ([3], [4, 4, 9], [*range(14), 2]):
         expected, weights = np.zeros(ITEM_COUNT), 0.0
         for age, item in enumerate(history[::-1][:PLACES]):
-            smoothed = (counts[item] + SMOOTHING * popularity) / (counts[item].sum() + SMOOTHING)
+            smoothed = (counts[item] + MIXTURE.smoothing * popularity) / (counts[item].sum() + MIXTURE.smoothing)
             expected, weights = expected + DECAY**age * smoothed, weights + DECAY**age
         (found,) = fitted.recommend([Query(history, ITEM_COUNT)])
         np.testing.assert_allclose(found.scores_I, (expected / weights)[found.items_I])
@@ -95,9 +96,9 @@ def test_transitions_are_the_mixture_that_the_formula_says(interactions: Trainin
 
 
 def test_a_title_that_nobody_knows_is_followed_by_what_is_popular(interactions: TrainingInteractions) -> None:
-    fitted = Transitions.fit(interactions, ITEM_COUNT)
-    np.testing.assert_allclose(fitted.probabilities(["unknown"]), fitted.popularity_I)
-    mixed = (fitted.popularity_I + DECAY * fitted.probabilities([7])) / (1 + DECAY)
+    fitted = TransitionRecommender.fit(interactions, ITEM_COUNT)
+    np.testing.assert_allclose(fitted.probabilities(["unknown"]), fitted.transitions.popularity_V)
+    mixed = (fitted.transitions.popularity_V + DECAY * fitted.probabilities([7])) / (1 + DECAY)
     np.testing.assert_allclose(fitted.probabilities([7, "unknown"]), mixed)
 
 
@@ -147,7 +148,11 @@ def test_title_knn_looks_at_the_mean_of_the_last_items() -> None:
 
 def test_recommenders_without_any_training_sample_recommend_nothing() -> None:
     events = Events.of(NOTHING.target_timestamps, NOTHING.targets)
-    for empty in (PopularityWindow.over(events, 3, 7), Transitions.fit(NOTHING, 3), Ease.fit(Gram.of(NOTHING, 3), 1)):
+    for empty in (
+        PopularityWindow.over(events, 3, 7),
+        TransitionRecommender.fit(NOTHING, 3),
+        Ease.fit(Gram.of(NOTHING, 3), 1),
+    ):
         assert answers(empty, Query([1], 3)) == [[]]
 
 

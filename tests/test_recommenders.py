@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from support import recommender_contract, toy_aggregation
 from support.recommender_contract import HISTORIES, RecommenderContract
 from support.small_memory import build
+from support.small_posterior import fit
 from support.small_workspace import ITEM_COUNT, build_units, config_of, write_dataset
 
 from l2d_ray.config import Config
@@ -50,6 +51,7 @@ class World:
         names = [record.unit for record in build_units(self.config)]
         MemoryStore(workspace).take_snapshot(names, self.dataset.digest, 1.0)
         plan, self.manifest = build(workspace)
+        fit(self.config)
         self.indexes = {IndexKey(plan.config.space): plan.manifest}
         self.resources = Resources(self.config, set(Need), self.indexes)
         self.language_model, self.encoder = self.resources.language_model, self.resources.encoder
@@ -139,7 +141,7 @@ class TestANewAggregation(InTheWorld):
 
     def test_it_takes_a_space_but_no_prior(self, named: NamedRecommender, world: World) -> None:
         assert world.named("l2d-twice-none").options.indexes == [IndexKey("none")]
-        with pytest.raises(InputError, match=r"write l2d-<global or local or twice>"):
+        with pytest.raises(InputError, match=r"write l2d, or l2d-<global or local or posterior or twice>"):
             world.named("l2d-twice+prior")
 
 
@@ -150,8 +152,8 @@ class TestANewAggregation(InTheWorld):
         ("whiten-within", f"unknown recommender; known are {', '.join(MODULES)}"),
         ("most-popular-20", "unknown recommender; write most-popular, for example most-popular"),
         ("constrained-beam-1", "write constrained-beam-<beams, at least 2>, for example constrained-beam-20"),
-        ("l2d-gobal", "[+prior], +prior not with local, for example l2d-global"),
-        ("l2d-local+prior", "[+prior], +prior not with local, for example l2d-local"),
+        ("l2d-gobal", "[+prior], +prior not with local, posterior, for example l2d-global"),
+        ("l2d-local+prior", "[+prior], +prior not with local, posterior, for example l2d-local"),
         ("l2d-global-whiten", "for example l2d-global"),
         ("", "known are"),
     ],
@@ -236,7 +238,7 @@ def test_few_beams_find_as_many_titles_with_their_probabilities(world: World) ->
         np.testing.assert_allclose(found.scores_I, [known[item] for item in found.items_I.tolist()], rtol=1e-4)
 
 
-@pytest.mark.parametrize("aggregation", ["global", "local"])
+@pytest.mark.parametrize("aggregation", ["global", "local", "posterior"])
 def test_a_history_without_a_finite_state_gets_an_empty_list_and_changes_no_other(
     world: World, aggregation: str
 ) -> None:

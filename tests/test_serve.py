@@ -36,7 +36,7 @@ def url(endpoint: Running) -> str:
     return endpoint.url
 
 
-@pytest.mark.parametrize("aggregation", ["local", "global"])
+@pytest.mark.parametrize("aggregation", ["local", "global", "posterior"])
 def test_parallel_requests_each_get_the_right_answer(url: str, engine: LocalEngine, aggregation: str) -> None:
     random = np.random.default_rng(1)
     histories = [random.integers(0, 30, random.integers(1, 15)).tolist() for _ in range(40)]

@@ -11,6 +11,7 @@ from support.small_endpoint import LocalEngine
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.query import Query
+from l2d_ray.index import aggregations
 from l2d_ray.serve.api import create_app
 from l2d_ray.serve.engine import OverloadedError, UnavailableError
 from l2d_ray.serve.schemas import (
@@ -62,7 +63,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in answer["items"]]
 
 
-@pytest.mark.parametrize("aggregation", ["local", "global"])
+@pytest.mark.parametrize("aggregation", ["local", "global", "posterior"])
 def test_the_endpoint_answers_with_the_items_of_the_index(engine: LocalEngine, aggregation: str) -> None:
     response = recommend(engine, aggregation=aggregation, k=7)
     assert response.status_code == 200
@@ -71,6 +72,17 @@ def test_the_endpoint_answers_with_the_items_of_the_index(engine: LocalEngine, a
     assert answer["items"][0]["title"] == f"Title {answer['items'][0]['item_id'][1:]} of the year"
     assert (answer["snapshot"], answer["model"], answer["partial"]) == ("1-x", "m", False)
     assert answer["timing_ms"]["total"] >= answer["timing_ms"]["encode"] > 0
+
+
+def test_an_aggregation_without_fitted_parameters_is_neither_offered_nor_answered(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(client(engine).get("/v1/status").json()["aggregations"]) == ["global", "local", "posterior"]
+    monkeypatch.setattr(engine, "aggregations", aggregations.offered(posterior=False))
+    assert list(client(engine).get("/v1/status").json()["aggregations"]) == ["global", "local"]
+    response = recommend(engine, aggregation="posterior")
+    assert response.status_code == 422
+    assert response.json()["detail"] == "body.aggregation: not offered by this index; use global or local"
 
 
 def test_filters_take_items_out_of_the_answer(engine: LocalEngine) -> None:

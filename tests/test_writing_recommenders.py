@@ -18,7 +18,7 @@ from l2d_ray.recommenders.gpt4rec import Gpt4Rec, TitleIndex, in_turns
 from l2d_ray.recommenders.grounded_beam import GroundedBeam, _scaled
 from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.resources import Resources
-from l2d_ray.recommenders.transitions import Transitions
+from l2d_ray.recommenders.transitions import TransitionRecommender
 
 
 class KnownWriter:
@@ -102,7 +102,7 @@ def test_a_guide_adds_the_probability_of_its_items_to_each_title() -> None:
 def test_d3_scores_by_the_probability_of_the_title_and_by_that_of_the_item(resources: Resources) -> None:
     """With as many beams as titles, it is what the paper's search finds at every alpha."""
     beam = ConstrainedBeam.over(resources.language_model, resources.encoder, ITEM_COUNT, ITEM_COUNT, batch_size=2)
-    assistant = Transitions.fit(resources.training_interactions, ITEM_COUNT)
+    assistant = TransitionRecommender.fit(resources.training_interactions, ITEM_COUNT)
     search, queries = AssistedSearch.over(beam, assistant), [Query([3], ITEM_COUNT), Query([4, 9], 7, np.array([5, 8]))]
     titles = beam.recommend([Query(query.history, ITEM_COUNT) for query in queries])
     for alpha in (0.0, 0.25, 1.0):

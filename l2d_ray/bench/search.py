@@ -7,7 +7,7 @@ through the code that serves it, and next to that through the engine alone: one 
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.moments import add_rows
+from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
+from l2d_ray.core.transitions import TransitionCounts
+from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.index.engine import CandidateIndex, engine
+from l2d_ray.index.posterior import shard_items
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.index.tuning import tune
@@ -32,7 +36,7 @@ ROWS_PER_ITEM = 50
 TOP_M, K = 200, 20
 LARGEST_FLAT_BYTES = 6 << 30
 ROWS_PER_BLOCK = 50_000
-GLOBAL, LOCAL = Query([0], K), Query([0], K, aggregation="local", top_m=TOP_M)
+HISTORY, ITEMS_PER_USER = 10, 50
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class SearchBenchmark:
     results: list[dict[str, Any]]
     """One row per index. `index` is the complete factory string, `search` the setting that reaches index.target_recall.
 
-    `bytes_per_row` includes float16 rows and ids. `local_ms` and `global_ms` are medians of one query by L2D-L and
-    L2D-G. `faiss_ms` is the median of FAISS alone finding the top M. `local_over_faiss` is the median ratio of the
-    pairs."""
+    `bytes_per_row` includes float16 rows and ids. `local_ms`, `global_ms` and `posterior_ms` are medians of one query
+    by L2D-L, by L2D-G and by probability. `faiss_ms` is the median of FAISS alone finding the top M. `local_over_faiss`
+    and `posterior_over_global` are the median ratios of the pairs."""
     extrapolated: list[dict[str, Any]]
     """Estimates for 1e9 rows on one shard, from the largest measured size of each factory on one shard. Bytes grow with
     the rows, milliseconds with the rows that are scanned: all of Flat, and about their square root of IVF."""
@@ -78,6 +82,15 @@ class _Memory:
     rows_MD: NDArray[np.float16]
     items_M: NDArray[np.int32]
     queries_UD: FloatArray
+    histories_UH: NDArray[np.int32]
+
+    @property
+    def interactions(self) -> TrainingInteractions:
+        """The rows as histories of 50 items."""
+        offsets = np.append(np.arange(0, self.items_M.size, ITEMS_PER_USER), self.items_M.size)
+        is_target = np.ones(self.items_M.size, np.bool_)
+        is_target[offsets[:-1]] = False
+        return TrainingInteractions(self.items_M, np.zeros(self.items_M.size, np.int64), offsets, is_target)
 
     @classmethod
     def make(cls, folder: Path, rows: int, dimension: int, queries: int = 100) -> "_Memory":
@@ -92,7 +105,8 @@ class _Memory:
             of_block = items[items_M[block]]
             states[block] = of_block + random.standard_normal(of_block.shape, np.float32)
         of_queries = items[items_M[random.integers(0, rows, queries)]]
-        return cls(states, items_M, of_queries + random.standard_normal(of_queries.shape, np.float32))
+        queries_UD = of_queries + random.standard_normal(of_queries.shape, np.float32)
+        return cls(states, items_M, queries_UD, random.choice(items_M, (queries, HISTORY)))
 
 
 def _measure(config: Config, memory: _Memory, factory: str, num_shards: int) -> dict[str, Any]:
@@ -100,8 +114,9 @@ def _measure(config: Config, memory: _Memory, factory: str, num_shards: int) -> 
     indexes, shards = zip(*_shards(memory, factory, num_shards), strict=True)
     seconds = time.perf_counter() - started
     search, quality = tune(shards, config.index.target_recall)
-    times = [_milliseconds(ShardedIndex(LinearMap(), shards), indexes, query_D[None]) for query_D in memory.queries_UD]
-    by_local, by_global, by_engine = zip(*times, strict=True)
+    ours, queries = ShardedIndex(LinearMap(), shards), zip(memory.queries_UD, memory.histories_UH, strict=True)
+    times = [_milliseconds(ours, indexes, query_D[None], history) for query_D, history in queries]
+    by_local, by_global, by_posterior, by_engine = zip(*times, strict=True)
     stored = sum(len(index.to_bytes()) for index in indexes)
     ids = 4 + 8
     return {
@@ -114,9 +129,15 @@ def _measure(config: Config, memory: _Memory, factory: str, num_shards: int) -> 
         "bytes_per_row": round(stored / len(memory.rows_MD) + 2 * memory.rows_MD.shape[1] + ids, 1),
         "local_ms": round(median(by_local), 3),
         "global_ms": round(median(by_global), 3),
+        "posterior_ms": round(median(by_posterior), 3),
         "faiss_ms": round(median(by_engine), 3),
-        "local_over_faiss": round(median(ours / alone for ours, alone in zip(by_local, by_engine, strict=True)), 2),
+        "local_over_faiss": _ratio(by_local, by_engine),
+        "posterior_over_global": _ratio(by_posterior, by_global),
     }
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    return round(median(one / other for one, other in zip(ours, others, strict=True)), 2)
 
 
 def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[CandidateIndex, IndexShard]]:
@@ -127,11 +148,17 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[Ca
     if wanted:
         step = max(1, len(memory.rows_MD) // wanted)
         empty.train(memory.rows_MD[::step].astype(np.float32))
-    shard_of_M = item_shards(memory.items_M, num_shards)
+    shard_of_M, num_items = item_shards(memory.items_M, num_shards), int(memory.items_M.max()) + 1
     for number in range(num_shards):
         rows_M = np.flatnonzero(shard_of_M == number) if num_shards > 1 else slice(None)
         index = engine.from_bytes(empty.to_bytes())
-        yield index, _shard(index, memory.rows_MD[rows_M], memory.items_M[rows_M], number)
+        targets_V = shard_items(num_items, num_shards, number)
+        transitions = TransitionCounts.count([memory.interactions], num_items, targets_V).weigh(0.8, FLOOR)
+        shard = _shard(index, memory.rows_MD[rows_M], memory.items_M[rows_M], number)
+        places_I = np.searchsorted(targets_V, shard.items_I)
+        means_ID = np.asarray(shard.centroids.vectors_ND)
+        scorer = ItemScorer(targets_V, places_I, means_ID, shard.rows.offset_D, transitions, Parameters())
+        yield index, replace(shard, scorer=scorer)
 
 
 def _shard(
@@ -165,20 +192,19 @@ def _fits(rows: int, factory: str, dimension: int) -> bool:
 
 
 def _milliseconds(
-    ours: ShardedIndex, indexes: Sequence[CandidateIndex], query_1D: FloatArray
-) -> tuple[float, float, float]:
-    """Time one query by L2D-L, by L2D-G, and by the engine alone for the top M of every shard."""
+    ours: ShardedIndex, indexes: Sequence[CandidateIndex], query_1D: FloatArray, history: NDArray[np.int32]
+) -> tuple[float, float, float, float]:
+    """Time one query by L2D-L, by L2D-G, by probability, and by the engine alone for the top M of every shard."""
     query = query_1D.astype(np.float32)
     moments = [time.perf_counter()]
-    ours.recommend(query_1D, [LOCAL])
-    moments.append(time.perf_counter())
-    ours.recommend(query_1D, [GLOBAL])
-    moments.append(time.perf_counter())
+    for aggregation in ("local", "global", "posterior"):
+        ours.recommend(query_1D, [Query(history, K, aggregation=aggregation, top_m=TOP_M)])
+        moments.append(time.perf_counter())
     for index in indexes:
         index.search(query, TOP_M)
     moments.append(time.perf_counter())
-    by_local, by_global, by_engine = 1000 * np.diff(moments)
-    return by_local, by_global, by_engine
+    by_local, by_global, by_posterior, by_engine = 1000 * np.diff(moments)
+    return by_local, by_global, by_posterior, by_engine
 
 
 def _extrapolate(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,16 +18,17 @@ class EvaluateConfig(Section):
             "l2d-local-none",
             "l2d-global",
             "l2d-local",
+            "l2d",
             "constrained-beam-20",
             "grounded-beam",
         ],
         min_length=1,
     )
     """Recommenders to compare. L2D takes a space (`l2d-local-none`) in place of index.space, and `l2d-global+prior` the
-    best of evaluate.priors. constrained-beam and gpt4rec take the number of beams (`gpt4rec-20`). There are also
-    transitions, popularity-window, ease, title-knn, tgh, bigrec and d3. Validation chooses the number of the last six
-    unless it is given (`popularity-window-7`, in days). `file:PATH` has recommendations of another system
-    (l2d_ray/recommenders/from_file.py)."""
+    best of evaluate.priors. `l2d` adds transitions, and scores by probability. constrained-beam and gpt4rec take the
+    number of beams (`gpt4rec-20`). There are also transitions, popularity-window, ease, title-knn, tgh, bigrec and d3.
+    Validation chooses the number of the last six unless it is given (`popularity-window-7`, in days). `file:PATH` has
+    recommendations of another system (l2d_ray/recommenders/from_file.py)."""
     reference: str | None = None
     """Recommender whose Recall@20 is divided by that of each other one, with an interval. null: the first of L2D."""
     samples: int = Field(10_000, ge=1)

@@ -137,6 +137,14 @@ def best_items(shards: Sequence[ScoredItems], k: int) -> ScoredItems:
     return ScoredItems(items_I[order_K], scores_I[order_K])
 
 
+def first_items(items: ScoredItems, k: int) -> ScoredItems:
+    """Return the K best of items in any order. Sorts those of the best scores only."""
+    if len(items) > k:
+        kept_I = items.scores_I >= np.partition(items.scores_I, -k)[-k]
+        items = ScoredItems(items.items_I[kept_I], items.scores_I[kept_I])
+    return best_items([items], k)
+
+
 def best_of_all(scores_I: FloatArray, k: int, exclude: IntArray, allow: IntArray | None = None) -> ScoredItems:
     """Return the K best permitted items, given the score of every item; -inf takes an item out.
 
@@ -147,10 +155,7 @@ def best_of_all(scores_I: FloatArray, k: int, exclude: IntArray, allow: IntArray
     if allow is not None:
         permitted_I &= np.isin(np.arange(scores_I.size), allow)
     items_I = np.flatnonzero(permitted_I)
-    if items_I.size > k:
-        last = np.partition(scores_I[items_I], -k)[-k]
-        items_I = items_I[scores_I[items_I] >= last]
-    return best_items([ScoredItems(items_I.astype(np.int64), scores_I[items_I].astype(np.float64))], k)
+    return first_items(ScoredItems(items_I.astype(np.int64), scores_I[items_I].astype(np.float64)), k)
 
 
 def completed(found: ScoredItems, more: ScoredItems, k: int, exclude: IntArray, allow: IntArray | None) -> ScoredItems:

@@ -159,9 +159,14 @@ def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
     return sorted(found, key=lambda sample: sample.sample_id % 2**64)[:limit]
 
 
+def training_parts(dataset: Dataset) -> Iterator[TrainingInteractions]:
+    """Yield the training interactions of at most 1,000 users at a time, in the order of the dataset."""
+    return map(_training_part, iter_samples(dataset, Split.TRAIN))
+
+
 def training_interactions(dataset: Dataset) -> TrainingInteractions:
     """Return the training interactions of all users, in the order of the dataset."""
-    parts = [_training_part(samples) for samples in iter_samples(dataset, Split.TRAIN)]
+    parts = list(training_parts(dataset))
     nothing = TrainingInteractions(
         np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.bool_)
     )

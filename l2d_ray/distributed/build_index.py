@@ -4,32 +4,35 @@
 2. Fit the map of the space to all of them, and train an empty index if it needs training.
 3. Build the index of every shard.
 4. Tune the search, with actors that hold the shards, and measure it, unless the index is exact by construction.
+5. Fit the parameters of the aggregation `posterior` (`distributed/posterior.py`).
 
 Every step leaves files, and the same command continues from them.
 """
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from l2d_ray.config import Config
+from l2d_ray.core.posterior import Parameters
 from l2d_ray.distributed.job import root_error
-from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.posterior import ensure_posterior
+from l2d_ray.distributed.tasks import RETRIES, run_tasks
 from l2d_ray.distributed.workers import check_room, worker_options, workers_that_fit
+from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
 from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.tuning import EXACT, find_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
 from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
-from l2d_ray.stages.settings import for_index, record_index
+from l2d_ray.stages.settings import for_evaluation, for_index, record_index
 
-RETRIES = 3
-"""Number of times that a task starts again, or an actor, after its worker was lost."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class IndexResult:
     recall_top_k: float
     bytes_per_row: float
     seconds: float
+    posterior: Parameters | None = None
+    """The parameters of the aggregation `posterior`; None if they could not be fitted."""
 
 
 def build_index(config: Config) -> IndexResult:
@@ -61,10 +66,19 @@ def build_index(config: Config) -> IndexResult:
     Settings of `config.index` that are not given are those of the index that was built last. Raises InputError if there
     is no memory, or if the space or the factory string does not fit it.
     """
-    config = for_index(config)
-    result = ensure_index(config)
-    record_index(config, result.snapshot)
-    return result
+    started, indexed = time.time(), for_index(config)
+    result = ensure_index(indexed)
+    record_index(indexed, result.snapshot)
+    return replace(result, posterior=_fit(config, result.snapshot), seconds=round(time.time() - started, 3))
+
+
+def _fit(config: Config, snapshot: int) -> Parameters | None:
+    """Return the parameters of the aggregation `posterior`; say so in one line if they cannot be fitted."""
+    try:
+        return ensure_posterior(for_evaluation(config).replace({"index.snapshot": snapshot})).parameters
+    except InputError as error:
+        logger.warning("%s. The index does not offer aggregation=posterior", error)
+        return None
 
 
 def ensure_index(config: Config) -> IndexResult:
@@ -99,10 +113,10 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
         return IndexManifest.read(workspace, plan.manifest), plan.num_shards
     check_room(config)
     reused = sum(workspace.exists(plan.shard_record(shard)) for shard in shards)
-    _run_tasks("moments", config, sum_moments, [(plan, shard) for shard in shards])
-    (fitted,) = _run_tasks("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
+    run_tasks("moments", config, sum_moments, [(plan, shard) for shard in shards])
+    (fitted,) = run_tasks("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
     builds = [(plan, fitted, shard) for shard in shards]
-    records: list[ShardRecord] = _run_tasks("shards", config, build_shard, builds, gpus=config.workers.gpus)
+    records: list[ShardRecord] = run_tasks("shards", config, build_shard, builds, gpus=config.workers.gpus)
     tuned = _tune(config, plan, fitted, records)
     return finish(plan, fitted, records, tuned, started), reused
 
@@ -137,37 +151,3 @@ class _Shards:
 
     def answer(self, request: Request) -> list[Any]:
         return request.answer(self._shards)
-
-
-def _run_tasks(
-    label: str, config: Config, step: Callable[..., Any], calls: list[tuple[Any, ...]], gpus: float = 0
-) -> list[Any]:
-    """Return the results of `step(*call)` in the order of the calls, each from a task.
-
-    After an error the other tasks are cancelled, and the error is raised when they have ended.
-    """
-    cpus = config.workers.cpus
-    options = worker_options(config) | {"num_gpus": gpus, "max_retries": RETRIES}
-    task = ray.remote(_with_threads).options(**options)
-    number = {task.remote(cpus, step, call): n for n, call in enumerate(calls)}
-    results: list[Any] = [None] * len(calls)
-    first_error: RayError | None = None
-    with Progress(len(calls), label, "tasks") as bar:
-        pending = list(number)
-        while pending:
-            (done,), pending = ray.wait(pending)
-            try:
-                results[number[done]] = ray.get(done)
-            except RayError as error:
-                first_error = first_error or error
-                for other in pending:
-                    ray.cancel(other)
-            bar.advance()
-    if first_error:
-        raise root_error(first_error) from None
-    return results
-
-
-def _with_threads(threads: int, step: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    engine.set_threads(threads)  # torch has as many: Ray sets OMP_NUM_THREADS
-    return step(*call)

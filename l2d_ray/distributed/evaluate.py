@@ -20,6 +20,7 @@ import torch
 from l2d_ray.config import Config
 from l2d_ray.data.samples import Sample
 from l2d_ray.distributed.build_index import ensure_index
+from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.screen import show
@@ -83,11 +84,11 @@ def evaluate(config: Config) -> EvaluateResult:
 def measure(config: Config) -> tuple[Report, str]:
     """Evaluate `evaluate.recommenders`, and return the findings and the location of the JSON report.
 
-    Missing indexes are built; `reports/<evaluate.name>.*` is written. Raises InputError as `plan_evaluation` and
-    `ensure_index` do.
+    Missing indexes are built; `reports/<evaluate.name>.*` is written. Raises InputError as `plan_evaluation`,
+    `ensure_index` and `ensure_posterior` do.
     """
     plan = plan_evaluation(config)
-    indexes = {key: _build(plan.config, key) for key in plan.indexes}
+    indexes = {key: _build(plan.config, key, key in plan.fitted) for key in plan.indexes}
     validation = _validate(plan, indexes)
     runs = final_runs(plan, validation)
     ranks = _ranks(plan, indexes, runs)
@@ -95,8 +96,8 @@ def measure(config: Config) -> tuple[Report, str]:
     return found, _write(found, ranks)
 
 
-def _build(config: Config, key: IndexKey) -> str:
-    """Build an index if it is missing, and return the path of its manifest."""
+def _build(config: Config, key: IndexKey, fitted: bool) -> str:
+    """Build an index if it is missing, with its parameters if `fitted`, and return the path of its manifest."""
     fraction = key.fraction * config.index.sample_fraction
     config = config.replace({"index.space": key.space, "index.sample_fraction": fraction})
     try:
@@ -105,6 +106,8 @@ def _build(config: Config, key: IndexKey) -> str:
         if key.fraction == 1:
             raise
         raise InputError(f"{error}; or leave {key.fraction:g} out of evaluate.fractions") from None
+    if fitted:
+        ensure_posterior(config)
     return plan_index(config).manifest
 
 

@@ -1,7 +1,9 @@
 """Records of an index: its files, the memory and settings it was made from, and its measured quality."""
 
+from pathlib import PurePosixPath
 from typing import Literal
 
+from l2d_ray.core.posterior import Parameters
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.records import MemoryIdentity, Record
 
@@ -74,6 +76,37 @@ class IndexManifest(Record):
     shards: list[ShardRecord]
     seconds: float
     """Seconds of the run that completed the index."""
+
+
+class TransitionsRecord(Record):
+    """The transitions to the items of one shard, which the indexes of a snapshot share."""
+
+    shard: int
+    pairs: int
+    """Pairs of an item and a target that occurred."""
+    file: IndexFile
+    seconds: float
+
+
+class PosteriorRecord(Record):
+    """The aggregation `posterior` of an index: the parameters of p(v | history), and the files that it needs."""
+
+    parameters: Parameters
+    samples: int
+    """Validation samples that the parameters were fitted on; 0 if they are the defaults."""
+    nats: float | None
+    """Mean of -log p(target | history) over these samples; None without samples."""
+    items: int
+    """Items of the catalogue."""
+    transitions: list[TransitionsRecord]
+    """One for each shard."""
+    seconds: float
+    """Seconds of the fit."""
+
+
+def posterior_path(manifest: str) -> str:
+    """Return the path of the `PosteriorRecord` of an index, given that of its manifest."""
+    return str(PurePosixPath(manifest).with_name("posterior.json"))
 
 
 def snapshot_folder(number: int, digest: str) -> str:

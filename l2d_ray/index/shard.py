@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import Neighbours, nearest
+from l2d_ray.core.posterior import ItemScorer
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import CandidateIndex, engine
 from l2d_ray.index.files import REMEDY, read_array, read_bytes
-from l2d_ray.index.manifest import ShardRecord
+from l2d_ray.index.manifest import PosteriorRecord, ShardRecord
+from l2d_ray.index.posterior import open_scorer
 from l2d_ray.index.vector_search import VectorSearch
 from l2d_ray.workspace import Workspace
 
@@ -27,10 +29,18 @@ class IndexShard:
     """Items that have rows in this shard, ascending."""
     counts_I: IntArray
     """Number of rows of each item."""
+    scorer: ItemScorer | None = None
+    """The scores of the aggregation `posterior`; None if its parameters were not fitted."""
 
     @classmethod
     def open(
-        cls, workspace: Workspace, shard: ShardRecord, offset_D: Float64, search: str = "", verify: bool = False
+        cls,
+        workspace: Workspace,
+        shard: ShardRecord,
+        offset_D: Float64,
+        search: str = "",
+        verify: bool = False,
+        posterior: PosteriorRecord | None = None,
     ) -> "IndexShard":
         """Read a shard. Raises InputError, naming the file, if one is missing, truncated or of another shape.
 
@@ -44,6 +54,10 @@ class IndexShard:
         arrays = {name: read_array(workspace, shard.files[name], shape, verify) for name, shape in shapes.items()}
         rows = VectorSearch(_read_candidates(workspace, shard, dimension), arrays["rows"], offset_D)
         rows.set_search(search)
+        scorer = None
+        if posterior:
+            means = arrays["items"], arrays["centroids"]
+            scorer = open_scorer(workspace, posterior, shard.shard, *means, offset_D)
         return cls(
             rows=rows,
             row_items_M=arrays["row_items"],
@@ -51,6 +65,7 @@ class IndexShard:
             centroids=VectorSearch.over(arrays["centroids"], offset_D),
             items_I=arrays["items"],
             counts_I=arrays["counts"],
+            scorer=scorer,
         )
 
     def with_prior(self, weight: float, rows: int) -> "IndexShard":

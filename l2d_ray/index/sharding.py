@@ -1,5 +1,6 @@
 """An index that is open for reading, and the search over all its shards in one process."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -13,7 +14,7 @@ from l2d_ray.index import aggregations
 from l2d_ray.index.aggregations import l2d_local
 from l2d_ray.index.exchange import run
 from l2d_ray.index.files import REMEDY, read_map
-from l2d_ray.index.manifest import IndexManifest, snapshot_folder
+from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, posterior_path, snapshot_folder
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.workspace import Workspace
 
@@ -26,6 +27,8 @@ class IndexReader:
     space: LinearMap
     workspace: Workspace
     _offset_D: Float64
+    posterior: PosteriorRecord | None = None
+    """The parameters of the aggregation `posterior`; None if they were not fitted."""
 
     @classmethod
     def open(cls, workspace: Workspace, path: str) -> "IndexReader":
@@ -48,15 +51,31 @@ class IndexReader:
                 f"{workspace.path(manifest.map.path)}: has dimension {offset_D.size}, expected"
                 f" {manifest.identity.dimension}{REMEDY}"
             )
-        return cls(manifest, space, workspace, offset_D)
+        return cls(manifest, space, workspace, offset_D, _read_posterior(workspace, posterior_path(path), len(listed)))
+
+    @property
+    def digest(self) -> str:
+        """Digest of all records of the index, which decide every answer."""
+        digest = self.manifest.digest()
+        return hashlib.sha256((digest + self.posterior.digest()).encode()).hexdigest() if self.posterior else digest
 
     def shard(self, number: int, verify: bool = False) -> IndexShard:
         """Open one shard. Raises InputError, naming the file, if a file is damaged.
 
         `verify` also compares every file with its checksum.
         """
-        manifest = self.manifest
-        return IndexShard.open(self.workspace, manifest.shards[number], self._offset_D, manifest.search, verify)
+        record, search = self.manifest.shards[number], self.manifest.search
+        return IndexShard.open(self.workspace, record, self._offset_D, search, verify, self.posterior)
+
+
+def _read_posterior(workspace: Workspace, path: str, num_shards: int) -> PosteriorRecord | None:
+    if not workspace.exists(path):
+        return None
+    posterior = PosteriorRecord.read(workspace, path)
+    listed = [transitions.shard for transitions in posterior.transitions]
+    if listed != list(range(num_shards)):
+        raise InputError(f"{workspace.path(path)}: lists shards {listed}, expected {num_shards}{REMEDY}")
+    return posterior
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,11 @@ class Options:
         """The indexes that the recommender searches."""
         return ()
 
+    @property
+    def fitted(self) -> Sequence[IndexKey]:
+        """Those of them for which the parameters of the aggregation `posterior` must be fitted."""
+        return ()
+
     def check(self, dataset: "Dataset", test: "Sequence[Sample]") -> None:
         """Raise InputError if the options do not fit the dataset, or if what the recommender needs is missing.
 

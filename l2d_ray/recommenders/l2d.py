@@ -1,4 +1,8 @@
-"""L2D: one forward pass for a history, then a nearest-neighbour search. Source: arXiv 2509.11524."""
+"""L2D: one forward pass for a history, then a search. Source: arXiv 2509.11524.
+
+`l2d-global` and `l2d-local` score by distances, as in the paper. `l2d` adds what followed the last items, and scores by
+probability: it is the aggregation `posterior` (`core.posterior`), whose parameters are fitted with the index.
+"""
 
 import re
 import time
@@ -9,7 +13,7 @@ from typing import TYPE_CHECKING, Self, get_args
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
 from l2d_ray.core.space import SpaceKind
-from l2d_ray.index.aggregations import AGGREGATIONS
+from l2d_ray.index.aggregations import AGGREGATIONS, l2d_posterior
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.recommenders.contract import (
     Choices,
@@ -31,7 +35,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import and is not needed to check 
 class L2DRecommender(SharingRecommender):
     """One aggregation of L2D over an index, whatever aggregation a query names.
 
-    Scores are 1 / distance. With a prior, the distance of L2D-G includes the item's log-frequency.
+    Scores are 1 / distance, of `posterior` log-probabilities. With a prior, the distance of L2D-G includes the item's
+    log-frequency.
     """
 
     encode: "Callable[[Sequence[History]], Encoded]"
@@ -84,10 +89,13 @@ class L2DOptions(Options):
 
     @classmethod
     def read(cls, config: Config, groups: Mapping[str, str]) -> Self:
-        """Return the options of a name. Without a space it means `index.space`, without `+prior` `index.prior`."""
+        """Return the options of a name. Without a space it means `index.space`, without `+prior` `index.prior`.
+
+        `l2d` alone means the aggregation `posterior`.
+        """
         space = groups.get("space", config.index.space)
         return cls(
-            groups["aggregation"],
+            groups.get("aggregation", l2d_posterior.NAME),
             space,
             config.recommend.top_m,
             config.index.prior_in(space),
@@ -100,15 +108,25 @@ class L2DOptions(Options):
         """The index of this space."""
         return [IndexKey(self.space, self.fraction)]
 
+    @property
+    def fitted(self) -> list[IndexKey]:
+        """The same index, for the aggregation `posterior`."""
+        return self.indexes if self.aggregation == l2d_posterior.NAME else []
+
     def studies(self, config: Config) -> list[Study]:
-        """Return a study of every aggregation, in `index.space` and in this space."""
+        """Return a study of every aggregation with an option to tune, in `index.space` and in this space.
+
+        There is none for an aggregation without such an option.
+        """
+        if self.aggregation not in _TUNED:
+            return []
         spaces = dict.fromkeys([config.index.space, self.space])
         return [_study(aggregation, space, config) for space in spaces for aggregation in _REPORTED]
 
     def chosen(self, choices: Choices) -> Self:
         """Return the options with the M, or for `+prior` with the prior, that validation chose in this space."""
-        option = AGGREGATIONS[self.aggregation].TUNED_OPTION
-        if option == "prior" and not self.best_prior:
+        option = _TUNED.get(self.aggregation)
+        if option is None or (option == "prior" and not self.best_prior):
             return self
         return self.having(option, choices[self.space][_label(self.aggregation)])
 
@@ -122,7 +140,7 @@ class L2DOptions(Options):
 
 
 def _study(aggregation: str, space: str, config: Config) -> Study:
-    option, prior = AGGREGATIONS[aggregation].TUNED_OPTION, config.index.prior_in(space)
+    option, prior = _TUNED[aggregation], config.index.prior_in(space)
     values: list[float] = sorted(set(config.evaluate.priors))
     if option == "top_m":
         values = sorted(set(config.evaluate.top_m), reverse=True)
@@ -139,8 +157,8 @@ def _study(aggregation: str, space: str, config: Config) -> Study:
 
 def _label(aggregation: str) -> str:
     """Return the option that is chosen for an aggregation, with its name unless it is the first with this option."""
-    option = AGGREGATIONS[aggregation].TUNED_OPTION
-    first = next(name for name, other in AGGREGATIONS.items() if option == other.TUNED_OPTION)
+    option = _TUNED[aggregation]
+    first = next(name for name, other in _TUNED.items() if option == other)
     return option if aggregation == first else f"{option} of {aggregation}"
 
 
@@ -155,20 +173,21 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 _SPACES = get_args(SpaceKind)
-_REPORTED = sorted(AGGREGATIONS, key=lambda name: AGGREGATIONS[name].TUNED_OPTION, reverse=True)
-"""The aggregations in the order of the report: those that have an M first."""
+_TUNED = {name: option for name, module in AGGREGATIONS.items() if (option := module.TUNED_OPTION)}
+_REPORTED = sorted(_TUNED, key=_TUNED.__getitem__, reverse=True)
+"""The aggregations with an option to tune, in the order of the report: those that have an M first."""
 _WITHOUT_PRIOR = [name for name, aggregation in AGGREGATIONS.items() if aggregation.TUNED_OPTION != "prior"]
 
 DECLARATION = Declaration(
     pattern=(
         rf"(?!l2d-({_any_of(_WITHOUT_PRIOR)})\b.*\+)"
-        rf"l2d-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?"
+        rf"l2d(-(?P<aggregation>{_any_of(AGGREGATIONS)})(-(?P<space>{_any_of(_SPACES)}))?(?P<best_prior>\+prior)?)?"
     ),
     form=(
-        f"l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with"
+        f"l2d, or l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with"
         f" {', '.join(_WITHOUT_PRIOR)}"
     ),
-    examples=tuple(f"l2d-{name}" for name in AGGREGATIONS),
+    examples=("l2d", *(f"l2d-{name}" for name in AGGREGATIONS)),
     options=L2DOptions,
     make=_make,
     needs=frozenset({Need.INDEX, Need.ENCODER}),

@@ -13,7 +13,6 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.index.aggregations import AGGREGATIONS
 from l2d_ray.serve.engine import Engine
 from l2d_ray.serve.middleware import RequestLimits
 from l2d_ray.serve.problems import PROBLEMS, add_error_handlers
@@ -81,7 +80,7 @@ def _add_status(router: APIRouter, engine: Engine) -> None:
             "snapshot": release.snapshot,
             "model": release.model,
             "recommenders": release.recommenders,
-            "aggregations": {name: module.DESCRIPTION for name, module in AGGREGATIONS.items()},
+            "aggregations": release.aggregations,
             **release.status(),
         }
 

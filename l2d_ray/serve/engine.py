@@ -45,6 +45,8 @@ class ServedRelease(Protocol):
     """Identifier of its index."""
     model: str
     """Identifier of its model."""
+    aggregations: dict[str, str]
+    """Names and descriptions of the aggregations that the index offers."""
     catalogue: ItemCatalogue
     top_m: int
     """M of L2D-L for requests that do not set it."""

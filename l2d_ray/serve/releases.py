@@ -44,7 +44,7 @@ class Release(Record):
     index: str
     """Path of the index manifest in the workspace of the configuration."""
     manifest: str
-    """Digest of that manifest."""
+    """`IndexReader.digest` of that index."""
     recommenders: dict[str, str] = Field({})
     """Recommenders next to L2D, each with the checksum of its weights (`served_weights`)."""
 
@@ -61,12 +61,12 @@ class Release(Record):
         workspace, path = Workspace.open(config.workspace), plan_index(config).manifest
         if not workspace.exists(path):
             raise InputError(f"{workspace.path(path)}: not found; run jobs/build_index.py with the same settings first")
-        manifest = IndexReader.open(workspace, path).manifest
+        reader = IndexReader.open(workspace, path)
         release = cls(
             settings=config.model_dump(mode="json"),
             index=path,
-            manifest=manifest.digest(),
-            recommenders=served_weights(names, config, manifest.dataset),
+            manifest=reader.digest,
+            recommenders=served_weights(names, config, reader.manifest.dataset),
         )
         release.items()
         return release
@@ -90,7 +90,7 @@ class Release(Record):
         """Return a reader of the index. Raises InputError if the index is damaged or was replaced."""
         workspace = Workspace.open(self.config.workspace)
         reader = IndexReader.open(workspace, self.index)
-        if reader.manifest.digest() != self.manifest:
+        if reader.digest != self.manifest:
             raise InputError(
                 f"{workspace.path(self.index)}: the index was replaced after this release was first served; run"
                 " jobs/promote.py to serve the new one"

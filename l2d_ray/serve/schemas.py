@@ -82,8 +82,9 @@ class Recommendation(BaseModel):
     item_id: str
     title: str
     score: float | None
-    """L2D: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null: the distance
-    is zero. Beam search: log-probability of the title. Another recommender: its own score."""
+    """L2D-G and L2D-L: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null:
+    the distance is zero. `posterior`: natural logarithm of the probability. Beam search: that of the title. Another
+    recommender: its own score."""
 
 
 class Timing(BaseModel):

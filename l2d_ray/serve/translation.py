@@ -23,13 +23,15 @@ def query_of(
     """Return the query of a request, and the unknown item ids that were left out of its history.
 
     `location` is the path of the request in the body. Raises RequestValidationError, naming the field, if a limit of
-    `settings` is exceeded, if the recommender is not served, if an unknown item is to be refused, or if no known item
-    is left.
+    `settings` is exceeded, if the recommender is not served or the index does not offer the aggregation, if an unknown
+    item is to be refused, or if no known item is left.
     """
     _check_sizes(request, location, settings)
     if request.recommender not in release.recommenders:
         served = ", ".join(release.recommenders)
         raise invalid((*location, "recommender"), f"not served; give one of {served} (serve.recommender)")
+    if request.aggregation not in release.aggregations:
+        raise invalid((*location, "aggregation"), f"not offered by this index; use {' or '.join(release.aggregations)}")
     catalogue, at_history = release.catalogue, (*location, "history")
     unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
     if unknown and request.unknown_items == "refuse":

@@ -64,10 +64,19 @@ class Plan:
     @property
     def indexes(self) -> list[IndexKey]:
         """The indexes that the recommenders search, those of the whole memory first."""
+        return list(dict.fromkeys(key for one in self._options for key in one.indexes))
+
+    @property
+    def fitted(self) -> list[IndexKey]:
+        """Those of them for which the parameters of the aggregation `posterior` must be fitted."""
+        return list(dict.fromkeys(key for one in self._options for key in one.fitted))
+
+    @property
+    def _options(self) -> list[Options]:
         options = [trial for study in self.studies for trial in study.trials]
         options += [one.options for one in self.recommenders]
         options += [share.recommender.options for share in self.shares(self.recommenders)]
-        return list(dict.fromkeys(key for one in options for key in one.indexes))
+        return options
 
     @property
     def reference(self) -> NamedRecommender | None:

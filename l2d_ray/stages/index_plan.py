@@ -10,7 +10,7 @@ from l2d_ray.core.samples import in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
-from l2d_ray.index.manifest import FOLDER, label, snapshot_folder
+from l2d_ray.index.manifest import FOLDER, label, posterior_path, snapshot_folder
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
@@ -62,6 +62,15 @@ class IndexPlan:
     def shard_record(self, shard: int) -> str:
         """Return the path of the record that completes a shard."""
         return f"{self.folder}/shard={shard}.json"
+
+    @property
+    def posterior(self) -> str:
+        """Path of the parameters of the aggregation `posterior`."""
+        return posterior_path(self.manifest)
+
+    def transitions(self, shard: int) -> str:
+        """Return the path of the record of the transitions to the items of a shard."""
+        return f"{self.base}/transitions/shard={shard}.json"
 
     def moments(self, shard: int) -> str:
         """Return the path of the sums of a shard, which the indexes of a snapshot share."""

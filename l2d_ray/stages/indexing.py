@@ -84,7 +84,7 @@ def fit(plan: IndexPlan) -> Fitted:
         means=write_means(workspace, f"{plan.folder}/means-{attempt}.npz", means),
         trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [trained.to_bytes()]),
     )
-    return _commit(fitted, workspace, record_path)
+    return commit(fitted, workspace, record_path)
 
 
 def _train(plan: IndexPlan, space: LinearMap, offset_D: Float64, rows: int) -> CandidateIndex:
@@ -130,7 +130,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
         faiss_version=engine.VERSION,
         seconds=round(time.monotonic() - started, 3),
     )
-    return _commit(record, workspace, record_path)
+    return commit(record, workspace, record_path)
 
 
 def _write_rows(
@@ -233,10 +233,10 @@ def finish(
         seconds=round(time.time() - started, 3),
     )
     _remove_strays(plan, fitted, shards)
-    return _commit(manifest, plan.workspace, plan.manifest)
+    return commit(manifest, plan.workspace, plan.manifest)
 
 
-def _commit(record: R, workspace: Workspace, path: str) -> R:
+def commit(record: R, workspace: Workspace, path: str) -> R:
     """Write a record, or return the one that another attempt wrote first."""
     try:
         record.write(workspace, path)

@@ -105,7 +105,7 @@ def expect_equal(page: Page, read: Callable[[], Any], expected: Any) -> None:
 def expect_lists(page: Page, url: str, items: list[Any], k: int = 10) -> None:
     """Expect the lists of L2D that the endpoint answers for a history."""
     expected = []
-    for name, aggregation in (("L2D-G", "global"), ("L2D-L", "local")):
+    for name, aggregation in (("L2D-G", "global"), ("L2D-L", "local"), ("L2D w", "posterior")):
         status, answer = ask(url, "/v1/recommend", {"history": items, "k": k, "aggregation": aggregation})
         assert status == 200
         expected.append([name, scored_titles(answer)])

@@ -12,6 +12,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder
+from l2d_ray.index import aggregations
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.models.backbone import LanguageModel, load_language_model
@@ -25,11 +26,12 @@ from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
 from support.small_memory import build
+from support.small_posterior import fit
 from support.small_workspace import build_units, config_of, write_dataset
 
 
 def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
-    """Write a dataset, a tiny model, a memory of 2 shards and its index; return their configuration."""
+    """Write a dataset, a tiny model, a memory of 2 shards and its index with parameters; return their configuration."""
     write_dataset(folder, users=40, seed=seed)
     config = config_of(folder, **{"memory.units": 1, **overrides})
     workspace = Workspace.open(str(folder))
@@ -39,6 +41,7 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     store.take_snapshot(store.units(), dataset.digest, 1.0)
     record_memory(config, "float32")
     build(workspace)
+    fit(config)
     record_index(config, 1)
     return config
 
@@ -59,6 +62,7 @@ class LocalEngine:
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         prior = config.index.prior_in(config.index.space)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
+        self.aggregations = aggregations.offered(posterior=True)
         self.top_m, self.exclude_seen = 20, True
         self._beam_lock = threading.Lock()
         self.reset()

@@ -8,6 +8,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.core.samples import last_window
 from l2d_ray.distributed.serving.metrics import milliseconds_since
 from l2d_ray.distributed.serving.replicas import Replicas
+from l2d_ray.index import aggregations
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer
 from l2d_ray.serve.recommenders import L2D
@@ -30,6 +31,7 @@ class RemoteRelease:
         self.recommenders = {L2D: self.model} | {
             name: name + (f"+{weights[:12]}" if weights else "") for name, weights in release.recommenders.items()
         }
+        self.aggregations = aggregations.offered(reader.posterior is not None)
         self.catalogue = ItemCatalogue(release.items())
         self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
         self._manifest, self._space, self._window = reader.manifest, reader.space, config.history

@@ -10,13 +10,22 @@ from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
-from l2d_ray.index.aggregations import l2d_global, l2d_local
+from l2d_ray.index.aggregations import l2d_global, l2d_local, l2d_posterior
 from l2d_ray.index.aggregations.contract import Aggregation
 from l2d_ray.index.exchange import Exchange
 
-_MODULES: tuple[Aggregation, ...] = (l2d_global, l2d_local)
+_MODULES: tuple[Aggregation, ...] = (l2d_global, l2d_local, l2d_posterior)
 AGGREGATIONS = {module.NAME: module for module in _MODULES}
 """All aggregations by name, as `Query.aggregation` has it."""
+
+
+def offered(posterior: bool) -> dict[str, str]:
+    """Return names and descriptions of the aggregations that an index offers.
+
+    `posterior`: whether the parameters of that aggregation were fitted.
+    """
+    names = [name for name in AGGREGATIONS if posterior or name != l2d_posterior.NAME]
+    return {name: AGGREGATIONS[name].DESCRIPTION for name in names}
 
 
 def check_name(name: str) -> str:

@@ -20,8 +20,8 @@ class Aggregation(Protocol):
     """Value of `Query.aggregation` that selects it."""
     DESCRIPTION: str
     """One clause for the documentation of the HTTP interface and the heading on the page."""
-    TUNED_OPTION: Literal["prior", "top_m"]
-    """The option that jobs/evaluate.py chooses for it on validation samples."""
+    TUNED_OPTION: Literal["prior", "top_m"] | None
+    """The option that jobs/evaluate.py chooses for it on validation samples, if it has one."""
 
     def recommend(self, queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:
         """Return for each query its K best permitted items over all shards, best first; scores never rise.

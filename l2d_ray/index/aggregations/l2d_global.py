@@ -13,7 +13,7 @@ from l2d_ray.index.shard import IndexShard
 
 NAME = "global"
 DESCRIPTION = "L2D-G, from all training sequences of an item"
-TUNED_OPTION: Literal["prior", "top_m"] = "prior"
+TUNED_OPTION: Literal["prior", "top_m"] | None = "prior"
 
 
 def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:

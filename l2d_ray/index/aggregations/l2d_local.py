@@ -16,7 +16,7 @@ from l2d_ray.index.shard import IndexShard
 
 NAME = "local"
 DESCRIPTION = "L2D-L, from the M training sequences nearest to the history"
-TUNED_OPTION: Literal["prior", "top_m"] = "top_m"
+TUNED_OPTION: Literal["prior", "top_m"] | None = "top_m"
 
 
 def recommend(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredItems]]:

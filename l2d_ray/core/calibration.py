@@ -1,0 +1,80 @@
+"""The fit of the parameters of p(v | history) on validation samples.
+
+Neither the memory nor the counts contain a validation sample. The parameters maximise the likelihood of the samples'
+targets times a weak prior around the defaults, which decides where there are few samples (maximum a posteriori).
+
+Shapes: U samples, V items of the catalogue, T parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy import optimize, special
+
+from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
+from l2d_ray.core.posterior import FLOOR, Parameters
+from l2d_ray.core.transitions import TransitionCounts, last_items
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Validation samples, and what the likelihood of their targets depends on."""
+
+    state_scores_UV: FloatArray
+    """m_v . h - |m_v|^2 / 2 of each sample and item; 0 for items without memory rows."""
+    histories: Sequence[Integers]
+    targets_U: IntArray
+    counts: TransitionCounts
+    """With all items as targets; at least the pairs of the last items of the histories."""
+
+    @cached_property
+    def _last_items_UA(self) -> IntArray:
+        return last_items(self.histories)
+
+    @cached_property
+    def _seen(self) -> tuple[IntArray, IntArray]:
+        """Each sample and item of its history, once."""
+        items = [np.unique(history) for history in self.histories]
+        return np.repeat(np.arange(len(items)), list(map(len, items))), np.concatenate(items).astype(np.int64)
+
+    def cross_entropy(self, parameters: Parameters) -> float:
+        """Return the mean of -log p(target | history), in nats."""
+        transitions = self.counts.weigh(parameters.lag_decay, FLOOR)
+        scores_UV = np.log(transitions.probabilities_after(self._last_items_UA, parameters.mixture))
+        scores_UV += parameters.tau * self.state_scores_UV
+        scores_UV[self._seen] += np.log(parameters.repeat)
+        of_targets_U = scores_UV[np.arange(self.targets_U.size), self.targets_U]
+        return float((special.logsumexp(scores_UV, axis=1) - of_targets_U).mean())
+
+    def fit(self) -> Parameters:
+        """Return the parameters that maximise the posterior, to four digits; the defaults without samples.
+
+        Each parameter's prior is a normal distribution around its default, with variance 1 for its logarithm, or for
+        the logit of a decay.
+        """
+        start_T, samples = _to_line(Parameters()), self.targets_U.size
+        if not samples:
+            return Parameters()
+
+        def loss(point_T: Float64) -> float:
+            return self.cross_entropy(_from_line(point_T)) + float(np.square(point_T - start_T).sum()) / (2 * samples)
+
+        options = {"eps": 1e-4, "ftol": 1e-7, "maxiter": 50}
+        found = optimize.minimize(loss, start_T, method="L-BFGS-B", options=options)
+        return Parameters(*(float(f"{value:.4g}") for value in astuple(_from_line(found.x))))
+
+
+def _to_line(parameters: Parameters) -> Float64:
+    """Return the logarithms of positive parameters, and the logits of decays, which are below 1."""
+    tau, age_decay, lag_decay, smoothing, repeat = astuple(parameters)
+    return np.array(
+        [np.log(tau), special.logit(age_decay), special.logit(lag_decay), np.log(smoothing), np.log(repeat)]
+    )
+
+
+def _from_line(point_T: Float64) -> Parameters:
+    """Undo `_to_line`."""
+    positive_T, decays_T = np.exp(point_T).tolist(), special.expit(point_T).tolist()
+    return Parameters(positive_T[0], decays_T[1], decays_T[2], positive_T[3], positive_T[4])

@@ -1,0 +1,99 @@
+"""One score in nats: the probability of each item of the catalogue, from the state and from the last items.
+
+    log p(v | history) = TAU (m_v . h - |m_v|^2 / 2) + log p(v | last items) + [v in history] log REPEAT - log Z
+
+h is the state of the history and m_v the estimate of item v, both in the space of the index. In `whiten-within`, the
+first term with TAU = 1 is the log-likelihood of the state in linear discriminant analysis, up to what all items share.
+TAU is far below 1: the directions of a state are not independent, and the last items that the prior reads are also in
+the prompt. An item without memory rows has m_v = 0, the prior mean of `space.ItemMeans`.
+
+The prior p(v | last items) is `core.transitions`, with a floor that gives every item of the catalogue a probability.
+REPEAT is the factor for items that the user had already. Z normalises over the catalogue.
+
+Shapes: V items of a shard, I items with rows, D hidden size.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.query import History
+from l2d_ray.core.transitions import Mixture, Transitions
+
+FLOOR = 0.5
+"""Training samples added to those of every item (Krichevsky and Trofimov, 1981)."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of p(v | history). The defaults are from MovieLens-100k, for the space whiten-within."""
+
+    tau: float = 0.05
+    """Weight of the state."""
+    age_decay: float = 0.8
+    """Factor of the weight of a last item for each further place."""
+    lag_decay: float = 0.8
+    """Factor of the weight of a training sample for each further place between an item and the target."""
+    smoothing: float = 20.0
+    """Weight of the popularity, in training samples."""
+    repeat: float = 1.0
+    """Factor of the probability of items of the history."""
+
+    @property
+    def mixture(self) -> Mixture:
+        """The parameters of the prior."""
+        return Mixture(self.age_decay, self.smoothing)
+
+
+@dataclass(frozen=True)
+class ItemScorer:
+    """The scores of a shard's items, up to log Z, which all shards share.
+
+    The score of an item does not depend on the other items of its shard, not even in its last bit.
+    """
+
+    items_V: IntArray
+    """The items of the catalogue that belong to the shard, ascending."""
+    with_rows_I: IntArray
+    """Places in `items_V` of the items with memory rows."""
+    means_ID: NDArray[np.float32]
+    """m_v - c of these items. c is the mean of all rows, where the space does not subtract it."""
+    offset_D: Float64
+    """c."""
+    transitions: Transitions
+    """With the items of the shard as targets."""
+    parameters: Parameters
+
+    @cached_property
+    def half_norms_I(self) -> Float64:
+        """|m_v|^2 / 2."""
+        norms_I: Float64 = np.vecdot(self.means_ID, self.means_ID).astype(np.float64)
+        return norms_I / 2
+
+    def state_scores(self, query_D: Float64) -> Float64:
+        """Return m_v . h - |m_v|^2 / 2 of the items with rows, given the mapped state."""
+        # A product for each row: those of a matrix product depend, in their last bit, on the number of rows.
+        products_I = np.vecdot(self.means_ID, (query_D - self.offset_D).astype(np.float32))
+        scores_I: Float64 = products_I - self.half_norms_I
+        return scores_I
+
+    def log_scores(self, query_D: Float64, history: History) -> Float64:
+        """Return log p(v | history) + log Z of each item [V], given the mapped state of the history."""
+        scores_V: Float64 = np.log(self.transitions.probabilities(history, self.parameters.mixture))
+        scores_V[self.with_rows_I] += self.parameters.tau * self.state_scores(query_D)
+        scores_V[np.isin(self.items_V, known_items(history))] += np.log(self.parameters.repeat)
+        return scores_V
+
+
+def known_items(history: History) -> IntArray:
+    """Return the items of a history that the catalogue knows."""
+    return np.array([int(item) for item in history if not isinstance(item, str)], np.int64)
+
+
+def log_sum_exp(scores_V: Float64) -> float:
+    """Return log Z of some items; -inf without items."""
+    return float(special.logsumexp(scores_V)) if scores_V.size else -np.inf

@@ -1,0 +1,62 @@
+"""The last part of the index stage on Ray: the parameters of the aggregation `posterior`.
+
+1. Count the transitions to the items of every shard.
+2. Encode the validation samples with the model of the memory.
+3. Fit the parameters.
+
+The index must be complete. Every step leaves files, and the same command continues from them.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from l2d_ray.config import Config
+from l2d_ray.core.arrays import FloatArray
+from l2d_ray.data.samples import Sample
+from l2d_ray.distributed.tasks import run_tasks
+from l2d_ray.distributed.workers import check_room, workers_that_fit
+from l2d_ray.encoding import identify_memory
+from l2d_ray.index.manifest import PosteriorRecord
+from l2d_ray.records import check_query
+from l2d_ray.stages.index_plan import IndexPlan, dataset_of, plan_index
+from l2d_ray.stages.posterior import BATCH, count_transitions, encode, fit_posterior, validation_samples
+
+logger = logging.getLogger(__name__)
+
+
+def ensure_posterior(config: Config) -> PosteriorRecord:
+    """Fit the parameters for the index that `config.index` describes, unless that was done.
+
+    Raises InputError if the workspace has another dataset than that of the memory, or if `config` names another model.
+    """
+    plan = plan_index(config)
+    if plan.workspace.exists(plan.posterior):
+        return PosteriorRecord.read(plan.workspace, plan.posterior)
+    check_room(config)
+    samples = validation_samples(dataset_of(plan))
+    check_query(plan.snapshot.identity, identify_memory(config))
+    shards = [(plan, shard) for shard in range(plan.num_shards)]
+    transitions = run_tasks("transitions", config, count_transitions, shards)
+    states_UD = _encode(config, plan, samples)
+    record: PosteriorRecord
+    (record,) = run_tasks("parameters", config, fit_posterior, [(plan, transitions, samples, states_UD)])
+    if not record.samples:
+        logger.warning(
+            "%s: no validation samples; aggregation=posterior has the default parameters %s",
+            plan.workspace.path("dataset"),
+            record.parameters,
+        )
+    return record
+
+
+def _encode(config: Config, plan: IndexPlan, samples: Sequence[Sample]) -> FloatArray:
+    """Return the hidden states [U, D] of samples, from tasks that load the model."""
+    tasks = min(workers_that_fit(config), -(-len(samples) // BATCH))
+    bounds = np.linspace(0, len(samples), tasks + 1).astype(int).tolist() if tasks else []
+    parts = [samples[start:stop] for start, stop in pairwise(bounds)]
+    calls = [(config, [sample.history for sample in part]) for part in parts]
+    nothing = np.empty((0, plan.dimension), np.float32)
+    return np.concatenate([nothing, *run_tasks("validation states", config, encode, calls, gpus=config.workers.gpus)])
