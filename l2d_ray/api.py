@@ -51,8 +51,8 @@ class Recommendation:
     item_id: str
     title: str
     score: float
-    """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. Of the aggregation "posterior",
-    the natural logarithm of the item's probability. Higher is better."""
+    """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. The aggregation "posterior"
+    gives the natural logarithm of the item's probability. Higher is better."""
 
 
 def load(

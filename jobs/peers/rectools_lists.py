@@ -16,18 +16,17 @@ one test sample of each user at most, which the leave-one-out split has.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pytorch_lightning import seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset, IdMap, Interactions
 from rectools.models import EASEModel, SASRecModel
-from rectools.models.nn.transformers.lightning import TransformerLightningModule
-from rectools.models.nn.transformers.sasrec import SASRecTransformerLayers
+from rectools.models.nn.transformers.ligr import LiGRLayers
 
 EPOCHS, PATIENCE, MOST = 5, 4, 200
 K, LENGTH, DIMENSION = 100, 50, 64
@@ -96,13 +95,15 @@ def _candidates(name: str, data: _Data, seed: int) -> Iterator[tuple[str, Any]]:
         for regularisation in REGULARISATIONS:
             yield f"regularisation {regularisation:g}", EASEModel(regularization=regularisation).fit(train)
         return
-    model = _sequential(name, seed)()
+    model = _sequential(name, seed)
     for epochs in range(EPOCHS, MOST + 1, EPOCHS):
         model.fit_partial(train, min_epochs=EPOCHS, max_epochs=EPOCHS)
         yield f"epoch {epochs}", model
 
 
-def _sequential(name: str, seed: int) -> Callable[[], Any]:
+def _sequential(name: str, seed: int) -> Any:
+    """Return an untrained model of the same size as ours."""
+    seed_everything(seed)
     common = {
         "n_blocks": 2,
         "n_factors": DIMENSION,
@@ -110,26 +111,10 @@ def _sequential(name: str, seed: int) -> Callable[[], Any]:
         "batch_size": 32,
         "lr": 0.001,
         "deterministic": True,
-        "verbose": 0,
     }
-    np.random.seed(seed)
-    from pytorch_lightning import seed_everything
-
-    seed_everything(seed)
     if name == "sasrec":
-        return partial(
-            SASRecModel,
-            n_heads=1,
-            dropout_rate=0.5,
-            loss="softmax",
-            transformer_layers_type=SASRecTransformerLayers,
-            lightning_module_type=TransformerLightningModule,
-            **common,
-        )
-    from rectools.models.nn.transformers.ligr import LiGRLayers
-
-    return partial(
-        SASRecModel,
+        return SASRecModel(n_heads=1, dropout_rate=0.5, loss="softmax", **common)
+    return SASRecModel(
         n_heads=2,
         dropout_rate=0.2,
         loss="sampled_softmax",
