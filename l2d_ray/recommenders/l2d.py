@@ -185,7 +185,7 @@ DECLARATION = Declaration(
     ),
     form=(
         f"l2d, or l2d-<{' or '.join(AGGREGATIONS)}>[-<{', '.join(_SPACES)}>][+prior], +prior not with"
-        f" {', '.join(_WITHOUT_PRIOR)}"
+        f" {' or '.join(_WITHOUT_PRIOR)}"
     ),
     examples=("l2d", *(f"l2d-{name}" for name in AGGREGATIONS)),
     options=L2DOptions,
