@@ -11,8 +11,8 @@ its ring's budget divided by its rank in the ring, and the best of these if it i
 Source: "An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable Benchmarks for Sequential Recommendation"
 (arXiv 2605.07125), TGH-1 and TGH-2. Constants are those of its code. Differences from it:
 
-- The paper returns ten items, ring after ring. Here the list has any length, so the budgets are dealt by d'Hondt's
-  method, which the quotient budget / rank is. The first ten items are the paper's, in an order that mixes the rings.
+- The paper returns ten items, ring after ring. Here the list has any length, so places are dealt by d'Hondt's method:
+  the quotient budget / rank. With one source and full rings, the first ten items are the paper's in a mixed order.
 - An item near both sources takes one place, its better one. The paper fills its other place with the next item.
 - The paper fills the places that rings leave empty at random. Here all other items follow, ranked by the cosine.
 - Titles are embedded by the workspace's model (`title_knn.py`). The paper has flan-t5-xl, and more text of an item.
@@ -59,8 +59,9 @@ def rings(graph_II: sparse.csr_array, source: int, count: int) -> Iterator[IntAr
     reached_I = np.zeros(graph_II.shape[0], np.bool_)
     ring = np.array([source])
     for _ in range(count):
-        following = np.unique(graph_II[ring].indices).astype(np.int64)
-        ring = following[~reached_I[following]]
+        following_I = np.zeros_like(reached_I)
+        following_I[graph_II[ring].indices] = True
+        ring = np.flatnonzero(following_I & ~reached_I)
         reached_I[ring] = reached_I[source] = True
         yield ring
 
