@@ -95,7 +95,7 @@ def test_help_lists_what_the_job_reads_with_defaults(capsys: pytest.CaptureFixtu
     assert text.startswith("usage: ")
     assert "\nPrepare things.\n\ndata: Raw interactions and items, and how they become samples.\n" in text
     assert "\n  data.min_interactions=5         k of the k-core: drop users" in text
-    assert "\n  data.split=time                 Rule that splits the samples. One of time, leave-one-out.\n" in text
+    assert "\n  data.split=time                 Rule that splits the samples. One of time, leave-one-out, none.\n" in text
     assert "finetune.name=adapter" in text
     for other in ("finetune.rank", "workspace=", "8:1:1"):
         assert other not in text
@@ -140,7 +140,7 @@ def test_a_wrong_type_in_the_file(tmp_path: Path) -> None:
 def test_two_mistakes_are_both_named(tmp_path: Path) -> None:
     path = yaml_file(tmp_path, "data: {num_blocks: 0, split: random}\n")
     assert message("--config", path) == (
-        f"{path}: data.split='random' is not accepted; give 'time' or 'leave-one-out';"
+        f"{path}: data.split='random' is not accepted; give 'time', 'leave-one-out' or 'none';"
         f" {path}: data.num_blocks=0 is not accepted; give a value greater than or equal to 1"
     )
 
