@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 from support.sequences import cycles, loaded, trained, write_sequences
 from support.small_workspace import config_of
@@ -19,6 +20,7 @@ from l2d_ray.recommenders.lite_llm4rec import DECLARATION, LiteLLM4Rec, LiteReco
 from l2d_ray.recommenders.training import TrainingData
 from l2d_ray.stages.evaluation import plan_evaluation
 from l2d_ray.stages.training import plan_training
+from l2d_ray.stages.tuning import plan_trials, results_of, write_report
 
 ITEMS = 12
 QUICK = {"recommender": "lite-llm4rec", "train.epochs": 3, "train.learning_rate": 1e-2, "train.length": 8}
@@ -151,6 +153,14 @@ def test_other_settings_of_lora_or_another_model_are_refused(config: Config, fol
 )
 def test_settings_that_cannot_work_are_refused(config: Config, settings: dict[str, Any], message: str) -> None:
     assert refused(trained, config.replace(settings)).startswith(message)
+
+
+def test_a_search_keeps_the_given_settings_of_lora(config: Config, folder: Path) -> None:
+    config = config.replace({"finetune.rank": 4, "tune.trials": 2, "train.epochs": 1})
+    first, _ = plan_trials(config)
+    trained(first.config)
+    _, settings = write_report(config, results_of([first], {}))
+    assert yaml.safe_load((folder / settings).read_text())["finetune"] == {"rank": 4}
 
 
 def test_a_catalogue_of_one_item_is_refused(tmp_path: Path) -> None:
