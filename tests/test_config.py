@@ -95,7 +95,7 @@ def test_help_lists_what_the_job_reads_with_defaults(capsys: pytest.CaptureFixtu
     assert text.startswith("usage: ")
     assert "\nPrepare things.\n\ndata: Raw interactions and items, and how they become samples.\n" in text
     assert "\n  data.min_interactions=5         k of the k-core: drop users" in text
-    assert "\n  data.split=time                 Rule that splits the samples. One of time, leave-one-out, none.\n" in text
+    assert "\n  data.split=time                 Rule that splits the samples. One of time, leave-one-out, none." in text
     assert "finetune.name=adapter" in text
     for other in ("finetune.rank", "workspace=", "8:1:1"):
         assert other not in text
