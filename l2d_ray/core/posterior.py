@@ -19,7 +19,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.query import History
@@ -101,4 +100,7 @@ def known_items(history: History) -> IntArray:
 
 def log_sum_exp(scores_V: Float64) -> float:
     """Return log Z of some items; -inf without items."""
-    return float(special.logsumexp(scores_V)) if scores_V.size else -np.inf
+    if not scores_V.size:
+        return -np.inf
+    largest = scores_V.max()
+    return float(largest + np.log(np.exp(scores_V - largest).sum()))
