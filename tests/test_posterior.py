@@ -50,7 +50,7 @@ class Case:
         self.means_ID = random.standard_normal((num_items, DIMENSION)).astype(np.float32)
         self.means_ID[random.random(num_items) < 1 / 3] = 0
         self.means_ID[-1] = self.means_ID[0]  # ties
-        values = random.uniform([0.01, 0.1, 0.1, 0.5, 0.01], [2, 0.99, 1, 50, 2])
+        values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01], [2, 2, 0.99, 1, 50, 2])
         self.parameters = Parameters(*values.tolist())
 
     def counts(self, targets_V: NDArray[np.int64]) -> TransitionCounts:

@@ -7,7 +7,7 @@ Shapes: U samples, V items of the catalogue, T parameters.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,8 @@ from scipy import optimize, special
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
 from l2d_ray.core.posterior import FLOOR, Parameters
 from l2d_ray.core.transitions import TransitionCounts, last_items
+
+_IS_DECAY_T = np.array([field.name.endswith("decay") for field in fields(Parameters)])
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class ValidationScores:
     def cross_entropy(self, parameters: Parameters) -> float:
         """Return the mean of -log p(target | history), in nats."""
         transitions = self.counts.weigh(parameters.lag_decay, FLOOR)
-        scores_UV = np.log(transitions.probabilities_after(self._last_items_UA, parameters.mixture))
+        prior_UV = transitions.probabilities_after(self._last_items_UA, parameters.mixture)
+        scores_UV = parameters.prior_weight * np.log(prior_UV)
         scores_UV += parameters.tau * self.state_scores_UV
         scores_UV[self._seen] += np.log(parameters.repeat)
         of_targets_U = scores_UV[np.arange(self.targets_U.size), self.targets_U]
@@ -52,7 +55,7 @@ class ValidationScores:
         """Return the parameters that maximise the posterior, to four digits; the defaults without samples.
 
         Each parameter's prior is a normal distribution around its default, with variance 1 for its logarithm, or for
-        the logit of a decay.
+        the logit of a decay, which is below 1.
         """
         start_T, samples = _to_line(Parameters()), self.targets_U.size
         if not samples:
@@ -67,14 +70,12 @@ class ValidationScores:
 
 
 def _to_line(parameters: Parameters) -> Float64:
-    """Return the logarithms of positive parameters, and the logits of decays, which are below 1."""
-    tau, age_decay, lag_decay, smoothing, repeat = astuple(parameters)
-    return np.array(
-        [np.log(tau), special.logit(age_decay), special.logit(lag_decay), np.log(smoothing), np.log(repeat)]
-    )
+    """Return the logits of decays, and the logarithms of the other parameters."""
+    values_T = np.array(astuple(parameters))
+    line_T: Float64 = np.where(_IS_DECAY_T, special.logit(values_T), np.log(values_T))
+    return line_T
 
 
 def _from_line(point_T: Float64) -> Parameters:
     """Undo `_to_line`."""
-    positive_T, decays_T = np.exp(point_T).tolist(), special.expit(point_T).tolist()
-    return Parameters(positive_T[0], decays_T[1], decays_T[2], positive_T[3], positive_T[4])
+    return Parameters(*np.where(_IS_DECAY_T, special.expit(point_T), np.exp(point_T)).tolist())

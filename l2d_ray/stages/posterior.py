@@ -8,8 +8,8 @@ The counts belong to the snapshot, the parameters to one index of it. What is th
 """
 
 import time
-import uuid
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
     num_items = dataset.items().num_rows
     targets_V = shard_items(num_items, plan.num_shards, shard)
     counts = TransitionCounts.count(training_parts(dataset), num_items, targets_V)
-    file = write_counts(workspace, f"{record_path.removesuffix('.json')}-{uuid.uuid4().hex[:8]}.npz", counts)
+    # The content is the same in every attempt, so they may share a name.
+    file = write_counts(workspace, str(PurePosixPath(record_path).with_suffix(".npz")), counts)
     seconds = round(time.monotonic() - started, 3)
     record = TransitionsRecord(shard=shard, pairs=counts.places_P.size, file=file, seconds=seconds)
     return commit(record, workspace, record_path)

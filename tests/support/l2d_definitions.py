@@ -55,7 +55,7 @@ def log_posterior(
 ) -> Float64:
     """Return log p(v | history) of each item, given its mean, which is 0 for an item without rows."""
     means_ID = means_ID.astype(np.float64)
-    odds_I = np.exp(p.tau * (means_ID @ query_D - (means_ID**2).sum(axis=1) / 2)) * prior_I
+    odds_I = np.exp(p.tau * (means_ID @ query_D - (means_ID**2).sum(axis=1) / 2)) * prior_I**p.prior_weight
     for item in range(len(odds_I)):
         odds_I[item] *= p.repeat if item in history else 1
     return np.log(odds_I / odds_I.sum())
