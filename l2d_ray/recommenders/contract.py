@@ -117,14 +117,14 @@ class Need(Enum):
     TITLE_STATES = "title_states_ID"
     """The language model's hidden states of the titles. It does not run when a query comes."""
     TRAINABLE_MODEL = "trainable_model"
-    """A language model of the recommender's own, some of whose weights it has trained."""
+    """A separate copy of the language model. The recommender has trained some of its weights."""
     LANGUAGE_MODEL = "language_model"
     """The language model with its head."""
     TRAINED = "trained"
     """The weights that jobs/train.py left."""
 
 
-MODEL_NEEDS = frozenset({Need.ENCODER, Need.LANGUAGE_MODEL, Need.TITLE_STATES})
+MODEL_NEEDS = frozenset({Need.ENCODER, Need.LANGUAGE_MODEL, Need.TITLE_STATES, Need.TRAINABLE_MODEL})
 """Needs of a recommender that runs the language model, at each query or when it is made."""
 
 

@@ -9,15 +9,13 @@ from collections.abc import Iterable
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Need, Recommender
+from l2d_ray.recommenders.contract import MODEL_NEEDS, Need, Recommender
 from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.workspace import Workspace
 
 L2D = "l2d"
 """Name of L2D among the served recommenders."""
 SETTING = "serve.recommender"
-MODEL = {Need.ENCODER, Need.LANGUAGE_MODEL, Need.TITLE_STATES}
-"""Needs for which the language model is loaded."""
 
 
 def find_served(name: str, config: Config, setting: str = SETTING) -> NamedRecommender:
@@ -41,7 +39,7 @@ def find_served(name: str, config: Config, setting: str = SETTING) -> NamedRecom
 
 def runs_model(names: Iterable[str], config: Config) -> bool:
     """Return whether one of these recommenders needs the language model."""
-    return any(find_served(name, config).declaration.needs & MODEL for name in names)
+    return any(find_served(name, config).declaration.needs & MODEL_NEEDS for name in names)
 
 
 def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[str, str]:
