@@ -170,7 +170,7 @@ class Options:
     def check_model(self, config: Config, dataset: "Dataset") -> None:
         """Raise InputError if it was trained with another language model than that of `config`.
 
-        An evaluation calls this before it begins.
+        An evaluation calls this before it begins, and an endpoint before it starts.
         """
         return
 

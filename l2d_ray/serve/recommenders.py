@@ -46,7 +46,7 @@ def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[s
     """Return these recommenders, each with the checksum of its weights (`weights_of`).
 
     `dataset` is the digest of the dataset of the memory that is served. Raises InputError for another dataset in the
-    workspace, for a name that cannot be served, and as `weights_of` does.
+    workspace, for a name that cannot be served, if it was trained with another language model, and as `weights_of` does.
     """
     named = [find_served(name, config) for name in dict.fromkeys(names)]
     if not named:
@@ -57,7 +57,10 @@ def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[s
             f"{found.workspace.path('dataset')}: is not the dataset of the memory, so {named[0].name} cannot be served;"
             f" run jobs/build_memory.py and jobs/build_index.py, or leave {SETTING} out"
         )
-    return {one.name: weights_of(one, found) for one in named}
+    weights = {one.name: weights_of(one, found) for one in named}
+    for one in named:
+        one.options.check_model(config, found)
+    return weights
 
 
 def weights_of(named: NamedRecommender, dataset: Dataset) -> str:
