@@ -46,7 +46,8 @@ def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[s
     """Return these recommenders, each with the checksum of its weights (`weights_of`).
 
     `dataset` is the digest of the dataset of the memory that is served. Raises InputError for another dataset in the
-    workspace, for a name that cannot be served, if it was trained with another language model, and as `weights_of` does.
+    workspace, for a name that cannot be served, for one that was trained with another language model, and as
+    `weights_of` does.
     """
     named = [find_served(name, config) for name in dict.fromkeys(names)]
     if not named:
