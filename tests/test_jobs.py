@@ -100,7 +100,8 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         no_dataset,
         no_memory,
         "evaluate.recommenders='l2d-gobal': unknown recommender; write l2d, or l2d-<global or local or posterior>"
-        "[-<none, centre, whiten-total, whiten-within>][+prior], +prior not with local, posterior, for example l2d-global",
+        "[-<none, centre, whiten-total, whiten-within>][+prior], +prior not with local, posterior, for example"
+        " l2d-global",
         no_dataset,
         no_memory,
         no_memory,
