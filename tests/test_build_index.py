@@ -62,7 +62,7 @@ def test_an_index_of_another_model_is_built_without_parameters_and_says_so(
     assert (result.rows, result.posterior) == (60 * 9, None)
     (line,) = [record.getMessage() for record in caplog.records if "posterior" in record.getMessage()]
     assert line.startswith("model.num_layers=1: ")
-    assert line.endswith(". The index does not offer aggregation=posterior")
+    assert line.endswith(". No parameters were fitted for aggregation=posterior")
     assert "posterior" not in str(list(folder.rglob("*.json")))
 
 

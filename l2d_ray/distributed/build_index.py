@@ -77,7 +77,7 @@ def _fit(config: Config, snapshot: int) -> Parameters | None:
     try:
         return ensure_posterior(for_evaluation(config).replace({"index.snapshot": snapshot})).parameters
     except InputError as error:
-        logger.warning("%s. The index does not offer aggregation=posterior", error)
+        logger.warning("%s. No parameters were fitted for aggregation=posterior", error)
         return None
 
 
