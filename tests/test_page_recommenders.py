@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from support.chromium import needs_chromium
 from support.page_actions import (
+    LISTS,
     READ_LISTS,
     Console,
     articles,
@@ -40,13 +41,10 @@ def choice(page: Page) -> Locator:
 
 
 def expect_comparison(page: Page, url: str, items: list[Any], name: str) -> None:
-    """Expect the lists of both aggregations, and then the one of another recommender."""
+    """Expect the lists of L2D, and then the one of another recommender."""
     expected = []
-    for heading, chosen in (
-        ("L2D-G", {"aggregation": "global"}),
-        ("L2D-L", {"aggregation": "local"}),
-        (name[:5], {"recommender": name}),
-    ):
+    lists = [(heading, {"aggregation": aggregation}) for heading, aggregation in LISTS]
+    for heading, chosen in [*lists, (name[:5], {"recommender": name})]:
         status, answer = ask(url, "/v1/recommend", {"history": items, "k": 10, **chosen})
         assert status == 200
         expected.append([heading, scored_titles(answer)])

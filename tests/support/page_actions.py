@@ -17,6 +17,8 @@ ODD_TITLES = {7: SCRIPT, 8: "W" * 150, 9: "Film\u202eback"}
 """Titles that a page could display wrongly, by item."""
 MILLISECONDS = 30_000
 """Patience of every expectation."""
+LISTS = (("L2D-G", "global"), ("L2D-L", "local"), ("L2D w", "posterior"))
+"""The lists of L2D: the beginning of each heading, and the aggregation."""
 READ_LISTS = """lists => lists.map((list) => [
   list.querySelector("h3").textContent.slice(0, 5),
   [...list.querySelectorAll("li")].map((item) => [
@@ -105,7 +107,7 @@ def expect_equal(page: Page, read: Callable[[], Any], expected: Any) -> None:
 def expect_lists(page: Page, url: str, items: list[Any], k: int = 10) -> None:
     """Expect the lists of L2D that the endpoint answers for a history."""
     expected = []
-    for name, aggregation in (("L2D-G", "global"), ("L2D-L", "local"), ("L2D w", "posterior")):
+    for name, aggregation in LISTS:
         status, answer = ask(url, "/v1/recommend", {"history": items, "k": k, "aggregation": aggregation})
         assert status == 200
         expected.append([name, scored_titles(answer)])
