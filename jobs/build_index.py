@@ -14,6 +14,6 @@ if __name__ == "__main__":
     run(
         "l2d_ray.distributed.build_index:build_index",
         __doc__,
-        reads="workspace index recommend workers",
+        reads="workspace history prompt model finetune.name memory.num_shards index recommend workers",
         check="l2d_ray.stages.checks:build_index",
     )
