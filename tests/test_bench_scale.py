@@ -9,7 +9,7 @@ from support.small_workspace import config_of
 from l2d_ray.bench.scale import bench_scale
 from l2d_ray.workspace import Workspace
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
