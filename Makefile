@@ -25,7 +25,7 @@ test: lint types imports unit  ## style, types, import rules and tests, in minut
 
 test-all: test slow  ## everything that CI checks
 
-test-long: install  ## proofs that take minutes each: several nodes, S3, the steps of the image
+test-long: install  ## proofs that take minutes each: several nodes, S3, scale, the steps of the image
 	$(BIN)/pytest -m long
 
 lint: install  ## ruff: style and format
