@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, IntArray
-from l2d_ray.core.query import History
+from l2d_ray.core.query import History, indexed_items
 from l2d_ray.core.transitions import Mixture, Transitions
 
 FLOOR = 0.5
@@ -89,13 +89,8 @@ class ItemScorer:
         prior_V = self.transitions.probabilities(history, parameters.mixture)
         scores_V: Float64 = parameters.prior_weight * np.log(prior_V)
         scores_V[self.with_rows_I] += parameters.tau * self.state_scores(query_D)
-        scores_V[np.isin(self.items_V, known_items(history))] += np.log(parameters.repeat)
+        scores_V[np.isin(self.items_V, indexed_items(history))] += np.log(parameters.repeat)
         return scores_V
-
-
-def known_items(history: History) -> IntArray:
-    """Return the items of a history that the catalogue knows."""
-    return np.array([int(item) for item in history if not isinstance(item, str)], np.int64)
 
 
 def log_sum_exp(scores_V: Float64) -> float:

@@ -13,10 +13,15 @@ History = Sequence[int | str] | NDArray[np.integer]
 """Items in time order: item indices, or titles of items that the catalogue does not know."""
 
 
+def indexed_items(history: History) -> IntArray:
+    """Return the items of a history that are given by their index, in its order; without titles."""
+    indexed = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
+    return np.asarray(indexed, np.int64)
+
+
 def known_items(history: History, num_items: int) -> IntArray:
-    """Return the items of a history that are in the catalogue, in its order."""
-    known = history if isinstance(history, np.ndarray) else [item for item in history if not isinstance(item, str)]
-    items = np.asarray(known, np.int64)
+    """Return the items of a history that are in a catalogue of `num_items` items, in its order."""
+    items = indexed_items(history)
     return items[(items >= 0) & (items < num_items)]
 
 
@@ -57,6 +62,6 @@ class Query:
 
         `options` are the remaining fields.
         """
-        seen = [int(item) for item in history if not isinstance(item, str)] if exclude_seen else []
-        exclude = np.union1d(np.asarray(deny, np.int64), np.asarray(seen, np.int64))
+        seen = indexed_items(history if exclude_seen else [])
+        exclude = np.union1d(np.asarray(deny, np.int64), seen)
         return cls(history, k, exclude, **options)

@@ -21,7 +21,7 @@ from scipy.linalg import lapack
 
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems, best_of_all
-from l2d_ray.core.query import History, Query
+from l2d_ray.core.query import History, Query, indexed_items
 from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import Declaration, Need, Recommender
@@ -96,8 +96,8 @@ class Ease(Recommender):
         return lists
 
     def _scores(self, history: History) -> Float64:
-        known = sorted({int(item) for item in history if not isinstance(item, str)})
-        if not known:
+        known = np.unique(indexed_items(history))
+        if not known.size:
             return self.popularity_I.copy()
         scores_I: Float64 = self.weights_II[known].sum(axis=0, dtype=np.float64)
         return scores_I

@@ -12,7 +12,7 @@ import numpy as np
 
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_of_all
-from l2d_ray.core.query import Query
+from l2d_ray.core.query import Query, indexed_items
 from l2d_ray.recommenders.contract import Declaration, Need, Recommender
 from l2d_ray.recommenders.tuned import TunedOptions
 
@@ -32,9 +32,9 @@ class TitleKnn(Recommender):
         """Return the permitted items of the highest cosines. Titles that the catalogue does not know are skipped."""
         lists = []
         for query in queries:
-            known = [int(item) for item in query.history if not isinstance(item, str)][-self.last_items :]
+            known = indexed_items(query.history)[-self.last_items :]
             found = NO_ITEMS
-            if known:
+            if known.size:
                 mean_D = of_length_one(self.titles_ID[known].mean(axis=0, dtype=np.float64))
                 scores_I = self.titles_ID @ mean_D.astype(self.titles_ID.dtype)
                 found = best_of_all(scores_I, query.k, query.exclude, query.allow)
