@@ -52,6 +52,10 @@ class PromptEncoder:
         """Return the tokens that one item adds to a prompt."""
         return self.pieces([item])[0]
 
+    def vocabulary(self) -> TokenArray:
+        """Return the token ids that the items of the catalogue add to prompts, sorted, each once."""
+        return np.unique(np.concatenate(self.pieces(range(len(self._titles)))))
+
     def join(self, items: Sequence[TokenArray]) -> TokenArray:
         """Join the tokens of a window's items, as `pieces` returns them, to its prompt."""
         return np.concatenate([self._prefix, *items, self._suffix])

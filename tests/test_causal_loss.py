@@ -119,6 +119,36 @@ def test_chunked_logits_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(gradient(chunked), gradient(whole), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["cohere", "gemma2", "llama"])
+def test_the_loss_over_some_tokens_is_that_with_the_other_logits_at_minus_infinity(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed in chunks, and padded, with the gradient of every weight."""
+    monkeypatch.setattr(causal_loss, "LOGITS_PER_CHUNK", 7)
+    model, batch = model_of(family, "full", PACKED[family]), samples()
+    vocabulary = torch.arange(3, 35)
+    masked = model_of(family, "full", PACKED[family])
+    outside = torch.ones(masked.config.vocab_size, dtype=torch.bool)
+    outside[vocabulary] = False
+    forward = causal_loss._logits
+
+    def with_mask(*arguments: Any) -> torch.Tensor:
+        return forward(*arguments).masked_fill(outside, -torch.inf)
+
+    packed, _ = packed_loss(model, batch, vocabulary)
+    packed.backward()
+    ours = gradient(model)
+    padded, _ = padded_loss(model, batch, vocabulary)
+    with monkeypatch.context() as patch:
+        patch.setattr(causal_loss, "_logits", with_mask)
+        expected, _ = packed_loss(masked, batch)
+        expected.backward()
+    assert packed.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert padded.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(ours, gradient(masked), rtol=1e-4, atol=1e-6)
+    assert packed.item() < packed_loss(model, batch)[0].item()
+
+
 def test_gradient_checkpointing_gives_the_same_gradient() -> None:
     plain = model_of("llama", "lora")
     packed_loss(plain, samples())[0].backward()

@@ -90,6 +90,7 @@ def test_a_model_that_cannot_run_packed_trains_in_padded_batches(
 ) -> None:
     model = save_tiny(folder / "lfm2", "lfm2", layer_types=["full_attention", "conv"])
     settings = {"model.name": model, "finetune.method": "full", "finetune.micro_batch_size": 16}
+    settings |= {"finetune.vocabulary": "catalogue"}
     result = finetune(config(folder, **settings))
     assert result.distinct_tokens == result.tokens_one_by_one
     assert capsys.readouterr().err.count("Lfm2ForCausalLM cannot run packed: ") == 1
@@ -178,6 +179,11 @@ def test_empty_and_infinite_weights_are_refused(lora_a: float, lora_b: float, me
     ("change", "message"),
     [
         ({"finetune.target_modules": '["q_proj","query"]'}, "no linear layer 'query'; choose from down_proj, "),
+        ({"finetune.vocabulary": "catalogue", "finetune.zero_stage": 3}, "='catalogue' with finetune.zero_stage=3: it"),
+        (
+            {"finetune.vocabulary": "catalogue", "finetune.target_modules": '["q_proj","lm_head"]'},
+            "finetune.vocabulary='catalogue' with 'lm_head' in finetune.target_modules: it reads",
+        ),
         ({"finetune.offload": "true"}, "finetune.offload=true with finetune.zero_stage=0 and workers.gpus=0"),
         ({"model.dtype": "float16"}, "model.dtype='float16': a CPU cannot train in it"),
         ({"model.dtype": "int8"}, "model.dtype='int8': a CPU cannot train in it"),

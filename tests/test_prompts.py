@@ -46,6 +46,11 @@ def test_a_longer_history_extends_a_shorter_one_token_for_token(titles: list[str
     assert len(longer) > len(shorter)
 
 
+def test_the_vocabulary_is_every_token_that_a_title_adds() -> None:
+    encoder = PromptEncoder(TEMPLATE, TOKENIZER, ["Heat", "Alien (1979)", "Heat 2"])
+    assert encoder.vocabulary().tolist() == sorted({int(token) for n in range(3) for token in encoder.item_tokens(n)})
+
+
 def test_windows_are_slices_of_the_history() -> None:
     encoder = PromptEncoder(TEMPLATE, TOKENIZER, ["a", "b", "c"])
     items = np.array([2, 0, 1, 0], np.int32)

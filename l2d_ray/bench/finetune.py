@@ -36,6 +36,10 @@ class FinetuneBenchmark:
     """Distance of the packed gradient from the one-by-one gradient, relative to the latter's norm; largest value."""
     samples_per_second: float
     """Samples per second of packed training."""
+    catalogue_speedup: float
+    """Seconds of packed training over seconds of the same with finetune.vocabulary=catalogue, median of the pairs."""
+    vocabulary: int
+    """Tokens that the catalogue's titles use."""
     one_by_one_samples_per_second: float
     distinct_tokens: int
     """Tokens that packed training runs."""
@@ -62,22 +66,27 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
     dtype = resolve_dtype(config.model, config.device)
     model = load_trainable(config.model, settings, dtype).to(config.device)
     torch.set_num_threads(config.bench.threads or config.workers.cpus)
-    batches = _batches(config, dataset)
+    phraser = SamplePhraser.of_model(config, dataset.items()["title"].to_pylist())
+    vocabulary = torch.from_numpy(phraser.vocabulary()).long().to(config.device)
+    batches = _batches(config, dataset, phraser)
 
-    def packed() -> Tensor:
-        return _gradient(model, (packed_loss(model, batch)[0] for batch in batches))
+    def packed(tokens: Tensor | None = None) -> Tensor:
+        return _gradient(model, (packed_loss(model, batch, tokens)[0] for batch in batches))
 
     size = min(BATCH_SIZES, key=lambda size: timed(lambda: _one_by_one(model, batches[:1], size))[0])
-    pairs, errors = [], []
+    pairs, of_catalogue, errors = [], [], []
     for _ in range(config.bench.repeats):
         slow, expected = timed(lambda: _one_by_one(model, batches, size))
         fast, found = timed(packed)
         pairs.append((slow, fast))
+        of_catalogue.append(fast / timed(lambda: packed(vocabulary))[0])
         errors.append(float((found - expected).norm() / expected.norm()))
     samples = sum(map(len, batches))
     return FinetuneBenchmark(
         speedup=round(median(slow / fast for slow, fast in pairs), 3),
         gradient_error=max(errors),
+        catalogue_speedup=round(median(of_catalogue), 3),
+        vocabulary=len(vocabulary),
         samples_per_second=round(samples / median(fast for _, fast in pairs), 3),
         one_by_one_samples_per_second=round(samples / median(slow for slow, _ in pairs), 3),
         distinct_tokens=sum(plan_forest(batch.sequences).tokens.size for batch in batches),
@@ -89,10 +98,9 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
     )
 
 
-def _batches(config: Config, dataset: Dataset) -> list[TrainingSamples]:
+def _batches(config: Config, dataset: Dataset, phraser: SamplePhraser) -> list[TrainingSamples]:
     """Return the first samples of the first epoch, in micro-batches."""
     table = SampleTable.read(dataset, Split.TRAIN, config, config.finetune.samples)
-    phraser = SamplePhraser.of_model(config, dataset.items()["title"].to_pylist())
     rows = table.epoch(config.finetune.seed, 0)[: config.bench.samples]
     return phraser.batches(table, rows, config.finetune.micro_batch_size)
 

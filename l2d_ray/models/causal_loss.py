@@ -6,6 +6,7 @@ architectures that cannot run packed; `runs_packed` tells which.
 
 The vocabulary is large: for a small model the head costs as much as ten layers. So logits are computed only where a
 token is predicted. `packed_loss` computes them in chunks and recomputes each chunk for the gradient, to save memory.
+Given the tokens that titles use, it computes no others: the cross-entropy is then over those tokens alone.
 
 Shapes: Y predicted tokens, D hidden size, V vocabulary size.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from l2d_ray.core.arrays import IntArray
@@ -39,10 +40,11 @@ class LossCounts:
     """Tokens of all sequences, prompts and titles."""
 
 
-def packed_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
+def packed_loss(model: Any, samples: TrainingSamples, vocabulary: Tensor | None = None) -> tuple[Tensor, LossCounts]:
     """Sum the mean cross-entropy of each sample's title over the samples, running every distinct token once.
 
-    `model` is a transformers AutoModelForCausalLM, with or without PEFT around it.
+    `model` is a transformers AutoModelForCausalLM, with or without PEFT around it. `vocabulary` holds, sorted, the
+    token ids to choose from; the titles must consist of them. None: all tokens.
     """
     forest = plan_forest(samples.sequences)
     targets = plan_targets(forest, samples.target_lengths)
@@ -51,20 +53,23 @@ def packed_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCount
     ids, weights = (torch.from_numpy(array).to(states.device) for array in (targets.tokens, targets.weights))
     chunks = list(zip(*(torch.split(tensor, LOGITS_PER_CHUNK) for tensor in (states, ids, weights)), strict=True))
     if len(chunks) == 1:
-        loss = _loss_of_states(causal, states, ids, weights)
+        loss = _loss_of_states(causal, vocabulary, states, ids, weights)
     else:
-        loss = torch.stack([checkpoint(_loss_of_states, causal, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        parts = [checkpoint(_loss_of_states, causal, vocabulary, *chunk, use_reentrant=False) for chunk in chunks]
+        loss = torch.stack(parts).sum()
     return loss, LossCounts(forest.tokens.size, samples.sequences.tokens.size)
 
 
-def padded_loss(model: Any, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
-    """Compute the same loss as `packed_loss`, running every sequence in full in one padded batch."""
+def padded_loss(model: Any, samples: TrainingSamples, vocabulary: Tensor | None = None) -> tuple[Tensor, LossCounts]:
+    """Compute the same loss as `packed_loss`, running every sequence in full in one padded batch, with all logits."""
     sequences, titles = samples.sequences, samples.target_lengths
     logits = _padded_logits(model, sequences, sequences.lengths - titles - 1, sequences.lengths - 1)
     tokens = np.concatenate([sequences[n][-titles[n] :] for n in range(len(samples))])
     ids = torch.from_numpy(tokens.astype(np.int64)).to(logits.device)
     weights = torch.from_numpy(np.repeat(1 / titles, titles).astype(np.float32)).to(logits.device)
-    return _cross_entropy(logits, ids, weights), LossCounts(sequences.tokens.size, sequences.tokens.size)
+    if vocabulary is not None:
+        logits = logits[:, vocabulary]
+    return _cross_entropy(logits, ids, weights, vocabulary), LossCounts(sequences.tokens.size, sequences.tokens.size)
 
 
 def runs_packed(model: Any, dtype: str) -> bool:
@@ -94,18 +99,26 @@ def _packed_states(causal: Any, forest: PrefixForest, tokens_Y: IntArray) -> Ten
     return state.run(causal.base_model, chunk, causal.dtype)[torch.from_numpy(tokens_Y).to(causal.device)]
 
 
-def _logits(causal: Any, states_YD: Tensor) -> Tensor:
-    """Return logits [Y, V], scaled and capped as the model's `forward` does in the families known here."""
-    config = causal.config
-    logits: Tensor = causal.get_output_embeddings()(states_YD)
+def _logits(causal: Any, states_YD: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+    """Return logits [Y, V], scaled and capped as the model's `forward` does in the families known here.
+
+    With a `vocabulary`, V counts its tokens.
+    """
+    config, head = causal.config, causal.get_output_embeddings()
+    if vocabulary is None:
+        logits: Tensor = head(states_YD)
+    else:
+        logits = linear(states_YD, head.weight[vocabulary], None if head.bias is None else head.bias[vocabulary])
     logits = logits * (getattr(config, "logit_scale", None) or 1)  # Cohere
     logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _loss_of_states(causal: Any, states_YD: Tensor, ids_Y: Tensor, weights_Y: Tensor) -> Tensor:
-    return _cross_entropy(_logits(causal, states_YD), ids_Y, weights_Y)
+def _loss_of_states(
+    causal: Any, vocabulary: Tensor | None, states_YD: Tensor, ids_Y: Tensor, weights_Y: Tensor
+) -> Tensor:
+    return _cross_entropy(_logits(causal, states_YD, vocabulary), ids_Y, weights_Y, vocabulary)
 
 
 def _padded_logits(model: Any, prompts: Prompts, starts: IntArray, stops: IntArray) -> Tensor:
@@ -126,5 +139,7 @@ def _padded_logits(model: Any, prompts: Prompts, starts: IntArray, stops: IntArr
     return logits
 
 
-def _cross_entropy(logits_YV: Tensor, ids_Y: Tensor, weights_Y: Tensor) -> Tensor:
+def _cross_entropy(logits_YV: Tensor, ids_Y: Tensor, weights_Y: Tensor, vocabulary: Tensor | None) -> Tensor:
+    if vocabulary is not None:
+        ids_Y = torch.searchsorted(vocabulary, ids_Y)
     return (cross_entropy(logits_YV.float(), ids_Y, reduction="none") * weights_Y).sum()

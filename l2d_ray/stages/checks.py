@@ -115,6 +115,12 @@ def check_training(config: Config) -> None:
             f"workers.gpus={config.workers.gpus:g}: a training worker has one GPU; set 1, and workers.max to their"
             " number"
         )
+    if finetuning.vocabulary == "catalogue" and (finetuning.zero_stage == 3 or "lm_head" in finetuning.target_modules):
+        reason = "finetune.zero_stage=3" if finetuning.zero_stage == 3 else "'lm_head' in finetune.target_modules"
+        raise InputError(
+            f"finetune.vocabulary='catalogue' with {reason}: it reads rows of the output layer's weights, which must be"
+            " whole and without LoRA; set finetune.vocabulary=all"
+        )
     if config.model.dtype in ("float16", "int8") and not gpu:
         raise InputError(f"model.dtype={config.model.dtype!r}: a CPU cannot train in it; use float32")
     if config.model.dtype == "float16" and finetuning.zero_stage == 0:

@@ -209,6 +209,10 @@ class SamplePhraser:
         prompts = PromptEncoder(config.prompt, load_tokenizer(checkpoint), titles)
         return cls(prompts, context_length(read_architecture(checkpoint, config.model)))
 
+    def vocabulary(self) -> NDArray[np.int32]:
+        """Return the token ids that titles of the catalogue use, sorted."""
+        return self._prompts.vocabulary()
+
     def phrase(self, table: SampleTable, samples: IntArray) -> TrainingSamples:
         """Return prompt and title of each of these samples (row numbers of the table)."""
         pairs = [self._pair(table.items, int(table.starts[n]), int(table.stops[n])) for n in samples]

@@ -23,23 +23,28 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 class Loss(nn.Module):
     """The loss as a module, because DeepSpeed prepares the weights that a module's forward needs."""
 
-    def __init__(self, model: Any, packed: bool) -> None:
+    vocabulary: Tensor | None
+
+    def __init__(self, model: Any, packed: bool, vocabulary: Tensor | None) -> None:
         super().__init__()
         self.model, self._loss = model, packed_loss if packed else padded_loss
+        self.register_buffer("vocabulary", vocabulary, persistent=False)
 
     def forward(self, samples: TrainingSamples) -> tuple[Tensor, LossCounts]:
         """Return what `packed_loss` or `padded_loss` returns."""
-        return self._loss(self.model, samples)
+        return self._loss(self.model, samples, self.vocabulary)
 
 
-def make_engine(model: Any, packed: bool, finetune: FinetuneConfig, dtype: str, schedule: Schedule) -> Any:
-    """Return a DeepSpeed engine around the model, which runs packed or padded."""
+def make_engine(
+    model: Any, packed: bool, vocabulary: Tensor | None, finetune: FinetuneConfig, dtype: str, schedule: Schedule
+) -> Any:
+    """Return a DeepSpeed engine around the model, which runs packed or padded, with the loss over a vocabulary."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay)
     warmup = min(finetune.warmup_steps, schedule.steps // 10)
     factor = partial(learning_rate_factor, warmup=warmup, steps=schedule.steps)
     engine, *_ = deepspeed.initialize(
-        model=Loss(model, packed),
+        model=Loss(model, packed, vocabulary),
         model_parameters=trainable,
         optimizer=optimizer,
         lr_scheduler=LambdaLR(optimizer, factor),

@@ -80,7 +80,9 @@ class _Worker:
         self._phraser, self._table = SamplePhraser.of_model(config, data.titles), data.train
         rows = np.arange(len(data.valid))
         self._valid = self._phraser.batches(data.valid, rows, self._schedule.micro_batch_size)
-        self._engine = make_engine(self._model, packed, config.finetune, dtype, self._schedule)
+        titles_only = config.finetune.vocabulary == "catalogue"
+        vocabulary = torch.from_numpy(self._phraser.vocabulary()).long() if titles_only else None
+        self._engine = make_engine(self._model, packed, vocabulary, config.finetune, dtype, self._schedule)
         self._progress = self._restore()
         self._started: float | None = None
         self._saved = time.monotonic()
