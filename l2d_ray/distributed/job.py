@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
-from l2d_ray.distributed.busy import warn_if_busy
 from l2d_ray.distributed.screen import quiet_libraries
 from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
-from l2d_ray.workspace import Workspace
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -57,6 +55,9 @@ def run(
     """
     try:
         config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
+        from l2d_ray.distributed.busy import warn_if_busy  # after --help, which they would make wait
+        from l2d_ray.workspace import Workspace
+
         with quiet_libraries(Path(sys.argv[0]).stem), warn_if_busy():
             if "workspace" in reads.split() and not serves:  # an endpoint may serve what it must not write to
                 Workspace.open(config.workspace).check()
