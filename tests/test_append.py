@@ -65,6 +65,7 @@ def opened(workspace: Path) -> Dataset:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.slow
 def test_a_dataset_grows_as_if_prepared_at_once(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(raw, tmp_path / "once", "all.parquet")
     folder = tmp_path / "grown"

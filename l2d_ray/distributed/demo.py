@@ -24,7 +24,7 @@ from l2d_ray.data.samples import choose_samples
 from l2d_ray.data.sources import source_of
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, quiet_ray_data
+from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, NO_PREEMPTION, quiet_ray_data
 from l2d_ray.distributed.pipeline import Titles, describe
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.progress import Progress
@@ -117,6 +117,7 @@ def _ray_with_job_server() -> Iterator[Cluster]:
         "_system_config": KEEP_IDLE_WORKERS,
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    os.environ |= NO_PREEMPTION
     try:
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         quiet_ray_data()

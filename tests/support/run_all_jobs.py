@@ -15,6 +15,7 @@ import ray
 
 import l2d_ray
 from l2d_ray.command_line import load_config
+from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, NO_PREEMPTION
 from l2d_ray.distributed.serving.haproxy import free_ports
 from support.recorded_reads import VARIABLE, install, recorded
 from support.running_endpoint import ask
@@ -22,6 +23,7 @@ from support.tiny_models import save_tiny
 
 FINETUNING = ["epochs=1", "batch_size=16", "micro_batch_size=8", "valid_samples=12"]
 EVALUATION = ["recommenders=[most-popular,l2d-global,l2d-local]", "fractions=[1.0]", "batch_size=16"]
+EVALUATION += ["top_m=[50]", "priors=[1.5]"]  # one value each: validation has nothing to choose
 HISTORY = ["i3", "i7", "i11"]
 
 
@@ -81,10 +83,17 @@ def main(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    os.environ |= {VARIABLE: str(target / "reads"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    os.environ |= NO_PREEMPTION | {VARIABLE: str(target / "reads"), "PYTHONPATH": os.pathsep.join(sys.path)}
     install()
     hook = {"worker_process_setup_hook": "support.recorded_reads.install"}
-    ray.init("local", num_cpus=5, include_dashboard=False, log_to_driver=False, runtime_env=hook)
+    ray.init(
+        "local",
+        num_cpus=5,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env=hook,
+        _system_config=KEEP_IDLE_WORKERS,
+    )
     try:
         print(json.dumps(main(target)))
     finally:
