@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.run_all_jobs import write_raw_files
+from support.small_training import train_in_this_process
 from support.tiny_models import save_tiny
 
 from l2d_ray.command_line import load_config
@@ -34,9 +35,10 @@ SETTINGS = [
 
 
 def test_one_command_leads_from_raw_tables_to_the_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_session: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second run trains and builds nothing again, and finds the same."""
+    train_in_this_process(monkeypatch)
     workspace, model = tmp_path / "workspace", save_tiny(tmp_path / "model")
     config = load_config([f"workspace={workspace}", f"model.name={model}", *write_raw_files(tmp_path), *SETTINGS])
     result = compare(config)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_training import LEARNING, USERS, assert_same, weights
+from support.small_training import LEARNING, USERS, assert_same, train_in_this_process, weights
 from support.small_workspace import config_of, refusal, write_dataset
 from support.tiny_models import save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
@@ -86,8 +86,9 @@ def test_a_memory_of_one_adapter_is_not_asked_with_another(tuned: tuple[Path, Fi
 
 
 def test_a_model_that_cannot_run_packed_trains_in_padded_batches(
-    folder: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    train_in_this_process(monkeypatch)
     model = save_tiny(folder / "lfm2", "lfm2", layer_types=["full_attention", "conv"])
     settings = {"model.name": model, "finetune.method": "full", "finetune.micro_batch_size": 16}
     settings |= {"finetune.vocabulary": "catalogue"}
@@ -101,28 +102,29 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_stops_improving(
 ) -> None:
     """Validation targets are random, so memorising the training samples does not help.
 
-    Training stops at the same epoch if the driver is lost at the end, and with the weights sharded over two workers.
-    DeepSpeed does not shard weights of up to 100,000 numbers, so the vocabulary is large.
+    Two workers with sharded weights, whose driver is lost at the end, stop at the same epoch as one. DeepSpeed does not
+    shard weights of up to 100,000 numbers, so the vocabulary is large.
     """
     changes = {"finetune.method": "full", "finetune.epochs": 12}
     changes |= {"model.name": save_tiny(folder / "wide", vocab_size=4000)}
-    settings = config(folder, **changes)
+    two = config(folder, **changes, **{"finetune.name": "two", "finetune.zero_stage": 3, "workers.max": 2})
     with monkeypatch.context() as lost:
         lost.setattr(driver, "_finish", None)
         with pytest.raises(TypeError):
-            finetune(settings)
-    result = finetune(settings)
+            finetune(two)
+    sharded = finetune(two)
+    train_in_this_process(monkeypatch)
+    result = finetune(config(folder, **changes))
     record = json.loads((folder / "adapter" / "training.json").read_text())
-    assert result.epochs == record["best_epoch"] + 1 < 12
+    assert sharded.epochs == result.epochs == record["best_epoch"] + 1 < 12
     assert any("embed_tokens" in name for name in weights(folder))
-    finetune(config(folder, **changes, **{"finetune.name": "two", "finetune.zero_stage": 3, "workers.max": 2}))
     assert_same(weights(folder, "two"), weights(folder), tolerance=2e-3)
     assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
 
 
 @pytest.mark.parametrize(("quantity", "norm"), [("loss", 1e25), ("gradient", 1e-25)])
 def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
-    folder: Path, ray_session: None, quantity: str, norm: float
+    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, quantity: str, norm: float
 ) -> None:
     """A large norm and a large head make the loss infinite. After a small norm, the squared gradient overflows."""
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
@@ -131,6 +133,7 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
         model.lm_head.weight *= 1e25
     model.save_pretrained(folder / "steep")
     tiny_tokenizer().save_pretrained(folder / "steep")
+    train_in_this_process(monkeypatch)
     settings = config(folder, **{"finetune.method": "full", "model.name": folder / "steep"})
     with pytest.raises(
         InputError, match=rf"the {quantity} is not finite in step 1, samples -?\d+, .*; lower"

@@ -1,10 +1,14 @@
 """Settings and results of a training of a tiny model on few samples."""
 
+from functools import partial
 from pathlib import Path
 
+import pytest
+import ray.train
 import torch
 from safetensors.torch import load_file
 
+from l2d_ray.distributed.serving.haproxy import free_ports
 from support.small_workspace import wait_for
 
 USERS = 12
@@ -16,6 +20,20 @@ LEARNING = {
     "finetune.valid_samples": 12,
     "finetune.dropout": 0,  # each worker would draw other numbers
 }
+
+
+def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ray Train run the one worker of a training here, in its local mode, which spares the start of six actors."""
+    monkeypatch.setattr(ray.train, "ScalingConfig", partial(_without_workers, ray.train.ScalingConfig))
+    one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    for name, value in (one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1).pop()}).items():
+        monkeypatch.setenv(name, str(value))
+    for of_an_earlier_training in ("deepspeed.comm.comm.cdb", "deepspeed.utils.groups._WORLD_GROUP"):
+        monkeypatch.setattr(of_an_earlier_training, None)
+
+
+def _without_workers(scaling: type[ray.train.ScalingConfig], **settings: object) -> ray.train.ScalingConfig:
+    return scaling(**settings | {"num_workers": 0})
 
 
 def wait_for_checkpoint(folder: Path) -> None:
