@@ -21,7 +21,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
+from l2d_ray.core.posterior import ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
@@ -50,7 +50,7 @@ class Case:
         self.means_ID = random.standard_normal((num_items, DIMENSION)).astype(np.float32)
         self.means_ID[random.random(num_items) < 1 / 3] = 0
         self.means_ID[-1] = self.means_ID[0]  # ties
-        values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01], [2, 2, 0.99, 1, 50, 2])
+        values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01, 0.1, 0.1], [2, 2, 0.99, 1, 50, 2, 2, 5])
         self.parameters = Parameters(*values.tolist())
 
     def counts(self, targets_V: NDArray[np.int64]) -> TransitionCounts:
@@ -67,10 +67,8 @@ class Case:
         shards = []
         for shard in range(count):
             items_V = np.flatnonzero(shard_of_V == shard)
-            rows_I = np.flatnonzero(self.means_ID[items_V].any(axis=1))
-            transitions = self.counts(items_V).weigh(self.parameters.lag_decay, FLOOR)
-            means_ID = self.means_ID[items_V[rows_I]]
-            scorer = ItemScorer(items_V, rows_I, means_ID, np.zeros(DIMENSION), transitions, self.parameters)
+            transitions = self.counts(items_V).weigh(self.parameters.lag_decay, self.parameters.floor)
+            scorer = ItemScorer(items_V, self.means_ID[items_V], np.zeros(DIMENSION), transitions, self.parameters)
             shards.append(SimpleNamespace(scorer=scorer))
         return shards
 
@@ -123,9 +121,9 @@ def test_the_score_of_an_item_does_not_depend_on_the_other_items(dimension: int)
     means_ID, state = random.standard_normal((211, dimension)).astype(np.float32), random.standard_normal(dimension)
 
     def scores(items: slice) -> Float64:
-        return ItemScorer(
-            np.arange(0), np.arange(0), means_ID[items].copy(), np.zeros(dimension), None, Parameters()
-        ).state_scores(state)
+        return ItemScorer(np.arange(0), means_ID[items].copy(), np.zeros(dimension), None, Parameters()).state_scores(
+            state
+        )
 
     for items in (slice(1, None), slice(7, 20), slice(210, 211), slice(None, None, 3)):
         np.testing.assert_array_equal(scores(items), scores(slice(None))[items])
@@ -228,7 +226,7 @@ def test_without_validation_samples_the_parameters_are_the_defaults(
     shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True)
     plan = plan_index(config.replace({"workspace": str(tmp_path)}))
     (tmp_path / plan.posterior).unlink()
-    empty = fit_posterior(plan, record.transitions, [], np.empty((0, plan.dimension), np.float32))
+    empty = fit_posterior(config, plan, record.transitions, [], np.empty((0, plan.dimension), np.float32))
     assert (empty.parameters, empty.samples, empty.nats) == (Parameters(), 0, None)
 
 
