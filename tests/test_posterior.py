@@ -34,7 +34,8 @@ from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.serve.releases import Release
 from l2d_ray.stages.index_plan import plan_index
-from l2d_ray.stages.posterior import fit_posterior
+from l2d_ray.stages.item_means import IndexMeans
+from l2d_ray.stages.posterior import compute_titles, fit_posterior
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 4
@@ -137,19 +138,29 @@ def test_an_index_without_parameters_refuses_the_aggregation() -> None:
         )
 
 
-def validation(samples: int, repeats: float = 0.0) -> ValidationScores:
+def validation(samples: int, repeats: float = 0.0, title: float = 1.0, floor: float = 0.5) -> ValidationScores:
     """Return samples that follow the model with other parameters than the defaults."""
     case, random = Case(1, 30), np.random.default_rng(5)
-    case.parameters = Parameters(tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9))
-    histories = [random.integers(0, 30, random.integers(1, 12)) for _ in range(samples)]
+    case.parameters = Parameters(
+        tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9), title=title, floor=floor
+    )
+    case.histories = [[item for item in history if item < 20] for history in case.histories]
+    histories = [random.integers(0, 20, random.integers(1, 12)) for _ in range(samples)]
     states = 3 * random.standard_normal((samples, DIMENSION))
-    scores, targets = np.zeros((samples, 30), np.float32), []
-    for user, (history, state) in enumerate(zip(histories, states, strict=True)):
-        scores[user] = case.means_ID @ state - np.square(case.means_ID).sum(axis=1) / 2
+    titles_ID = random.standard_normal((30, DIMENSION)).astype(np.float32)
+    means_ID, targets = case.means_ID + title * titles_ID, []
+    for history, state in zip(histories, states, strict=True):
         prior_I = prior(case.histories, 30, history.tolist(), case.parameters)
-        p = np.exp(log_posterior(case.means_ID, state, prior_I, history.tolist(), case.parameters))
+        p = np.exp(log_posterior(means_ID, state, prior_I, history.tolist(), case.parameters))
         targets.append(random.choice(30, p=p))
-    return ValidationScores(scores, histories, np.array(targets, np.int64), case.counts(np.arange(30)))
+    return ValidationScores(
+        state_scores_UV=states @ case.means_ID.T - np.vecdot(case.means_ID, case.means_ID) / 2,
+        title_scores_UV=states @ titles_ID.T - np.vecdot(case.means_ID, titles_ID),
+        title_norms_V=np.vecdot(titles_ID, titles_ID) / 2,
+        histories=histories,
+        targets_U=np.array(targets, np.int64),
+        counts=case.counts(np.arange(30)),
+    )
 
 
 def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() -> None:
@@ -159,6 +170,13 @@ def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() ->
     assert found.tau == pytest.approx(0.5, rel=0.2)
     assert found.repeat < 0.05
     assert scores.cross_entropy(found) < scores.cross_entropy(Parameters()) - 0.1
+
+
+def test_the_fit_finds_the_weight_of_titles_and_the_floor_of_items_without_samples() -> None:
+    for title, floor in ((0.3, 5.0), (1.5, 0.1)):
+        found = validation(400, title=title, floor=floor).fit()
+        assert found.title == pytest.approx(title, rel=0.3)
+        assert found.floor == pytest.approx(floor, rel=0.5)
 
 
 def test_the_fit_finds_repetitions() -> None:
@@ -207,9 +225,14 @@ def test_an_index_from_files_gives_the_probabilities_of_the_formula(fitted: tupl
     index = ShardedIndex.open(workspace, plan_index(config).manifest)
     training = training_interactions(Dataset.open(workspace))
     histories = [part.tolist() for part in np.split(training.items, training.offsets[1:-1])]
-    means_ID = np.zeros((ITEM_COUNT, index.shards[0].centroids.vectors_ND.shape[1]))
-    for shard in index.shards:
-        means_ID[shard.items_I] = shard.centroids.vectors_ND
+    plan = plan_index(config)
+    means, title = IndexMeans.open(plan, compute_titles(config, plan)), record.parameters.title
+    means_ID = np.zeros((ITEM_COUNT, plan.dimension))
+    for number, shard in enumerate(index.shards):
+        items_V, of_rows_VD, of_titles_VD = means.shard(number)
+        means_ID[items_V] = of_rows_VD + title * of_titles_VD
+        places = np.searchsorted(items_V, shard.items_I)
+        np.testing.assert_allclose(of_rows_VD[places], shard.centroids.vectors_ND, atol=1e-5)
     states = np.random.default_rng(1).standard_normal((2, means_ID.shape[1])).astype(np.float32)
     queries = [Query([3, 4, "unknown"], ITEM_COUNT, aggregation="posterior"), Query([9], 5, aggregation="posterior")]
     for found, state, query in zip(index.recommend(states, queries), states, queries, strict=True):
