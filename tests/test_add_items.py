@@ -37,7 +37,7 @@ def test_added_items_are_recommended_from_the_next_release_on(tmp_path: Path) ->
 def test_what_cannot_be_added_is_refused_at_once(tmp_path: Path) -> None:
     config = write_endpoint(tmp_path / "workspace")
     (tmp_path / "new.csv").write_text("item_id,title\ni3,Another title\n")
-    with pytest.raises(InputError, match="item 'i3' has the title 'Another title' here, but 'Title 3 of the year' in"):
+    with pytest.raises(InputError, match="item 'i3' has the title 'Another title', but 'Title 3 of the year' in"):
         check(config.replace({"data.items": str(tmp_path / "new.csv")}))
     with pytest.raises(InputError, match=r"no snapshot; run jobs/build_memory\.py first"):
         check(config.replace({"workspace": str(tmp_path), "data.items": str(tmp_path / "new.csv")}))

