@@ -57,7 +57,8 @@ class ValidationScores:
 
     def _state_scores(self, title: float) -> FloatArray:
         """Return m_v . h - |m_v|^2 / 2 of each sample and item."""
-        return self.state_scores_UV + title * self.title_scores_UV - title**2 * self.title_norms_V
+        scores_UV: FloatArray = self.state_scores_UV + title * self.title_scores_UV - title**2 * self.title_norms_V
+        return scores_UV
 
     def fit(self) -> Parameters:
         """Return the parameters that maximise the posterior, to four digits; the defaults without samples.

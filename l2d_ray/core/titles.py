@@ -66,13 +66,14 @@ class TitleRegression:
     @classmethod
     def fit(cls, parts: Callable[[], Iterable[Titles]]) -> Self:
         """Fit to the items of all parts, which are read twice."""
-        gram_EE, cross_ED = map(sum, zip(*(_products(part) for part in parts()), strict=True))
+        products = [_products(part) for part in parts()]
+        gram_EE, cross_ED = (np.sum([product[number] for product in products], axis=0) for number in (0, 1))
         values_E, axes_EE = np.linalg.eigh(gram_EE)
         values_E, scale = np.maximum(values_E, 0), np.trace(gram_EE) / len(gram_EE)
         plain = cls(axes_EE, values_E, axes_EE.T @ cross_ED)
         if not scale:  # there are no rows
             return replace(plain, values_E=values_E + 1)
-        errors = sum(np.array([ridge._error(part) for ridge in plain._ridges(scale)]) for part in parts())
+        errors = np.sum([[ridge._error(part) for ridge in plain._ridges(scale)] for part in parts()], axis=0)
         return plain._ridges(scale)[int(np.argmin(errors))]
 
     def leave_own_out(self, titles: Titles) -> Float64:
