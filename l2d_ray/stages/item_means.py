@@ -29,7 +29,7 @@ class ShardMeans(NamedTuple):
     of_rows_VD: Float64
     """Means around the prior mean 0, which are 0 without rows."""
     of_titles_VD: Float64
-    """What a title predicts, as far as rows have not replaced it: all of it without rows."""
+    """Prediction of the title, as far as rows have not replaced it: all of it without rows."""
 
 
 @dataclass(frozen=True)
