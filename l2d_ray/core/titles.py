@@ -19,7 +19,7 @@ import numpy as np
 
 from l2d_ray.core.arrays import Float64, FloatArray
 
-RIDGES = tuple(10.0 ** (power / 2) for power in range(-8, 5))
+RIDGES = tuple(10.0**power for power in range(-4, 3))
 """Ridges to compare, each times the mean eigenvalue of the Gram matrix."""
 
 
