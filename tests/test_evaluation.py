@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support import toy_recommender
-from support.evaluations import evaluate
+from support.evaluations import evaluate, rank
 from support.small_endpoint import write_endpoint
 from support.small_workspace import config_of, write_dataset
 from support.tiny_models import tiny_config, tiny_model, tiny_tokenizer
@@ -129,6 +129,26 @@ def test_targets_are_grouped_by_their_training_samples() -> None:
 def test_the_head_is_the_fewest_items_with_half_of_the_training_samples(counts: list[int], head: list[int]) -> None:
     frequencies = ItemFrequencies.of(np.repeat(np.arange(len(counts)), counts), len(counts))
     assert frequencies.head_I.nonzero()[0].tolist() == head
+
+
+def test_only_items_that_have_appeared_are_candidates_if_the_setting_says_so(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, users=3)
+    times = dict.fromkeys(range(30), np.inf)
+    for users in dataset.iter_users():
+        for user in users.to_pylist():
+            for item, time in zip(user["item_indices"], user["timestamps"], strict=True):
+                times[item] = min(times[item], time)
+    recommended = {}
+    for candidates in ("catalogue", "appeared"):
+        settings = {"evaluate.recommenders": '["title-knn-1"]', "evaluate.candidates": candidates}
+        plan = plan_evaluation(config_of(tmp_path, **settings))
+        ranks = rank(plan, [Run("test", plan.recommenders, plan.valid)], {})
+        recommended[candidates] = {item for row in ranks["top"].to_pylist() for item in row}
+    time_of_validation = 10
+    late = {item for item, time in times.items() if time > time_of_validation}
+    assert recommended["catalogue"] & late
+    assert recommended["appeared"]
+    assert not recommended["appeared"] & late
 
 
 @pytest.fixture(scope="module")

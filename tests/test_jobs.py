@@ -89,6 +89,7 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         ["evaluate", workspace],
         ["serve", workspace],
         ["promote", workspace],
+        ["add_items", workspace, f"data.items={tmp_path}/items.csv"],
     ) == [
         "the command line: unknown key memory.unit; did you mean memory.units?",
         f"{tmp_path}/log.csv: no column 'user_id' among 'uid', 'iid', 'ts'; name the columns with data.columns.user,"
@@ -103,6 +104,7 @@ def test_wrong_settings_and_missing_files_are_refused_without_ray(tmp_path: Path
         " posterior>[-<none, centre, whiten-total, whiten-within>][+prior], +prior not with local or posterior, for"
         " example l2d-global",
         no_dataset,
+        no_memory,
         no_memory,
         no_memory,
     ]

@@ -21,7 +21,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
+from l2d_ray.core.posterior import ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
@@ -34,7 +34,8 @@ from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.serve.releases import Release
 from l2d_ray.stages.index_plan import plan_index
-from l2d_ray.stages.posterior import fit_posterior
+from l2d_ray.stages.item_means import IndexMeans
+from l2d_ray.stages.posterior import compute_titles, fit_posterior
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 4
@@ -50,7 +51,7 @@ class Case:
         self.means_ID = random.standard_normal((num_items, DIMENSION)).astype(np.float32)
         self.means_ID[random.random(num_items) < 1 / 3] = 0
         self.means_ID[-1] = self.means_ID[0]  # ties
-        values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01], [2, 2, 0.99, 1, 50, 2])
+        values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01, 0.1, 0.1], [2, 2, 0.99, 1, 50, 2, 2, 5])
         self.parameters = Parameters(*values.tolist())
 
     def counts(self, targets_V: NDArray[np.int64]) -> TransitionCounts:
@@ -67,10 +68,8 @@ class Case:
         shards = []
         for shard in range(count):
             items_V = np.flatnonzero(shard_of_V == shard)
-            rows_I = np.flatnonzero(self.means_ID[items_V].any(axis=1))
-            transitions = self.counts(items_V).weigh(self.parameters.lag_decay, FLOOR)
-            means_ID = self.means_ID[items_V[rows_I]]
-            scorer = ItemScorer(items_V, rows_I, means_ID, np.zeros(DIMENSION), transitions, self.parameters)
+            transitions = self.counts(items_V).weigh(self.parameters.lag_decay, self.parameters.floor)
+            scorer = ItemScorer(items_V, self.means_ID[items_V], np.zeros(DIMENSION), transitions, self.parameters)
             shards.append(SimpleNamespace(scorer=scorer))
         return shards
 
@@ -123,9 +122,9 @@ def test_the_score_of_an_item_does_not_depend_on_the_other_items(dimension: int)
     means_ID, state = random.standard_normal((211, dimension)).astype(np.float32), random.standard_normal(dimension)
 
     def scores(items: slice) -> Float64:
-        return ItemScorer(
-            np.arange(0), np.arange(0), means_ID[items].copy(), np.zeros(dimension), None, Parameters()
-        ).state_scores(state)
+        return ItemScorer(np.arange(0), means_ID[items].copy(), np.zeros(dimension), None, Parameters()).state_scores(
+            state
+        )
 
     for items in (slice(1, None), slice(7, 20), slice(210, 211), slice(None, None, 3)):
         np.testing.assert_array_equal(scores(items), scores(slice(None))[items])
@@ -139,19 +138,29 @@ def test_an_index_without_parameters_refuses_the_aggregation() -> None:
         )
 
 
-def validation(samples: int, repeats: float = 0.0) -> ValidationScores:
+def validation(samples: int, repeats: float = 0.0, title: float = 1.0, floor: float = 0.5) -> ValidationScores:
     """Return samples that follow the model with other parameters than the defaults."""
     case, random = Case(1, 30), np.random.default_rng(5)
-    case.parameters = Parameters(tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9))
-    histories = [random.integers(0, 30, random.integers(1, 12)) for _ in range(samples)]
+    case.parameters = Parameters(
+        tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9), title=title, floor=floor
+    )
+    case.histories = [[item for item in history if item < 20] for history in case.histories]
+    histories = [random.integers(0, 20, random.integers(1, 12)) for _ in range(samples)]
     states = 3 * random.standard_normal((samples, DIMENSION))
-    scores, targets = np.zeros((samples, 30), np.float32), []
-    for user, (history, state) in enumerate(zip(histories, states, strict=True)):
-        scores[user] = case.means_ID @ state - np.square(case.means_ID).sum(axis=1) / 2
+    titles_ID = random.standard_normal((30, DIMENSION)).astype(np.float32)
+    means_ID, targets = case.means_ID + title * titles_ID, []
+    for history, state in zip(histories, states, strict=True):
         prior_I = prior(case.histories, 30, history.tolist(), case.parameters)
-        p = np.exp(log_posterior(case.means_ID, state, prior_I, history.tolist(), case.parameters))
+        p = np.exp(log_posterior(means_ID, state, prior_I, history.tolist(), case.parameters))
         targets.append(random.choice(30, p=p))
-    return ValidationScores(scores, histories, np.array(targets, np.int64), case.counts(np.arange(30)))
+    return ValidationScores(
+        state_scores_UV=states @ case.means_ID.T - np.vecdot(case.means_ID, case.means_ID) / 2,
+        title_scores_UV=states @ titles_ID.T - np.vecdot(case.means_ID, titles_ID),
+        title_norms_V=np.vecdot(titles_ID, titles_ID) / 2,
+        histories=histories,
+        targets_U=np.array(targets, np.int64),
+        counts=case.counts(np.arange(30)),
+    )
 
 
 def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() -> None:
@@ -161,6 +170,12 @@ def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() ->
     assert found.tau == pytest.approx(0.5, rel=0.2)
     assert found.repeat < 0.05
     assert scores.cross_entropy(found) < scores.cross_entropy(Parameters()) - 0.1
+
+
+def test_the_fit_finds_the_weight_of_titles_and_the_floor_of_items_without_samples() -> None:
+    found = validation(400, title=0.3, floor=5.0).fit()
+    assert found.title == pytest.approx(0.3, rel=0.3)
+    assert 2.5 < found.floor < 10
 
 
 def test_the_fit_finds_repetitions() -> None:
@@ -209,9 +224,14 @@ def test_an_index_from_files_gives_the_probabilities_of_the_formula(fitted: tupl
     index = ShardedIndex.open(workspace, plan_index(config).manifest)
     training = training_interactions(Dataset.open(workspace))
     histories = [part.tolist() for part in np.split(training.items, training.offsets[1:-1])]
-    means_ID = np.zeros((ITEM_COUNT, index.shards[0].centroids.vectors_ND.shape[1]))
-    for shard in index.shards:
-        means_ID[shard.items_I] = shard.centroids.vectors_ND
+    plan = plan_index(config)
+    means, title = IndexMeans.open(plan, compute_titles(config, plan)), record.parameters.title
+    means_ID = np.zeros((ITEM_COUNT, plan.dimension))
+    for number, shard in enumerate(index.shards):
+        items_V, of_rows_VD, of_titles_VD = means.shard(number)
+        means_ID[items_V] = of_rows_VD + title * of_titles_VD
+        places = np.searchsorted(items_V, shard.items_I)
+        np.testing.assert_allclose(of_rows_VD[places], shard.centroids.vectors_ND, atol=1e-5)
     states = np.random.default_rng(1).standard_normal((2, means_ID.shape[1])).astype(np.float32)
     queries = [Query([3, 4, "unknown"], ITEM_COUNT, aggregation="posterior"), Query([9], 5, aggregation="posterior")]
     for found, state, query in zip(index.recommend(states, queries), states, queries, strict=True):
@@ -228,7 +248,7 @@ def test_without_validation_samples_the_parameters_are_the_defaults(
     shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True)
     plan = plan_index(config.replace({"workspace": str(tmp_path)}))
     (tmp_path / plan.posterior).unlink()
-    empty = fit_posterior(plan, record.transitions, [], np.empty((0, plan.dimension), np.float32))
+    empty = fit_posterior(config, plan, record.transitions, [], np.empty((0, plan.dimension), np.float32))
     assert (empty.parameters, empty.samples, empty.nats) == (Parameters(), 0, None)
 
 

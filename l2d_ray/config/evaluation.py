@@ -1,6 +1,6 @@
 """Settings of the evaluation, of comparisons, of the export of samples, and of the benchmarks."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,9 @@ class EvaluateConfig(Section):
     """Recommender whose Recall@20 is divided by that of each other one, with an interval. null: the first of L2D."""
     samples: int = Field(10_000, ge=1)
     """Maximum number of test samples, and of validation samples; chosen by sample id."""
+    candidates: Literal["catalogue", "appeared"] = "catalogue"
+    """Items that may be recommended: the catalogue, or those that have appeared by the time of the target. An item
+    appears with its first interaction in the dataset, of any user and split. So the target has always appeared."""
     generation_samples: int = Field(200, ge=1)
     """Maximum number of test and of validation samples for recommenders that generate text. It takes seconds a sample.
     The others run on these test samples, too, for comparison."""

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize, special
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
-from l2d_ray.core.posterior import FLOOR, Parameters
+from l2d_ray.core.posterior import Parameters
 from l2d_ray.core.transitions import TransitionCounts, last_items
 
 _IS_DECAY_T = np.array([field.name.endswith("decay") for field in fields(Parameters)])
@@ -25,7 +25,11 @@ class ValidationScores:
     """Validation samples, and what the likelihood of their targets depends on."""
 
     state_scores_UV: FloatArray
-    """m_v . h - |m_v|^2 / 2 of each sample and item; 0 for items without memory rows."""
+    """c_v . h - |c_v|^2 / 2 of each sample and item. c_v is the mean of the item around the prior mean 0."""
+    title_scores_UV: FloatArray
+    """r_v . (h - c_v). r_v is what the prior mean that the title predicts adds to c_v: m_v = c_v + TITLE r_v."""
+    title_norms_V: FloatArray
+    """|r_v|^2 / 2."""
     histories: Sequence[Integers]
     targets_U: IntArray
     counts: TransitionCounts
@@ -43,13 +47,18 @@ class ValidationScores:
 
     def cross_entropy(self, parameters: Parameters) -> float:
         """Return the mean of -log p(target | history), in nats."""
-        transitions = self.counts.weigh(parameters.lag_decay, FLOOR)
+        transitions = self.counts.weigh(parameters.lag_decay, parameters.floor)
         prior_UV = transitions.probabilities_after(self._last_items_UA, parameters.mixture)
         scores_UV = parameters.prior_weight * np.log(prior_UV)
-        scores_UV += parameters.tau * self.state_scores_UV
+        scores_UV += parameters.tau * self._state_scores(parameters.title)
         scores_UV[self._seen] += np.log(parameters.repeat)
         of_targets_U = scores_UV[np.arange(self.targets_U.size), self.targets_U]
         return float((special.logsumexp(scores_UV, axis=1) - of_targets_U).mean())
+
+    def _state_scores(self, title: float) -> FloatArray:
+        """Return m_v . h - |m_v|^2 / 2 of each sample and item."""
+        scores_UV: FloatArray = self.state_scores_UV + title * self.title_scores_UV - title**2 * self.title_norms_V
+        return scores_UV
 
     def fit(self) -> Parameters:
         """Return the parameters that maximise the posterior, to four digits; the defaults without samples.

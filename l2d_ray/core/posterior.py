@@ -5,13 +5,14 @@
 h is the state of the history and m_v the estimate of item v, both in the space of the index. In `whiten-within`, the
 first term with TAU = 1 is the log-likelihood of the state in linear discriminant analysis, up to what all items share.
 TAU is far below 1: the directions of a state are not independent, and the last items that the prior reads are also in
-the prompt. An item without memory rows has m_v = 0, the prior mean of `space.ItemMeans`.
+the prompt. m_v is a posterior mean: it moves from TITLE times what the title predicts (`core.titles`) to the mean of
+memory rows as these come (`space.ItemMeans`). An item without rows is recommended by its title.
 
-The prior p(v | last items) is `core.transitions`, with a floor that gives every item of the catalogue a probability. A
-weight W above 1 sharpens it; validation samples prefer that, together with more smoothing. REPEAT is the factor for
-items that the user had already. Z normalises over the catalogue.
+The prior p(v | last items) is `core.transitions`. FLOOR training samples more for every item give each a
+probability. A weight W above 1 sharpens it; validation samples prefer that, together with more smoothing. REPEAT is
+the factor for items that the user had already. Z normalises over the catalogue.
 
-Shapes: V items of a shard, I items with rows, D hidden size.
+Shapes: V items of a shard, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,6 @@ from numpy.typing import NDArray
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.query import History, indexed_items
 from l2d_ray.core.transitions import Mixture, Transitions
-
-FLOOR = 0.5
-"""Training samples added to those of every item (Krichevsky and Trofimov, 1981)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Parameters:
     """Weight of the popularity, in training samples."""
     repeat: float = 1.0
     """Factor of the probability of items of the history."""
+    title: float = 1.0
+    """TITLE: factor of the mean that the title predicts."""
+    floor: float = 0.5
+    """FLOOR: training samples added to those of every item. 0.5 is the estimate of Krichevsky and Trofimov (1981)."""
 
     @property
     def mixture(self) -> Mixture:
@@ -60,10 +62,8 @@ class ItemScorer:
 
     items_V: IntArray
     """The items of the catalogue that belong to the shard, ascending."""
-    with_rows_I: IntArray
-    """Places in `items_V` of the items with memory rows."""
-    means_ID: NDArray[np.float32]
-    """m_v - c of these items. c is the mean of all rows, where the space does not subtract it."""
+    means_VD: NDArray[np.float32]
+    """m_v - c. c is the mean of all rows, where the space does not subtract it."""
     offset_D: Float64
     """c."""
     transitions: Transitions
@@ -71,24 +71,24 @@ class ItemScorer:
     parameters: Parameters
 
     @cached_property
-    def half_norms_I(self) -> Float64:
+    def half_norms_V(self) -> Float64:
         """|m_v|^2 / 2."""
-        norms_I: Float64 = np.vecdot(self.means_ID, self.means_ID).astype(np.float64)
-        return norms_I / 2
+        norms_V: Float64 = np.vecdot(self.means_VD, self.means_VD).astype(np.float64)
+        return norms_V / 2
 
     def state_scores(self, query_D: Float64) -> Float64:
-        """Return m_v . h - |m_v|^2 / 2 of the items with rows, given the mapped state."""
+        """Return m_v . h - |m_v|^2 / 2 of each item [V], given the mapped state."""
         # A product for each row: those of a matrix product depend, in their last bit, on the number of rows.
-        products_I = np.vecdot(self.means_ID, (query_D - self.offset_D).astype(np.float32))
-        scores_I: Float64 = products_I - self.half_norms_I
-        return scores_I
+        products_V = np.vecdot(self.means_VD, (query_D - self.offset_D).astype(np.float32))
+        scores_V: Float64 = products_V - self.half_norms_V
+        return scores_V
 
     def log_scores(self, query_D: Float64, history: History) -> Float64:
         """Return log p(v | history) + log Z of each item [V], given the mapped state of the history."""
         parameters = self.parameters
         prior_V = self.transitions.probabilities(history, parameters.mixture)
         scores_V: Float64 = parameters.prior_weight * np.log(prior_V)
-        scores_V[self.with_rows_I] += parameters.tau * self.state_scores(query_D)
+        scores_V += parameters.tau * self.state_scores(query_D)
         scores_V[np.isin(self.items_V, indexed_items(history))] += np.log(parameters.repeat)
         return scores_V
 

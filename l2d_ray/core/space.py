@@ -49,6 +49,8 @@ class LinearMap:
 class ItemMeans:
     """The estimate of an item from the mean of its n rows: that mean itself, or its posterior mean.
 
+    An item without rows has the mean 0.
+
     In `whiten-within` the rows of an item scatter around its true mean with variance s^2 in every direction. The true
     means scatter around 0 with a variance b that differs by direction (probabilistic LDA: Ioffe, ECCV 2006). In each
     direction, the posterior mean is the mean of the rows times b / (b + s^2 / n). Along directions in which items
@@ -63,9 +65,15 @@ class ItemMeans:
     def __call__(self, means_ID: Float64, counts_I: Integers) -> Float64:
         """Estimate items from the means of their mapped rows and the numbers of these rows."""
         if self.axes_DD is None or self.signal_D is None:
-            return means_ID
-        share_ID = self.signal_D / (self.signal_D + 1 / counts_I[:, None])
+            return np.where(counts_I[:, None] > 0, means_ID, 0)
+        with np.errstate(divide="ignore"):  # without rows, the share is 0
+            share_ID = self.signal_D / (self.signal_D + 1 / counts_I[:, None])
         return ((means_ID @ self.axes_DD) * share_ID) @ self.axes_DD.T
+
+    @property
+    def ratio(self) -> float:
+        """Mean of b / s^2 over the directions; 1 if the means of the rows are the estimate."""
+        return 1.0 if self.signal_D is None else float(self.signal_D.mean())
 
 
 def fit_means(moments: Moments, kind: SpaceKind, space: LinearMap) -> ItemMeans:

@@ -1,6 +1,7 @@
 """The items of the raw data, and the reasons to leave some of them out."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -55,13 +56,22 @@ def read_catalogue(config: Config) -> Catalogue:
     twice, and wherever the source does.
     """
     source = source_of(config)
-    items = pa.concat_tables([ITEMS.empty_table(), *source.read_items(config)]).combine_chunks()
+    catalogue = catalogue_of(source.read_items(config), config)
+    if isinstance(source, PublishedSource):
+        return replace(catalogue, verdicts=np.zeros_like(catalogue.verdicts))
+    return catalogue
+
+
+def catalogue_of(tables: Iterable[pa.Table], config: Config) -> Catalogue:
+    """Return the items of some tables (`columns.ITEMS`), with verdicts on their titles.
+
+    Raises InputError for no items, and for ids that occur twice.
+    """
+    items = pa.concat_tables([ITEMS.empty_table(), *tables]).combine_chunks()
     item_ids, titles = (_contiguous(items[name]) for name in ("item_id", "title"))
     if len(item_ids) == 0:
         raise InputError(f"data.items={config.data.items!r}: no items; give the complete file")
     _refuse_duplicates(item_ids, config)
-    if isinstance(source, PublishedSource):
-        return Catalogue(item_ids, titles, np.zeros(len(item_ids), dtype=np.uint8))
     return Catalogue(item_ids, titles, title_verdicts(titles, config.data.max_title_words))
 
 

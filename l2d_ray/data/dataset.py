@@ -102,7 +102,7 @@ def write_version(
     refused: dict[str, int],
     changed_titles: int,
 ) -> "Dataset":
-    """Make a dataset, these items and these parts the next version, and return it.
+    """Make a dataset, these items and these parts, if any, the next version, and return it.
 
     `refused` and `changed_titles` are recorded (`Version`). Raises FileExistsError if another run made that
     version first. A crash leaves the old version or the new one.
@@ -117,7 +117,7 @@ def write_version(
     version = Version(
         number=number,
         lineage=[*old.lineage, digest],
-        generations=[*old.generations, added],
+        generations=[*old.generations, *([added] if parts else [])],
         item_files=[*old.item_files, *([item_file] if len(new_items) else [])],
         refused=refused,
         changed_titles=changed_titles,
@@ -181,11 +181,15 @@ class Dataset:
 
     def items(self) -> pa.Table:
         """Read all items (`schema.ITEMS`); the row number is the item_index."""
+        return pa.concat_tables(self.item_tables())
+
+    def item_tables(self) -> list[pa.Table]:
+        """Read the same items in the parts in which they came: a table for each version that added some."""
         tables = []
         for path in self.version.item_files:
             with open_part(self.workspace, path) as file:
                 tables.append(pq.read_table(file).cast(ITEMS))
-        return pa.concat_tables(tables)
+        return tables
 
     def iter_users(self, start: int = 0, stop: int | None = None, batch_users: int = 1_000) -> Iterator[pa.Table]:
         """Yield users start to stop - 1 of the dataset as tables (`schema.HISTORIES`) of at most `batch_users` rows.

@@ -159,6 +159,15 @@ def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
     return sorted(found, key=lambda sample: sample.sample_id % 2**64)[:limit]
 
 
+def first_times(dataset: Dataset) -> IntArray:
+    """Return the time of the first interaction with each item [I], of any split; the largest time without any."""
+    times_I = np.full(len(dataset.items()), np.iinfo(np.int64).max)
+    for users in dataset.iter_users():
+        items, timestamps = (Lists.of(users[name]).values for name in ("item_indices", "timestamps"))
+        np.minimum.at(times_I, items, timestamps)
+    return times_I
+
+
 def training_parts(dataset: Dataset) -> Iterator[TrainingInteractions]:
     """Yield the training interactions of at most 1,000 users at a time, in the order of the dataset."""
     return map(_training_part, iter_samples(dataset, Split.TRAIN))

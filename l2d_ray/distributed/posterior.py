@@ -1,7 +1,7 @@
 """The last part of the index stage on Ray: the parameters of the aggregation `posterior`.
 
 1. Count the transitions to the items of every shard.
-2. Encode the validation samples with the model of the memory.
+2. Run the titles and the validation samples through the model of the memory.
 3. Fit the parameters.
 
 The index must be complete. Every step leaves files, and the same command continues from them.
@@ -22,7 +22,14 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.records import check_query
 from l2d_ray.stages.index_plan import IndexPlan, dataset_of, plan_index
-from l2d_ray.stages.posterior import BATCH, count_transitions, encode, fit_posterior, validation_samples
+from l2d_ray.stages.posterior import (
+    BATCH,
+    compute_titles,
+    count_transitions,
+    encode,
+    fit_posterior,
+    validation_samples,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +47,10 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
     check_query(plan.snapshot.identity, identify_memory(config))
     shards = [(plan, shard) for shard in range(plan.num_shards)]
     transitions = run_tasks("transitions", config, count_transitions, shards)
+    run_tasks("titles", config, _compute_titles, [(config, plan)], gpus=config.workers.gpus)
     states_UD = _encode(config, plan, samples)
     record: PosteriorRecord
-    (record,) = run_tasks("parameters", config, fit_posterior, [(plan, transitions, samples, states_UD)])
+    (record,) = run_tasks("parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)])
     if not record.samples:
         logger.warning(
             "%s: no validation samples; aggregation=posterior has the default parameters %s",
@@ -50,6 +58,11 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
             record.parameters,
         )
     return record
+
+
+def _compute_titles(config: Config, plan: IndexPlan) -> None:
+    """Write the states of titles to the workspace, from where `fit_posterior` reads them."""
+    compute_titles(config, plan)
 
 
 def _encode(config: Config, plan: IndexPlan, samples: Sequence[Sample]) -> FloatArray:

@@ -9,6 +9,7 @@
     index/<snapshot>/<label>/shard=<k>.json          written when the shard is complete
     index/<snapshot>/<label>/index-<recall>.json     written last: complete, and tuned to this recall
     index/<snapshot>/transitions/shard=<k>.npz       pairs of items, and in .json the record of this file
+    index/<snapshot>/means/<label>/shard=<k>-*.npy   item means of `posterior`, to which titles contribute
     index/<snapshot>/<label>/posterior.json          written after the index: parameters of `posterior`
 
 `snapshot` is a number and the beginning of a digest. `label` names the space, the factory string and the share of the

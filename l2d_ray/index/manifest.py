@@ -100,6 +100,8 @@ class PosteriorRecord(Record):
     """Items of the catalogue."""
     transitions: list[TransitionsRecord]
     """One for each shard."""
+    means: list[IndexFile]
+    """Item means of each shard, around the prior mean that the title predicts."""
     seconds: float
     """Seconds of the fit."""
 

@@ -4,11 +4,11 @@ import io
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
-from l2d_ray.core.posterior import FLOOR, ItemScorer
+from l2d_ray.core.arrays import Float64, IntArray
+from l2d_ray.core.posterior import ItemScorer
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
-from l2d_ray.index.files import read_bytes, write_arrays
+from l2d_ray.index.files import read_array, read_bytes, write_arrays
 from l2d_ray.index.manifest import IndexFile, PosteriorRecord
 from l2d_ray.workspace import Workspace
 
@@ -29,26 +29,16 @@ def read_counts(workspace: Workspace, file: IndexFile) -> TransitionCounts:
     return TransitionCounts(samples=int(arrays.pop("samples")), **arrays)
 
 
-def centred(centroids_ID: FloatArray, offset_D: Float64) -> FloatArray:
-    """Return item means less the offset, float32; the same array where the offset is zero."""
-    return (centroids_ID - offset_D).astype(np.float32) if offset_D.any() else np.asarray(centroids_ID)
-
-
 def open_scorer(
-    workspace: Workspace,
-    posterior: PosteriorRecord,
-    shard: int,
-    items_I: Integers,
-    centroids_ID: FloatArray,
-    offset_D: Float64,
+    workspace: Workspace, posterior: PosteriorRecord, shard: int, offset_D: Float64, verify: bool = False
 ) -> ItemScorer:
-    """Return the scorer of a shard, given its items with rows and their means. Raises InputError as `read_counts`."""
+    """Return the scorer of a shard. Raises InputError as `read_counts` does; `verify` is that of `read_array`."""
     counts = read_counts(workspace, posterior.transitions[shard].file)
+    shape = counts.targets_V.size, offset_D.size
     return ItemScorer(
         items_V=counts.targets_V,
-        with_rows_I=np.searchsorted(counts.targets_V, items_I),
-        means_ID=centred(centroids_ID, offset_D),
+        means_VD=np.asarray(read_array(workspace, posterior.means[shard], shape, verify)),
         offset_D=offset_D,
-        transitions=counts.weigh(posterior.parameters.lag_decay, FLOOR),
+        transitions=counts.weigh(posterior.parameters.lag_decay, posterior.parameters.floor),
         parameters=posterior.parameters,
     )

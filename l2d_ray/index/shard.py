@@ -56,8 +56,7 @@ class IndexShard:
         rows.set_search(search)
         scorer = None
         if posterior:
-            means = arrays["items"], arrays["centroids"]
-            scorer = open_scorer(workspace, posterior, shard.shard, *means, offset_D)
+            scorer = open_scorer(workspace, posterior, shard.shard, offset_D, verify)
         return cls(
             rows=rows,
             row_items_M=arrays["row_items"],

@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from l2d_ray.config import Config, FinetuneConfig
-from l2d_ray.core.arrays import FloatArray
+from l2d_ray.core.arrays import FloatArray, IntArray
 from l2d_ray.data.dataset import Dataset
-from l2d_ray.data.samples import TrainingInteractions, training_interactions
+from l2d_ray.data.samples import TrainingInteractions, first_times, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
@@ -45,6 +45,11 @@ class Resources:
         """The id of each item."""
         item_ids: list[str] = self._dataset.items()["item_id"].to_pylist()
         return item_ids
+
+    @cached_property
+    def first_times_I(self) -> IntArray:
+        """The time of the first interaction with each item, of any split (`samples.first_times`)."""
+        return first_times(self._dataset)
 
     @cached_property
     def training_interactions(self) -> TrainingInteractions:

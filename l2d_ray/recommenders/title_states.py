@@ -1,12 +1,14 @@
-"""The language model's states of all titles, kept in the workspace for the trainings that read them.
+"""The language model's states of all titles, kept in the workspace for the steps that read them.
 
-    recommenders/titles/<digest>.safetensors    written once for a dataset, a model and a form of the titles
+    recommenders/titles/<digest>.safetensors    written once for some titles, a model and a form of the titles
 
-They are the states that title-knn compares. All trainings of jobs/tune.py share one file.
+They are the states that title-knn compares. All trainings of jobs/tune.py share them, and so do the indexes. Items that
+are added later have a file for themselves.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.trained import FOLDER, load_tensors
+from l2d_ray.workspace import Workspace
 
 DECISIVE = ("base_model", "num_layers", "adapter", "tokenizer", "template", "dtype")
 """Parts of a memory's identity that decide the state of a title."""
@@ -26,7 +29,7 @@ STATES = "states_ID"
 
 
 def identify_titles(config: Config) -> dict[str, Any]:
-    """Return everything but the dataset that decides the states, by dotted name; digests are cut to 12 characters.
+    """Return everything but the titles that decides the states, by dotted name; digests are cut to 12 characters.
 
     Raises InputError if the model or adapter is missing.
     """
@@ -40,12 +43,18 @@ def identify_titles(config: Config) -> dict[str, Any]:
 def title_states(config: Config, dataset: Dataset) -> FloatArray:
     """Return the state of each title, [I, D] float32: read if they are in the workspace, else computed and written.
 
-    Raises InputError if the file is damaged, or if a state is not finite.
+    Raises InputError if a file is damaged, or if a state is not finite.
     """
-    workspace, identity = dataset.workspace, json.dumps([dataset.digest, identify_titles(config)])
-    path = f"{FOLDER}/titles/{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    identity = identify_titles(config)
+    parts = [items["title"].to_pylist() for items in dataset.item_tables()]
+    return np.concatenate([_states_of(titles, identity, config, dataset.workspace) for titles in parts])
+
+
+def _states_of(titles: Sequence[str], identity: dict[str, Any], config: Config, workspace: Workspace) -> FloatArray:
+    digest = hashlib.sha256(json.dumps([titles, identity]).encode()).hexdigest()
+    path = f"{FOLDER}/titles/{digest[:16]}.safetensors"
     if not workspace.exists(path):
-        states_ID = _computed(config, dataset)
+        states_ID = _computed(config, titles)
         with workspace.create(path) as stream:
             stream.write(safetensors.torch.save({STATES: torch.from_numpy(states_ID)}))
     location = workspace.path(path)
@@ -54,10 +63,9 @@ def title_states(config: Config, dataset: Dataset) -> FloatArray:
     return found
 
 
-def _computed(config: Config, dataset: Dataset) -> FloatArray:
+def _computed(config: Config, titles: Sequence[str]) -> FloatArray:
     from l2d_ray.encoding import HistoryEncoder
 
-    titles = dataset.items()["title"].to_pylist()
     states_ID = HistoryEncoder(config, titles).title_states(len(titles))
     broken = np.flatnonzero(~np.isfinite(states_ID).all(axis=1))
     if broken.size:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2d_ray.config import Config, ModelConfig
+from l2d_ray.data.additions import read_new_items
 from l2d_ray.data.dataset import MANIFEST, Dataset
 from l2d_ray.data.sources import check_source
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
 from l2d_ray.recommenders.contract import MODEL_NEEDS
 from l2d_ray.recommenders.registry import NamedRecommender, find
-from l2d_ray.stages.settings import MEMORY, check_data, for_append, for_evaluation, for_index, for_memory
+from l2d_ray.stages.settings import MEMORY, check_data, for_append, for_evaluation, for_index, for_items, for_memory
 from l2d_ray.workspace import Workspace
 
 
@@ -24,6 +25,16 @@ def prepare(config: Config) -> None:
     """
     workspace = Workspace.open(config.workspace)
     check_source(for_append(config, Dataset.open(workspace)) if config.data.append else config)
+
+
+def add_items(config: Config) -> None:
+    """Check that there is a memory of the dataset, and that the new items can be added to it."""
+    from l2d_ray.stages.index_plan import dataset_of, plan_index
+
+    dataset_of(plan_index(for_index(config)))
+    dataset = Dataset.open(Workspace.open(config.workspace))
+    read_new_items(for_items(config, dataset), dataset.items())
+    _check_model(for_memory(config).model)
 
 
 def finetune(config: Config) -> None:

@@ -27,6 +27,7 @@ class Evaluator:
     ) -> None:
         """Load nothing yet. `runs` has the recommenders of each run, by its label."""
         self._runs, self._exclude_seen = runs, config.recommend.exclude_seen
+        self._appeared = config.evaluate.candidates == "appeared"
         needs = {need for named in runs.values() for one in named for need in one.declaration.needs}
         self._resources = Resources(config, needs, indexes)
         self._made: dict[NamedRecommender, Recommender] = {}
@@ -78,11 +79,16 @@ class Evaluator:
         }
 
     def _queries(self, samples: Columns) -> list[Query]:
-        """Return the query of each sample, at the moment of its target."""
+        """Return the query of each sample, at the moment of its target, for the items that are candidates then."""
         columns = samples["history"], samples["timestamp"].tolist(), samples["sample_id"].tolist()
         return [
             Query.after(
-                np.asarray(history, np.int32), max(CUTOFFS), self._exclude_seen, timestamp=time, sample_id=sample_id
+                np.asarray(history, np.int32),
+                max(CUTOFFS),
+                self._exclude_seen,
+                deny=np.flatnonzero(self._resources.first_times_I > time) if self._appeared else (),
+                timestamp=time,
+                sample_id=sample_id,
             )
             for history, time, sample_id in zip(*columns, strict=True)
         ]

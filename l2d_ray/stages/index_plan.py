@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 
@@ -71,6 +72,10 @@ class IndexPlan:
     def transitions(self, shard: int) -> str:
         """Return the path of the record of the transitions to the items of a shard."""
         return f"{self.base}/transitions/shard={shard}.json"
+
+    def item_means(self, shard: int, attempt: str) -> str:
+        """Return the path of the item means of a shard for the aggregation `posterior`."""
+        return f"{self.base}/means/{PurePosixPath(self.folder).name}/shard={shard}-{attempt}.npy"
 
     def moments(self, shard: int) -> str:
         """Return the path of the sums of a shard, which the indexes of a snapshot share."""

@@ -1,10 +1,15 @@
 """The part of the index stage that makes the aggregation `posterior` possible, without Ray.
 
 1. `count_transitions`, per shard: what followed what in the training samples, for the targets of the shard.
-2. `encode`: the states of the validation samples.
-3. `fit_posterior`, once: the parameters, from the validation samples.
+2. `compute_titles`, once: the states of the titles that the workspace does not have yet.
+3. `encode`: the states of the validation samples.
+4. `fit_posterior`, once: the means that titles predict, the parameters from the validation samples, the item means.
 
-The counts belong to the snapshot, the parameters to one index of it. What is there is not computed again.
+The counts belong to the snapshot, the rest to one index of it. What is there is not computed again.
+
+The fit weighs titles, and the floor of items without training samples, by how often validation targets are such items.
+A split by time has them. Leave-one-out has few, so there the fit expects few. Without validation samples the parameters
+are the defaults: the titles count as much as the regression says.
 """
 
 import time
@@ -15,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.arrays import Float64, FloatArray
+from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.transitions import TransitionCounts, last_items
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_parts
-from l2d_ray.index.files import read_array, read_map
-from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, TransitionsRecord
-from l2d_ray.index.posterior import centred, read_counts, shard_items, write_counts
+from l2d_ray.index.manifest import PosteriorRecord, TransitionsRecord
+from l2d_ray.index.posterior import read_counts, shard_items, write_counts
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import IndexPlan, dataset_of
 from l2d_ray.stages.indexing import commit
+from l2d_ray.stages.item_means import IndexMeans
 from l2d_ray.workspace import Workspace
 
 MIN_SAMPLES, MAX_SAMPLES = 200, 2000
@@ -60,6 +65,16 @@ def validation_samples(dataset: Dataset) -> list[Sample]:
     return choose_samples(dataset, Split.VALID, min(max(limit, MIN_SAMPLES), MAX_SAMPLES))
 
 
+def compute_titles(config: Config, plan: IndexPlan) -> FloatArray:
+    """Return the state of each title of the snapshot's catalogue [I, D]; run those that the workspace lacks.
+
+    Raises InputError as `title_states` does.
+    """
+    from l2d_ray.recommenders.title_states import title_states  # here, because importing PyTorch takes seconds
+
+    return title_states(config, dataset_of(plan))
+
+
 def encode(config: Config, histories: Sequence[NDArray[np.int32]]) -> FloatArray:
     """Return the hidden states [U, D] of histories."""
     from l2d_ray.encoding import HistoryEncoder  # here, because importing PyTorch takes seconds
@@ -71,7 +86,11 @@ def encode(config: Config, histories: Sequence[NDArray[np.int32]]) -> FloatArray
 
 
 def fit_posterior(
-    plan: IndexPlan, transitions: Sequence[TransitionsRecord], samples: Sequence[Sample], states_UD: FloatArray
+    config: Config,
+    plan: IndexPlan,
+    transitions: Sequence[TransitionsRecord],
+    samples: Sequence[Sample],
+    states_UD: FloatArray,
 ) -> PosteriorRecord:
     """Fit the parameters to validation samples, given their states; without samples, record the defaults.
 
@@ -80,36 +99,42 @@ def fit_posterior(
     workspace, started = plan.workspace, time.monotonic()
     if workspace.exists(plan.posterior):
         return PosteriorRecord.read(workspace, plan.posterior)
-    histories = [sample.history for sample in samples]
-    counts = [read_counts(workspace, record.file) for record in transitions]
-    joined = TransitionCounts.join(counts, np.maximum(last_items(histories), 0))
-    scores = ValidationScores(
-        state_scores_UV=_state_scores(plan, states_UD, joined.num_items),
-        histories=histories,
-        targets_U=np.array([sample.target for sample in samples], np.int64),
-        counts=joined,
-    )
+    means = IndexMeans.open(plan, compute_titles(config, plan))
+    scores = _scores(means, transitions, samples, states_UD)
     parameters = scores.fit()
     record = PosteriorRecord(
         parameters=parameters,
         samples=len(samples),
         nats=round(scores.cross_entropy(parameters), 4) if samples else None,
-        items=joined.num_items,
+        items=scores.counts.num_items,
         transitions=list(transitions),
+        means=means.write(parameters.title),
         seconds=round(time.monotonic() - started, 3),
     )
     return commit(record, workspace, plan.posterior)
 
 
-def _state_scores(plan: IndexPlan, states_UD: FloatArray, num_items: int) -> NDArray[np.float32]:
-    """Return m_v . h - |m_v|^2 / 2 [U, items] of the whole catalogue; 0 for items without rows."""
-    workspace, manifest = plan.workspace, IndexManifest.read(plan.workspace, plan.manifest)
-    space, offset_D = read_map(workspace, manifest.map)
-    queries_UD: Float64 = space(states_UD) - offset_D
-    scores_UV = np.zeros((len(states_UD), num_items), np.float32)
-    for shard in manifest.shards:
-        items_I = read_array(workspace, shard.files["items"], (shard.items,))
-        means = read_array(workspace, shard.files["centroids"], (shard.items, plan.dimension))
-        means_ID = centred(means, offset_D)
-        scores_UV[:, items_I] = queries_UD.astype(np.float32) @ means_ID.T - np.vecdot(means_ID, means_ID) / 2
-    return scores_UV
+def _scores(
+    means: IndexMeans, transitions: Sequence[TransitionsRecord], samples: Sequence[Sample], states_UD: FloatArray
+) -> ValidationScores:
+    """Return the validation samples with the scores of the whole catalogue."""
+    histories = [sample.history for sample in samples]
+    counts = [read_counts(means.plan.workspace, record.file) for record in transitions]
+    joined = TransitionCounts.join(counts, np.maximum(last_items(histories), 0))
+    queries_UD = (means.space(states_UD) - means.offset_D).astype(np.float32)
+    of_states_UV, of_titles_UV = np.zeros((2, len(samples), joined.num_items), np.float32)
+    norms_V = np.zeros(joined.num_items, np.float32)
+    for number in range(means.plan.num_shards if samples else 0):
+        items_V, *estimates = means.shard(number)
+        rows_VD, titles_VD = (estimate_VD.astype(np.float32) for estimate_VD in estimates)
+        of_states_UV[:, items_V] = queries_UD @ rows_VD.T - np.vecdot(rows_VD, rows_VD) / 2
+        of_titles_UV[:, items_V] = queries_UD @ titles_VD.T - np.vecdot(rows_VD, titles_VD)
+        norms_V[items_V] = np.vecdot(titles_VD, titles_VD) / 2
+    return ValidationScores(
+        state_scores_UV=of_states_UV,
+        title_scores_UV=of_titles_UV,
+        title_norms_V=norms_V,
+        histories=histories,
+        targets_U=np.array([sample.target for sample in samples], np.int64),
+        counts=joined,
+    )

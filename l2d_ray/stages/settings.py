@@ -37,6 +37,9 @@ IRRELEVANT_DATA = {"data.interactions", "data.items", "data.num_blocks", "data.a
 DELIVERY = IRRELEVANT_DATA | {"data.since", "data.until"}
 """Settings of the preparation that belong to the files, so that they may differ when a dataset grows."""
 
+TITLES = ("data.columns.", "data.max_title_words")
+"""Settings of the preparation that say how titles are read and judged."""
+
 
 class MemorySettings(Record):
     """Settings that a memory is made with."""
@@ -82,6 +85,12 @@ def for_append(config: Config, dataset: Dataset) -> Config:
             f"{data.max_users}; only data.split=none without data.max_users or a published split grows: prepare it so"
         )
     return config
+
+
+def for_items(config: Config, dataset: Dataset) -> Config:
+    """Return the settings to read added items with: columns that are not given are those of the dataset."""
+    recorded = flatten({"data": dataset.manifest.get("data", {})})
+    return _fill(config, config.given(), {key: recorded[key] for key in recorded if key.startswith(TITLES)})
 
 
 def for_memory(config: Config) -> Config:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import ScoredItems, aggregate, best_items, nearest, scores_of, squared_distances
-from l2d_ray.core.posterior import FLOOR, Parameters
+from l2d_ray.core.posterior import Parameters
 from l2d_ray.core.transitions import PLACES
 
 
@@ -37,7 +37,7 @@ def transition_counts(histories: Sequence[Sequence[int]], num_items: int, lag_de
 def prior(histories: Sequence[Sequence[int]], num_items: int, history: Sequence[int | str], p: Parameters) -> Float64:
     """Return p(v | last items) of each item, item by item."""
     counts_II = transition_counts(histories, num_items, p.lag_decay)
-    popularity_I = np.full(num_items, FLOOR)
+    popularity_I = np.full(num_items, p.floor)
     for training in histories:
         np.add.at(popularity_I, training[1:], 1)
     popularity_I /= popularity_I.sum()

@@ -15,4 +15,4 @@ def fit(config: Config) -> PosteriorRecord:
     transitions = [count_transitions(plan, shard) for shard in range(plan.num_shards)]
     histories = [sample.history for sample in samples]
     states_UD = encode(config, histories) if samples else np.empty((0, plan.dimension), np.float32)
-    return fit_posterior(plan, transitions, samples, states_UD)
+    return fit_posterior(config, plan, transitions, samples, states_UD)
