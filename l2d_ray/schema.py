@@ -49,6 +49,9 @@ SAMPLES = pa.schema(
 QUARANTINE = SAMPLES.append(pa.field("reason", pa.string()))
 """`memory/quarantine/<unit>/*.parquet`: samples without a row."""
 
+DELETIONS = pa.schema([("shard", pa.int32()), ("rows", pa.list_(pa.int64()))])
+"""`memory/deletions/<unit>/*.parquet`: row numbers in the file of a shard; null stands for the quarantine."""
+
 
 def memory_schema(dimension: int) -> pa.Schema:
     """Return the schema of `memory/data/<unit>/shard=<k>/*.parquet`: samples and hidden states.

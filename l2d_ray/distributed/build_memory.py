@@ -81,7 +81,7 @@ def build_memory(config: Config) -> BuildResult:
     names = [*kept, *(unit.name for unit in units)]
     records = [*(known[name] for name in names if name in known), *built]
     store.keep_items(dataset.digest, dataset.items())
-    snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
+    snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction, kept)
     store.remove_strays(names)
     if any(record.tokens == record.tokens_one_by_one > 10_000 for record in built):
         logger.warning("model.name=%r: cannot run packed, so every prompt ran in full", config.model.name)

@@ -84,7 +84,7 @@ def build_memory(config: Config) -> Snapshot:
     extractor = UnitExtractor(config, identify_memory(config))
     names = [*kept, *(extractor.build(unit).unit for unit in units)]
     store.keep_items(dataset.digest, dataset.items())
-    return store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
+    return store.take_snapshot(names, dataset.digest, config.memory.sample_fraction, kept)
 
 
 def _catalogue(titles: dict[str, str]) -> Catalogue:
