@@ -37,7 +37,7 @@ class EmptyEncoder:
 def replica(kind: type[Encoder] | type[BeamSearcher], folder: Path, batcher: TokenBatcher[int, int]) -> Any:
     """Return a replica whose model is only a queue."""
     made = kind.__new__(kind)
-    file, model = ReleaseFile(str(folder), "serving/me.json", RELEASE), encoders._Model(EmptyEncoder(), batcher)  # type: ignore[arg-type]
+    file, model = ReleaseFile(str(folder), "serving/me.json", RELEASE), encoders._Model(None, EmptyEncoder(), batcher)  # type: ignore[arg-type]
     made.cache = ReleaseCache(file, lambda _: model)
     vars(made).update(_metrics=EncoderMetrics(), _batcher=batcher, _max_seconds=0.1)
     return made

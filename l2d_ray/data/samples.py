@@ -159,8 +159,8 @@ def choose_samples(dataset: Dataset, split: Split, limit: int) -> list[Sample]:
     return sorted(found, key=lambda sample: sample.sample_id % 2**64)[:limit]
 
 
-def training_parts(dataset: Dataset) -> Iterator[TrainingInteractions]:
-    """Yield the training interactions of at most 1,000 users at a time, in the order of the dataset."""
+def training_parts(dataset: Dataset | Generation) -> Iterator[TrainingInteractions]:
+    """Yield the training interactions of at most 1,000 users at a time, in the order of a dataset or a generation."""
     return map(_training_part, iter_samples(dataset, Split.TRAIN))
 
 

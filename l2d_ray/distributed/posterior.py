@@ -1,8 +1,9 @@
 """The last part of the index stage on Ray: the parameters of the aggregation `posterior`.
 
 1. Count the transitions to the items of every shard.
-2. Encode the validation samples with the model of the memory.
-3. Fit the parameters.
+2. Keep the parameters of an older index with the same map, and leave out what follows.
+3. Encode the validation samples with the model of the memory.
+4. Fit the parameters.
 
 The index must be complete. Every step leaves files, and the same command continues from them.
 """
@@ -22,13 +23,20 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.records import check_query
 from l2d_ray.stages.index_plan import IndexPlan, dataset_of, plan_index
-from l2d_ray.stages.posterior import BATCH, count_transitions, encode, fit_posterior, validation_samples
+from l2d_ray.stages.posterior import (
+    BATCH,
+    count_transitions,
+    encode,
+    fit_posterior,
+    keep_parameters,
+    validation_samples,
+)
 
 logger = logging.getLogger(__name__)
 
 
 def ensure_posterior(config: Config) -> PosteriorRecord:
-    """Fit the parameters for the index that `config.index` describes, unless that was done.
+    """Fit or keep the parameters for the index that `config.index` describes, unless that was done.
 
     Raises InputError if the workspace has another dataset than that of the memory, or if `config` names another model.
     """
@@ -36,10 +44,13 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
     if plan.workspace.exists(plan.posterior):
         return PosteriorRecord.read(plan.workspace, plan.posterior)
     check_room(config)
-    samples = validation_samples(dataset_of(plan))
+    dataset = dataset_of(plan)
     check_query(plan.snapshot.identity, identify_memory(config))
     shards = [(plan, shard) for shard in range(plan.num_shards)]
     transitions = run_tasks("transitions", config, count_transitions, shards)
+    if kept := keep_parameters(plan, transitions):
+        return kept
+    samples = validation_samples(dataset)
     states_UD = _encode(config, plan, samples)
     record: PosteriorRecord
     (record,) = run_tasks("parameters", config, fit_posterior, [(plan, transitions, samples, states_UD)])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.errors import InputError
-from l2d_ray.memory.manifest import DataFile, DeletionVector, UnitRecord
+from l2d_ray.memory.manifest import DataFile, DeletionVector, UnitRecord, live_name
 from l2d_ray.schema import DELETIONS
 from l2d_ray.workspace import Workspace
 
@@ -36,7 +36,7 @@ class LiveUnit:
     @property
     def name(self) -> str:
         """Name of the rows that are left: units of the same name have the same rows."""
-        return f"{self.record.unit}-{self.deletions.sha256[:16]}" if self.deletions else self.record.unit
+        return live_name(self.record.unit, self.deletions)
 
     @property
     def rows(self) -> int:

@@ -47,6 +47,11 @@ class DeletionVector(Record):
     """Number of erased samples of the quarantine."""
 
 
+def live_name(unit: str, deletions: DeletionVector | None) -> str:
+    """Return the name of the rows that are left in a unit. Rows of the same name are the same in every snapshot."""
+    return f"{unit}-{deletions.sha256[:16]}" if deletions else unit
+
+
 class Snapshot(Record):
     """An immutable list of units: the memory at one point in time."""
 

@@ -4,11 +4,13 @@
 2. `encode`: the states of the validation samples.
 3. `fit_posterior`, once: the parameters, from the validation samples.
 
-The counts belong to the snapshot, the parameters to one index of it. What is there is not computed again.
+The counts belong to the snapshot, the parameters to one index of it, or to all with the same map. What is there is not
+computed again, and counts are added to those of an older snapshot.
 """
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -19,9 +21,12 @@ from l2d_ray.core.arrays import Float64, FloatArray
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.transitions import TransitionCounts, last_items
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.generations import Generation
 from l2d_ray.data.samples import Sample, choose_samples, training_parts
+from l2d_ray.data.versions import GenerationRecord
+from l2d_ray.errors import InputError
 from l2d_ray.index.files import read_array, read_map
-from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, TransitionsRecord
+from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, TransitionsRecord, posterior_path
 from l2d_ray.index.posterior import centred, read_counts, shard_items, write_counts
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import IndexPlan, dataset_of
@@ -46,12 +51,47 @@ def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
     started, dataset = time.monotonic(), dataset_of(plan)
     num_items = dataset.items().num_rows
     targets_V = shard_items(num_items, plan.num_shards, shard)
-    counts = TransitionCounts.count(training_parts(dataset), num_items, targets_V)
+    older, generations = _counted_before(plan, shard, dataset)
+    parts = chain.from_iterable(map(training_parts, generations))
+    counts = TransitionCounts.count(parts, num_items, targets_V)
+    if older:
+        counts = counts.plus(read_counts(workspace, older.file))
     # The content is the same in every attempt, so they may share a name.
     file = write_counts(workspace, str(PurePosixPath(record_path).with_suffix(".npz")), counts)
     seconds = round(time.monotonic() - started, 3)
     record = TransitionsRecord(shard=shard, pairs=counts.places_P.size, file=file, seconds=seconds)
     return commit(record, workspace, record_path)
+
+
+def _counted_before(
+    plan: IndexPlan, shard: int, dataset: Dataset
+) -> tuple[TransitionsRecord | None, Sequence[Generation]]:
+    """Return the counts of an older snapshot, if they are there, and the generations that they lack."""
+    for older in plan.older():
+        if plan.workspace.exists(older.transitions(shard)):
+            known = _generations_of(plan.workspace, older.snapshot.dataset)
+            if known and dataset.version.generations[: len(known)] == known:
+                record = TransitionsRecord.read(plan.workspace, older.transitions(shard))
+                return record, dataset.generations[len(known) :]
+    return None, dataset.generations
+
+
+def _generations_of(workspace: Workspace, digest: str) -> list[GenerationRecord]:
+    """Return the generations of a version of the dataset; none if it is not there any more."""
+    try:
+        return Dataset.open(workspace, digest).version.generations
+    except InputError:
+        return []
+
+
+def keep_parameters(plan: IndexPlan, transitions: Sequence[TransitionsRecord]) -> PosteriorRecord | None:
+    """Record the parameters of the older index whose map this one has; None if there are none."""
+    workspace, manifest = plan.workspace, IndexManifest.read(plan.workspace, plan.manifest)
+    older = manifest.fitted.older and posterior_path(manifest.fitted.older)
+    if not older or not workspace.exists(older):
+        return None
+    changes = {"transitions": list(transitions), "items": dataset_of(plan).items().num_rows, "seconds": 0.0}
+    return commit(PosteriorRecord.read(workspace, older).model_copy(update=changes), workspace, plan.posterior)
 
 
 def validation_samples(dataset: Dataset) -> list[Sample]:
@@ -104,7 +144,7 @@ def fit_posterior(
 def _state_scores(plan: IndexPlan, states_UD: FloatArray, num_items: int) -> NDArray[np.float32]:
     """Return m_v . h - |m_v|^2 / 2 [U, items] of the whole catalogue; 0 for items without rows."""
     workspace, manifest = plan.workspace, IndexManifest.read(plan.workspace, plan.manifest)
-    space, offset_D = read_map(workspace, manifest.map)
+    space, offset_D = read_map(workspace, manifest.fitted.map)
     queries_UD: Float64 = space(states_UD) - offset_D
     scores_UV = np.zeros((len(states_UD), num_items), np.float32)
     for shard in manifest.shards:
