@@ -20,7 +20,6 @@ from support.small_memory import (
 
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.moments import ShardMoments
-from l2d_ray.index.retention import remove_indexes
 from l2d_ray.index.shard import open_segments
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.memory.deletions import write_deletions
@@ -210,24 +209,3 @@ def test_a_shard_opens_only_the_segments_that_are_not_open(workspace: Workspace)
     assert len(opened) == 2
     del new
     assert len(opened) == 0
-
-
-def test_the_indexes_of_kept_snapshots_stay_whole(workspace: Workspace) -> None:
-    for unit in (1, 2, 3):
-        grow(workspace, range(unit + 1))
-        built(workspace)
-    before, expected = opened(workspace), MemoryStore(workspace).snapshot()
-    unfinished = plan(workspace, space="none").folder
-    workspace.write_json(f"{unfinished}/fitted.json", {})
-    workspace.write_json("index/settings.json", {})
-    removed = remove_indexes(workspace, [expected])
-    assert f"{unfinished}/fitted.json" in removed
-    assert any("u" not in path and "moments/1.0" in path for path in removed)
-    index = ShardedIndex.open(workspace, plan(workspace).manifest)
-    assert_recommend_the_same(index, before)
-    named = {file.path for file in IndexManifest.read(workspace, plan(workspace).manifest).all_files()}
-    others = {path for path in workspace.files("index") if not path.startswith(plan(workspace).base)}
-    assert others - {"index/settings.json"} <= named
-    grow(workspace, range(5))
-    assert built(workspace).fitted.map == IndexManifest.read(workspace, plan(workspace).manifest).fitted.map
-    assert remove_indexes(workspace, MemoryStore(workspace).snapshots()[-2:]) == []

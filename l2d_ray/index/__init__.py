@@ -16,5 +16,6 @@
 rows. So several indexes of one snapshot exist side by side.
 
 The records of an index name its files, some of which may be in the folders of older snapshots: the map, and segments of
-rows that are in both. `retention.remove_indexes` deletes the indexes of some snapshots and leaves such files.
+rows that are in both. jobs/compact.py leaves
+them while a kept index names them.
 """

@@ -63,7 +63,10 @@ class ShardRecord(Record):
 
     def all_files(self) -> list[IndexFile]:
         """Return the files of the shard and of its segments."""
-        return [file for part in (self, *self.segments) for file in part.files.values()]
+        files = [*self.files.values()]
+        for segment in self.segments:
+            files += segment.files.values()
+        return files
 
 
 class IndexQuality(Record):
