@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from l2d_ray.data.generations import GROUP_USERS, Generation, Part, merge, newest, open_part
 from l2d_ray.data.histories import Lists
-from l2d_ray.data.versions import VERSIONS_FOLDER, GenerationRecord, Version, version_numbers, version_path
+from l2d_ray.data.versions import (
+    VERSIONS_FOLDER,
+    GenerationRecord,
+    Version,
+    commit_version,
+    version_numbers,
+    version_path,
+)
 from l2d_ray.errors import InputError
 from l2d_ray.schema import ITEMS, Split
 from l2d_ray.workspace import Workspace
@@ -117,12 +124,13 @@ def write_version(
     version = Version(
         number=number,
         lineage=[*old.lineage, digest],
+        erasures=old.erasures,
         generations=[*old.generations, added],
         item_files=[*old.item_files, *([item_file] if len(new_items) else [])],
         refused=refused,
         changed_titles=changed_titles,
     )
-    version.write(workspace, version_path(number))
+    commit_version(workspace, version)
     listed = {item_file, *(part.path for part in added.files)}
     _remove_unlisted(workspace, [_folder(number), f"{ITEMS_FOLDER}/{number}"], listed, ".parquet")
     return Dataset(workspace, dataset.manifest, version)

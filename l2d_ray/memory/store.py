@@ -80,19 +80,28 @@ class MemoryStore:
                 if path not in keep and path.split("/")[2] in cleaned:
                     self.workspace.delete(path)
 
+    def snapshot_numbers(self) -> list[int]:
+        """Return the numbers of all snapshots, ascending."""
+        paths = self.workspace.files(SNAPSHOTS_FOLDER, ".json")
+        return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in paths)
+
     def snapshots(self) -> list[Snapshot]:
         """Read all snapshots, the oldest first."""
-        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS_FOLDER, ".json")]
-        return sorted(found, key=lambda snapshot: snapshot.number)
+        return [self.snapshot(number) for number in self.snapshot_numbers()]
+
+    def newest(self) -> Snapshot | None:
+        """Read the newest snapshot. Returns None if there is none."""
+        numbers = self.snapshot_numbers()
+        return self.snapshot(numbers[-1]) if numbers else None
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """Read snapshot `number`, or the newest. Raises InputError if there is none."""
         if number is not None:
             return Snapshot.read(self.workspace, _snapshot_path(number))
-        snapshots = self.snapshots()
-        if not snapshots:
+        newest = self.newest()
+        if newest is None:
             raise InputError(f"{self.workspace.path(SNAPSHOTS_FOLDER)}: no snapshot; run jobs/build_memory.py first")
-        return snapshots[-1]
+        return newest
 
     def take_snapshot(
         self, units: Iterable[str], dataset: str, sample_fraction: float, kept: Collection[str] = ()
@@ -106,7 +115,7 @@ class MemoryStore:
         names = sorted(units)
         records = self._committed_alike(names)
         while True:
-            newest = next(reversed(self.snapshots()), None)
+            newest = self.newest()
             if replaced := set(kept) - set(newest.units if newest else kept):
                 raise InputError(
                     f"{self.workspace.path(SNAPSHOTS_FOLDER)}: another job replaced units meanwhile"
@@ -133,7 +142,7 @@ class MemoryStore:
         """Write the record of the next snapshot. Raises FileExistsError if it is not the newest one then."""
         path = _snapshot_path(snapshot.number)
         snapshot.write(self.workspace, path)
-        if self.snapshots()[-1].number > snapshot.number:  # the number was free again, because its snapshot expired
+        if self.snapshot_numbers()[-1] > snapshot.number:  # the number was free again, because its snapshot expired
             self.workspace.delete(path)
             raise FileExistsError(f"{self.workspace.path(path)}: there is a newer snapshot")
         return snapshot
