@@ -44,8 +44,8 @@ class Version(Record):
     """Items that were given with another title, which was not taken."""
 
     def since(self, digest: str) -> list[str]:
-        """Return the digests that follow one in the lineage, which must have it."""
-        return self.lineage[self.lineage.index(digest) + 1 :]
+        """Return the digests that follow one in the lineage; none if it is not there."""
+        return self.lineage[self.lineage.index(digest) + 1 :] if digest in self.lineage else []
 
     def erased_since(self, digest: str) -> str:
         """Return the digest of the last erasure among those that follow a version with nothing else in between."""

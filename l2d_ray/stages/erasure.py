@@ -108,9 +108,7 @@ def erase(config: Config, run: Run) -> EraseResult:
         found = old.find_users(erasure.user_ids, erasure.user_hashes)
         if not erasure.of_users_alone:
             (emptied,) = run("users with nothing left", find_emptied, [(old, erasure)])
-            erasure = replace(
-                erasure, user_ids=pc.unique(pa.concat_arrays([erasure.user_ids, pa.array(emptied, pa.string())]))
-            )
+            erasure = erasure.with_users(emptied)
         parts = _erase_parts(old, erasure, run)
         try:
             new = _commit(old, parts)
@@ -118,15 +116,15 @@ def erase(config: Config, run: Run) -> EraseResult:
         except FileExistsError:
             pass  # another job changed the dataset meanwhile
     lost = [part.without_history for of_generation in parts for part in of_generation]
-    before, after = _erase_memory(new, selection, erasure.before, np.concatenate([NO_IDS, *lost]), run)
+    snapshots = _erase_memory(new, selection, erasure.before, np.concatenate([NO_IDS, *lost]), run)
     unknown = len(selection.user_ids) - len(found) + len(selection.item_ids) - erasure.items.size
     return EraseResult(
         version=new.version.number,
         users=old.num_users - new.num_users,
         samples=_num_samples(old) - _num_samples(new),
-        snapshot=after.number if after else None,
-        rows=before.rows - after.rows if before and after else 0,
-        quarantined=before.quarantined - after.quarantined if before and after else 0,
+        snapshot=snapshots[1].number if snapshots else None,
+        rows=snapshots[0].rows - snapshots[1].rows if snapshots else 0,
+        quarantined=snapshots[0].quarantined - snapshots[1].quarantined if snapshots else 0,
         unknown=unknown,
         left=[*workspace.files("reports", ".parquet"), *workspace.files("export")],
         seconds=round(time.monotonic() - started, 3),
@@ -136,9 +134,8 @@ def erase(config: Config, run: Run) -> EraseResult:
 def _finish_erasure(dataset: Dataset, selection: Selection, before: int | None, run: Run) -> None:
     """Erase from the memory what a killed run has erased from the dataset, so that the memory can grow again."""
     newest = MemoryStore(dataset.workspace).newest()
-    if newest and newest.dataset in dataset.version.lineage:
-        if dataset.version.erased_since(newest.dataset) != newest.dataset:
-            _erase_memory(dataset, selection, before, NO_IDS, run)
+    if newest and dataset.version.erased_since(newest.dataset) != newest.dataset:
+        _erase_memory(dataset, selection, before, NO_IDS, run)
 
 
 def _erase_parts(dataset: Dataset, erasure: Erasure, run: Run) -> list[list[ErasedPart]]:
@@ -157,7 +154,7 @@ def _commit(old: Dataset, parts: list[list[ErasedPart]]) -> Dataset:
     if not version.generations:
         raise InputError(f"{where}: no history would be left; delete the workspace, or erase less")
     newest = MemoryStore(old.workspace).newest()
-    later = old.version.since(newest.dataset) if newest and newest.dataset in old.version.lineage else []
+    later = old.version.since(newest.dataset) if newest else []
     if newest and set(later) - set(old.version.erasures):
         raise InputError(
             f"{where}: snapshot {newest.number} of the memory lacks samples of version {old.version.number}; run"
@@ -169,13 +166,16 @@ def _commit(old: Dataset, parts: list[list[ErasedPart]]) -> Dataset:
 
 def _erase_memory(
     dataset: Dataset, selection: Selection, before: int | None, without_history: IntArray, run: Run
-) -> tuple[Snapshot | None, Snapshot | None]:
-    """Return the newest snapshot of the memory, and the one without what is erased; the same if that is nothing."""
+) -> tuple[Snapshot, Snapshot] | None:
+    """Return the newest snapshot of the memory, and the one without what is erased; None if there is no memory.
+
+    If nothing is to be erased, both are the same.
+    """
     store = MemoryStore(dataset.workspace)
     while True:
         newest = store.newest()
         if newest is None:
-            return None, None
+            return None
         items = selection.in_items(store.items(newest.dataset)) if len(selection.item_ids) else NO_ITEMS
         rows = RowErasure(np.sort(user_hashes(selection.user_ids)), items, before, without_history)
         live = store.live_units(newest)
@@ -196,11 +196,10 @@ def _erase_memory(
 def _without(newest: Snapshot, units: list[LiveUnit], dataset: Dataset) -> Snapshot:
     """Return the snapshot after the newest one, of these units; a unit that lost everything is left out."""
     left = [unit for unit in units if not unit.deletions or unit.rows or unit.quarantined] or units[:1]
-    is_of_dataset = newest.dataset in dataset.version.lineage
     return newest.model_copy(
         update={
             "number": newest.number + 1,
-            "dataset": dataset.version.erased_since(newest.dataset) if is_of_dataset else newest.dataset,
+            "dataset": dataset.version.erased_since(newest.dataset),
             "units": [unit.record.unit for unit in left],
             "deletions": {unit.record.unit: unit.deletions for unit in left if unit.deletions},
             "rows": sum(unit.rows for unit in left),
