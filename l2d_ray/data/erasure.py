@@ -66,8 +66,8 @@ class Erasure:
 
     def leaves(self, items: Lists, times: Lists) -> NDArray[np.bool_]:
         """Return [N] whether an interaction is left, judged by its item and its time."""
-        is_left = (items.values != ERASED_ITEM) & ~np.isin(items.values, self.items)
-        return is_left if self.before is None else is_left & (times.values >= self.before)
+        is_left: NDArray[np.bool_] = (items.values != ERASED_ITEM) & ~np.isin(items.values, self.items)
+        return is_left if self.before is None else is_left & np.asarray(times.values >= self.before)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def in_core(block: pa.Table, stays: NDArray[np.bool_], k: int) -> NDArray[np.boo
     A user whom the dataset has needs no number. The place of an erased interaction stays.
     """
     items = Lists.of(block["item_indices"])
-    kept = stays[np.maximum(items.values, 0)] | (items.values == ERASED_ITEM)
+    kept: NDArray[np.bool_] = stays[np.maximum(items.values, 0)] | (items.values == ERASED_ITEM)
     if len(kept) == 0:
         return kept
     per_user = np.add.reduceat(kept, items.offsets[:-1], dtype=np.int64)

@@ -85,6 +85,11 @@ def finetuning_is_due(config: Config, recommenders: Sequence[NamedRecommender]) 
     return needed and "model.adapter" not in given and not any(map(workspace.exists, there))
 
 
+def compact(config: Config) -> None:
+    """Check that there is a dataset."""
+    Dataset.open(Workspace.open(config.workspace))
+
+
 def erase(config: Config) -> None:
     """Check that something to erase is named, that the files can be read, and that there is a dataset."""
     Selection.read(config.erase)
