@@ -5,6 +5,7 @@ The files of a unit never change. A snapshot names a deletion vector for each un
 """
 
 import hashlib
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -83,14 +84,14 @@ def read_file(
 
 
 def write_deletions(workspace: Workspace, unit: str, places: Places) -> DeletionVector:
-    """Write the places of the erased rows of a unit, and return the record. The same places have the same file."""
+    """Write the places of the erased rows of a unit, and return the record. The same places have the same checksum."""
     shards = sorted(places, key=lambda shard: -1 if shard is None else shard)
     table = pa.table([shards, [places[shard] for shard in shards]], schema=DELETIONS)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content = sink.getvalue()
     sha256 = hashlib.sha256(content).hexdigest()
-    path = f"{DELETIONS_FOLDER}/{unit}/{sha256[:16]}.parquet"
+    path = f"{DELETIONS_FOLDER}/{unit}/{uuid.uuid4().hex[:12]}.parquet"
     with workspace.create(path) as stream:
         stream.write(content)
     quarantined = len(places.get(None, ()))

@@ -16,6 +16,7 @@ from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
+DATA_FOLDER, QUARANTINE_FOLDER = "memory/data", "memory/quarantine"
 UNITS_FOLDER, SNAPSHOTS_FOLDER, ITEMS_FOLDER = "memory/units", "memory/snapshots", "memory/items"
 
 
@@ -35,7 +36,7 @@ class MemoryStore:
 
     def committed(self, unit: str) -> UnitRecord | None:
         """Read the record of a unit. Returns None if the unit is not committed."""
-        path = _unit_path(unit)
+        path = unit_path(unit)
         return UnitRecord.read(self.workspace, path) if self.workspace.exists(path) else None
 
     def accept(self, identity: MemoryIdentity) -> dict[str, UnitRecord]:
@@ -66,7 +67,7 @@ class MemoryStore:
         with writer:
             yield writer
         try:
-            writer.record(time.monotonic() - started).write(self.workspace, _unit_path(unit))
+            writer.record(time.monotonic() - started).write(self.workspace, unit_path(unit))
         except FileExistsError:
             for file in writer.files:
                 self.workspace.delete(file.path)
@@ -75,15 +76,24 @@ class MemoryStore:
         """Remove files of these units that killed attempts left behind. No attempt may be running."""
         cleaned = set(units)
         keep = {file.path for record in self.units().values() for file in record.files}
-        for folder in ("memory/data", "memory/quarantine"):
+        for folder in (DATA_FOLDER, QUARANTINE_FOLDER):
             for path in self.workspace.files(folder):
                 if path not in keep and path.split("/")[2] in cleaned:
                     self.workspace.delete(path)
 
+    def snapshot_numbers(self) -> list[int]:
+        """Return the numbers of all snapshots, ascending."""
+        paths = self.workspace.files(SNAPSHOTS_FOLDER, ".json")
+        return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in paths)
+
     def snapshots(self) -> list[Snapshot]:
         """Read all snapshots, the oldest first."""
-        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS_FOLDER, ".json")]
-        return sorted(found, key=lambda snapshot: snapshot.number)
+        return [self.snapshot(number) for number in self.snapshot_numbers()]
+
+    def newest(self) -> Snapshot | None:
+        """Read the newest snapshot. Returns None if there is none."""
+        numbers = self.snapshot_numbers()
+        return self.snapshot(numbers[-1]) if numbers else None
 
     def snapshot_numbers(self) -> list[int]:
         """Return the numbers of all snapshots, ascending."""
@@ -93,11 +103,11 @@ class MemoryStore:
     def snapshot(self, number: int | None = None) -> Snapshot:
         """Read snapshot `number`, or the newest. Raises InputError if there is none."""
         if number is not None:
-            return Snapshot.read(self.workspace, _snapshot_path(number))
-        snapshots = self.snapshots()
-        if not snapshots:
+            return Snapshot.read(self.workspace, snapshot_path(number))
+        newest = self.newest()
+        if newest is None:
             raise InputError(f"{self.workspace.path(SNAPSHOTS_FOLDER)}: no snapshot; run jobs/build_memory.py first")
-        return snapshots[-1]
+        return newest
 
     def take_snapshot(
         self, units: Iterable[str], dataset: str, sample_fraction: float, kept: Collection[str] = ()
@@ -111,7 +121,7 @@ class MemoryStore:
         names = sorted(units)
         records = self._committed_alike(names)
         while True:
-            newest = next(reversed(self.snapshots()), None)
+            newest = self.newest()
             if replaced := set(kept) - set(newest.units if newest else kept):
                 raise InputError(
                     f"{self.workspace.path(SNAPSHOTS_FOLDER)}: another job replaced units meanwhile"
@@ -136,9 +146,9 @@ class MemoryStore:
 
     def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """Write the record of the next snapshot. Raises FileExistsError if it is not the newest one then."""
-        path = _snapshot_path(snapshot.number)
+        path = snapshot_path(snapshot.number)
         snapshot.write(self.workspace, path)
-        if self.snapshots()[-1].number > snapshot.number:  # the number was free again, because its snapshot expired
+        if self.snapshot_numbers()[-1] > snapshot.number:  # the number was free again, because its snapshot expired
             self.workspace.delete(path)
             raise FileExistsError(f"{self.workspace.path(path)}: there is a newer snapshot")
         return snapshot
@@ -168,12 +178,12 @@ class MemoryStore:
 
         The workspace may get a newer dataset later.
         """
-        with self.workspace.create(_items_path(dataset)) as stream:
+        with self.workspace.create(items_path(dataset)) as stream:
             pq.write_table(items, stream, compression="zstd")
 
     def items(self, dataset: str) -> pa.Table:
         """Read the items that `keep_items` saved. Raises InputError if they are missing or damaged."""
-        path = self.workspace.path(_items_path(dataset))
+        path = self.workspace.path(items_path(dataset))
         try:
             return pq.read_table(path, filesystem=self.workspace.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
@@ -185,7 +195,7 @@ class MemoryStore:
     def live_units(self, snapshot: Snapshot) -> list[LiveUnit]:
         """Return the units of a snapshot, each with what was erased from it."""
         with ThreadPoolExecutor(32) as pool:  # reads from an object store mostly wait
-            paths = [_unit_path(unit) for unit in snapshot.units]
+            paths = [unit_path(unit) for unit in snapshot.units]
             records = pool.map(lambda path: UnitRecord.read(self.workspace, path), paths)
             return [LiveUnit(record, snapshot.deletions.get(record.unit)) for record in records]
 
@@ -197,13 +207,16 @@ class MemoryStore:
             yield from unit.read(self.workspace, shard, columns)
 
 
-def _unit_path(unit: str) -> str:
+def unit_path(unit: str) -> str:
+    """Return the path of the record of a unit."""
     return f"{UNITS_FOLDER}/{unit}.json"
 
 
-def _snapshot_path(number: int) -> str:
+def snapshot_path(number: int) -> str:
+    """Return the path of the record of a snapshot."""
     return f"{SNAPSHOTS_FOLDER}/{number}.json"
 
 
-def _items_path(dataset: str) -> str:
+def items_path(dataset: str) -> str:
+    """Return the path of the items of the dataset with this digest."""
     return f"{ITEMS_FOLDER}/{dataset[:16]}.parquet"

@@ -11,7 +11,7 @@ from l2d_ray.data.catalogue import Catalogue
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part, write_version
 from l2d_ray.data.generations import Part
 from l2d_ray.data.growth import grow_catalogue, select_new
-from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, select
+from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, occurring_items, renumber, select
 from l2d_ray.data.interactions import READ, user_hashes
 from l2d_ray.data.splits import everything
 from l2d_ray.encoding import identify_memory
@@ -113,7 +113,7 @@ def _core(block: pa.Table, candidates: int, known: int, k: int) -> pa.Table:
 
 def _items(block: pa.Table, catalogue: Catalogue, known: int) -> tuple[pa.Table, NDArray[np.int32]]:
     occurs = np.arange(len(catalogue)) < known
-    occurs[Lists.of(block["item_indices"]).values] = True
+    occurs[occurring_items(block)] = True
     new_index, rows = np.cumsum(occurs) - 1, pa.array(np.flatnonzero(occurs))
     columns = [pa.array(range(len(rows)), pa.int32()), catalogue.item_ids.take(rows), catalogue.titles.take(rows)]
     return pa.table(columns, schema=ITEMS), new_index
@@ -122,7 +122,7 @@ def _items(block: pa.Table, catalogue: Catalogue, known: int) -> tuple[pa.Table,
 def _write(workspace: Workspace, block: pa.Table, new_index: NDArray[np.int32], version: int) -> tuple[Part, int]:
     items, times = Lists.of(block["item_indices"]), Lists.of(block["timestamps"])
     splits = as_lists(times.offsets, everything(times, held_lengths(block)), pa.int8())
-    lists = as_lists(items.offsets, new_index[items.values], pa.int32())
+    lists = as_lists(items.offsets, renumber(items.values, new_index.astype(np.int32)), pa.int32())
     columns = [block["user_id"], block["user_hash"], lists, block["timestamps"], splits]
     return write_part(workspace, 0, pa.table(columns, schema=HISTORIES), version)
 
