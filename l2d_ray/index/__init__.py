@@ -16,6 +16,5 @@
 rows. So several indexes of one snapshot exist side by side.
 
 The records of an index name its files, some of which may be in the folders of older snapshots: the map, and segments of
-rows that are in both. jobs/compact.py leaves
-them while a kept index names them.
+rows that are in both. jobs/compact.py leaves them there while a kept index names them.
 """

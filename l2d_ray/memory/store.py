@@ -95,11 +95,6 @@ class MemoryStore:
         numbers = self.snapshot_numbers()
         return self.snapshot(numbers[-1]) if numbers else None
 
-    def snapshot_numbers(self) -> list[int]:
-        """Return the numbers of all snapshots, ascending."""
-        paths = self.workspace.files(SNAPSHOTS_FOLDER, ".json")
-        return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in paths)
-
     def snapshot(self, number: int | None = None) -> Snapshot:
         """Read snapshot `number`, or the newest. Raises InputError if there is none."""
         if number is not None:
