@@ -18,6 +18,8 @@ from l2d_ray.workspace import Workspace
 
 DATA_FOLDER, QUARANTINE_FOLDER = "memory/data", "memory/quarantine"
 UNITS_FOLDER, SNAPSHOTS_FOLDER, ITEMS_FOLDER = "memory/units", "memory/snapshots", "memory/items"
+FEW_UNITS = 50
+"""Units up to which their folders are listed one by one. One request lists a thousand files of all units."""
 
 
 class MemoryStore:
@@ -74,12 +76,15 @@ class MemoryStore:
 
     def remove_strays(self, units: Iterable[str]) -> None:
         """Remove files of these units that killed attempts left behind. No attempt may be running."""
-        cleaned = set(units)
-        keep = {file.path for record in self.units().values() for file in record.files}
-        for folder in (DATA_FOLDER, QUARANTINE_FOLDER):
-            for path in self.workspace.files(folder):
-                if path not in keep and path.split("/")[2] in cleaned:
-                    self.workspace.delete(path)
+        cleaned, folders = set(units), [DATA_FOLDER, QUARANTINE_FOLDER]
+        if len(cleaned) <= FEW_UNITS:
+            folders = [f"{folder}/{unit}" for folder in folders for unit in sorted(cleaned)]
+        with ThreadPoolExecutor(32) as pool:
+            records = filter(None, pool.map(self.committed, cleaned))
+            keep = {file.path for record in records for file in record.files}
+        for path in (path for folder in folders for path in self.workspace.files(folder)):
+            if path not in keep and path.split("/")[2] in cleaned:
+                self.workspace.delete(path)
 
     def snapshot_numbers(self) -> list[int]:
         """Return the numbers of all snapshots, ascending."""
