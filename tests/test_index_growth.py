@@ -136,7 +136,7 @@ def test_an_approximate_index_keeps_its_setting_and_searches_new_rows_exactly(wo
     assert (manifest.search, manifest.quality) == (first.search, first.quality)
     base, later = opened(workspace, factory=factory).shards[0].segments
     assert (base.rows.candidates.exhaustive, later.rows.candidates.exhaustive) == (False, True)
-    # Another target recall has no older index of its own. It keeps the segments of this one and tunes their search.
+    # Another target recall has no older index. It keeps the segments of this one and tunes their search.
     higher = built(workspace, factory=factory, target_recall=0.999)
     assert higher.shards == manifest.shards
     assert higher.quality.recall_top_k >= 0.999

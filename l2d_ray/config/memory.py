@@ -45,7 +45,7 @@ class IndexConfig(Section):
     """Movement of the memory beyond which the map of an older snapshot's index is fitted anew, with `posterior`. It is
     the change of the memory's covariance, as a share, or of its mean (l2d_ray/core/space.py). 0: always."""
     max_segments: int = Field(8, ge=1)
-    """Segments of a shard. The rows of newer snapshots are in segments of their own (l2d_ray/stages/index_growth.py);
+    """Segments of a shard. The rows of newer snapshots are in segments apart (l2d_ray/stages/index_growth.py);
     beyond this number, all rows become one again. 1 does so at once."""
 
     def prior_in(self, space: str) -> float:

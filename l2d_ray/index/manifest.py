@@ -21,7 +21,7 @@ class IndexFile(Record):
 
 
 class Fitted(Record):
-    """What all shards of an index share. Written once: shards with different maps would not fit together."""
+    """The map and the segments that all shards of an index share. Written once, because different maps do not fit."""
 
     map: IndexFile
     means: IndexFile

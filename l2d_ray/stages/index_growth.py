@@ -1,4 +1,4 @@
-"""What an index of a snapshot takes from that of an older snapshot: its map, and segments of rows.
+"""The map and the segments that an index takes from that of an older snapshot.
 
 A shard is a base segment and smaller ones of the rows that came later. A segment is valid in each snapshot that has
 its units, so only new units are mapped and indexed. They become one segment, together with older segments of less than
