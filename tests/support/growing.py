@@ -6,20 +6,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from l2d_ray.config import Config, DataConfig
+from l2d_ray.config import Config, DataConfig, MemoryConfig
 from l2d_ray.data.catalogue import Catalogue
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part, write_version
 from l2d_ray.data.generations import Part
 from l2d_ray.data.growth import grow_catalogue, select_new
 from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, occurring_items, renumber, select
 from l2d_ray.data.interactions import READ, user_hashes
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.data.splits import everything
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.schema import HISTORIES, ITEMS
+from l2d_ray.schema import HISTORIES, ITEMS, SAMPLES, Split
 from l2d_ray.stages.extraction import UnitExtractor, plan_growth
 from l2d_ray.workspace import Workspace
+from support.small_memory import DIMENSION, identity
 
 Log = list[tuple[str, str, int]]
 """Interactions: user, item and time."""
@@ -129,3 +131,29 @@ def _write(workspace: Workspace, block: pa.Table, new_index: NDArray[np.int32], 
 
 def _count_new(block: pa.Table) -> int:
     return int((Lists.of(block["item_indices"]).lengths - held_lengths(block)).sum())
+
+
+def build_without_model(folder: Path | str, units: int = 3, fraction: float = 1.0, refuse: int = 0) -> Snapshot:
+    """Do the same with `fake_states`, and with one of `refuse` samples in the quarantine."""
+    config = Config(workspace=str(folder), memory=MemoryConfig(units=units, sample_fraction=fraction))
+    workspace = Workspace.open(config.workspace)
+    store, dataset = MemoryStore(workspace), Dataset.open(workspace)
+    kept, planned = plan_growth(config, dataset, store.newest(), store.units())
+    for unit in planned:
+        if store.committed(unit.name):
+            continue
+        with store.write_unit(unit.name, identity(num_shards=2)) as writer:
+            for batch in iter_samples(dataset.generations[unit.generation], Split.TRAIN, unit.start, unit.stop):
+                samples = batch.in_fraction(config.history, fraction)
+                columns = [samples.sample_ids, samples.user_hashes, samples.targets, samples.target_timestamps]
+                rows, refused = pa.table(columns, schema=SAMPLES), np.zeros(len(samples), np.bool_)
+                refused |= bool(refuse) & (samples.sample_ids % max(refuse, 1) == 0)
+                writer.quarantine(rows.filter(pa.array(refused)), "refused")
+                writer.write(rows.filter(pa.array(~refused)), fake_states(samples.sample_ids[~refused]))
+    store.keep_items(dataset.digest, dataset.items())
+    return store.take_snapshot([*kept, *(unit.name for unit in planned)], dataset.digest, fraction, kept)
+
+
+def fake_states(sample_ids: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Return a state for each sample that no other sample has."""
+    return np.ascontiguousarray(sample_ids).view(np.uint8).reshape(-1, DIMENSION).astype(np.float16)
