@@ -14,13 +14,15 @@ from support.small_memory import build
 from support.small_workspace import expected_ids, states_of
 
 import l2d_ray
-from l2d_ray.config import Config, IndexConfig
+from l2d_ray.config import CompactConfig, Config, IndexConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
+from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.verify import verify
 from l2d_ray.schema import Split
 from l2d_ray.stages import compaction
+from l2d_ray.stages.retention import expire
 from l2d_ray.stages.settings import record_index
 from l2d_ray.workspace import Workspace
 
@@ -146,7 +148,7 @@ def test_the_snapshot_whose_index_was_built_last_is_kept(folder: Path) -> None:
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 2)
     result = compacted(folder, **AT_ONCE)
     assert (result.pinned, result.removed_snapshots) == (2, 3)
-    assert all(workspace.exists(file.path) for shard in manifest.shards for file in shard.files.values())
+    assert all(workspace.exists(file.path) for file in manifest.all_files())
     build(workspace, space="none")
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 5)
     assert compacted(folder, **AT_ONCE).pinned is None
@@ -156,14 +158,15 @@ def test_the_snapshot_whose_index_was_built_last_is_kept(folder: Path) -> None:
     }
 
 
-def test_a_file_that_a_kept_index_names_stays(folder: Path) -> None:
+def test_the_files_that_a_kept_index_names_stay(folder: Path) -> None:
     workspace = Workspace.open(str(folder))
-    old = build(workspace, space="none")[1].shards[0].files["rows"].path
-    compacted(folder)
-    plan, _ = build(workspace, space="none")
-    workspace.write_json(f"{plan.folder}/segments.json", {"files": [{"path": old}]})
-    compacted(folder, **AT_ONCE)
-    assert [path for path in workspace.files("index") if path.split("/")[1] != plan.base.split("/")[1]] == [old]
+    build(workspace, space="none", snapshot=3)
+    plan, manifest = build(workspace, space="none")
+    assert (manifest.fitted.kept, len(manifest.fitted.segments)) == (1, 2)
+    expire(workspace, CompactConfig(**AT_ONCE))
+    ShardedIndex.open(workspace, plan.manifest)
+    named = {file.path for file in manifest.all_files()} | {manifest.fitted.older}
+    assert {path for path in workspace.files("index") if not path.startswith(plan.base)} <= named
 
 
 def test_files_that_no_record_names_go_after_a_while(folder: Path) -> None:
