@@ -154,10 +154,10 @@ class _Log:
         num_items = max(first // INTERACTIONS_OF_AN_ITEM, 10)
         self._users = random.integers(0, first // INTERACTIONS_OF_A_USER, count)
         self._items = (num_items * random.random(count) ** 2 * (0.9 + 0.1 * np.arange(count) / count)).astype(int)
+        self._known = self._items[:first]
         ids = pa.array([f"i{item}" for item in range(num_items)])
         titles = pa.array([f"Title {item} of the year, part {item % 7}" for item in range(num_items)])
-        self.items = folder / "items.parquet"
-        pq.write_table(pa.table({"item_id": ids, "title": titles}), self.items)
+        pq.write_table(pa.table({"item_id": ids, "title": titles}), folder / "items.parquet")
         bounds = [round(first * (1 + part * SHARE)) for part in range(APPENDS + 3)]
         self.first = self._write(folder / "first", 0, first)
         self.appends = [self._write(folder / f"append-{start}", start, stop) for start, stop in pairwise(bounds)]
@@ -172,9 +172,9 @@ class _Log:
         return folder.with_suffix(".parquet")
 
     def histories(self) -> list[list[str]]:
-        """Return histories of popular items."""
+        """Return histories of items that the first interactions have."""
         random = np.random.default_rng(1)
-        return [[f"i{item}" for item in random.choice(self._items, 10)] for _ in range(500)]
+        return [[f"i{item}" for item in random.choice(self._known, 10)] for _ in range(500)]
 
 
 def _run(config: Config, log: Path, promotes: bool = True) -> tuple[Seconds, int]:
