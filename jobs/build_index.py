@@ -4,8 +4,8 @@
 
 Needs a memory (jobs/build_memory.py). The parameters of the recommender `l2d` are fitted on validation samples, with
 the model of the memory. index.* and recommend.* are recorded: jobs/evaluate.py, jobs/serve.py and l2d_ray.load take
-them from the workspace. Killed at any moment, the same command builds what is missing. The last line on stdout is one
-JSON object (`IndexResult`).
+them from the workspace. If the memory grew, only its new rows are indexed (l2d_ray/stages/index_growth.py). Killed at
+any moment, the same command builds what is missing. The last line on stdout is one JSON object (`IndexResult`).
 """
 
 from l2d_ray.distributed.job import run

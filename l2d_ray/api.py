@@ -28,6 +28,7 @@ from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.aggregations import check_name
 from l2d_ray.index.sharding import ShardedIndex
+from l2d_ray.memory.deletions import open_rows
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
 from l2d_ray.serve.recommenders import L2D, find_served, make, weights_of
@@ -75,13 +76,13 @@ def load(
 def read_memory(workspace: str | os.PathLike[str], snapshot: int | None = None) -> ds.Dataset:
     """Return the rows of a memory's snapshot (None: the newest) as a pyarrow dataset, read as they are used.
 
-    Columns: sample_id, user_hash, item_index, timestamp, hidden_state. A state is binary, the bytes of a float16
-    vector; `l2d_ray.schema.hidden_states` turns a batch of rows into an array. Raises InputError if there is no memory.
+    Columns: sample_id, user_hash, item_index, timestamp, hidden_state, and unit if rows were erased since the last
+    compaction. A state is binary, the bytes of a float16 vector; `l2d_ray.schema.hidden_states` turns a batch of rows
+    into an array. Raises InputError if there is no memory.
     """
     place = Workspace.open(os.fspath(workspace))
     store = MemoryStore(place)
-    found = store.snapshot(snapshot)
-    return ds.dataset([place.path(path) for path in store.data_files(found)], filesystem=place.filesystem)
+    return open_rows(place, store.live_units(store.snapshot(snapshot)))
 
 
 class WorkspaceRecommender:

@@ -32,6 +32,18 @@ class PromptEncoder:
         """Tokens of an item's form after the title."""
         self._item_tokens: dict[int, TokenArray] = {}
 
+    def accept(self, titles: Sequence[str]) -> bool:
+        """Return whether one of both catalogues continues the other; then prompts may have the items of the longer one.
+
+        A catalogue only grows while its dataset does, so that several versions of it share the tokens of their items.
+        """
+        shared = min(len(titles), len(self._titles))
+        if list(titles[:shared]) != list(self._titles[:shared]):
+            return False
+        if len(titles) > shared:
+            self._titles = titles
+        return True
+
     def encode(self, items: NDArray[np.int32], starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[TokenArray]:
         """Return the prompts of windows `items[start:stop]` of one history. Every item must be in the catalogue."""
         pieces = self.pieces(items)

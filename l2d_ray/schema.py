@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 
 
 class Split(IntEnum):
-    """The split of the sample at a position of a history. Splits never decrease along a history."""
+    """The split of the sample at a position of a history. Splits never decrease along a history, but for NONE."""
 
     NONE = 0
-    """No sample: the first position has no history. In a file that a dataset grew by, also what earlier files have."""
+    """No sample: the first position has no history. In a file that a dataset grew by, also what earlier files have. So
+    has an interaction that was erased."""
     TRAIN = 1
     VALID = 2
     TEST = 3
 
+
+ERASED_ITEM = int(np.iinfo(np.int32).min)
+"""Stands in item_indices for the item of an interaction that was erased, so that the places of the others stay."""
 
 ITEMS = pa.schema([("item_index", pa.int32()), ("item_id", pa.string()), ("title", pa.string())])
 """`dataset/items.parquet`: item_index counts from 0 and equals the row number. `dataset/items/<n>/*.parquet` go on."""
@@ -48,6 +52,9 @@ SAMPLES = pa.schema(
 
 QUARANTINE = SAMPLES.append(pa.field("reason", pa.string()))
 """`memory/quarantine/<unit>/*.parquet`: samples without a row."""
+
+DELETIONS = pa.schema([("shard", pa.int32()), ("rows", pa.list_(pa.int64()))])
+"""`memory/deletions/<unit>/*.parquet`: row numbers in the file of a shard; null stands for the quarantine."""
 
 
 def memory_schema(dimension: int) -> pa.Schema:

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +68,15 @@ class Workspace:
         """Return the relative paths of all files below `folder`, sorted; none if the folder does not exist."""
         found = [path[len(self.path("")) + 1 :] for path in self.storage.files(self.path(folder))]
         return sorted(path for path in found if path.endswith(suffix))
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Return the Unix time at which each file below `folder` was written, by relative path."""
+        start = len(self.path("")) + 1
+        return {path[start:]: time for path, time in self.storage.times(self.path(folder)).items()}
+
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove files, as far as they exist, and the folders on a disk that this empties."""
+        self.storage.remove([self.path(path) for path in paths])
 
     def folders(self) -> list[str]:
         """Return the names of the folders of the workspace, sorted."""

@@ -34,7 +34,7 @@ def vote(queries_UD: Float64, queries: Sequence[Query]) -> Exchange[list[ScoredI
 
 
 def count_rows(shard: IndexShard, last_rows: Sequence, near: Sequence) -> list[ScoredItems]:
-    kept = [shard.row_items_M[one.up_to(last).rows_M] for one, last in zip(near, last_rows, strict=True)]
+    kept = [shard.read_rows(one.up_to(last).rows_M)[1] for one, last in zip(near, last_rows, strict=True)]
     return [ScoredItems(items.astype(np.int64), counts.astype(float)) for items, counts in map(unique, kept)]
 
 

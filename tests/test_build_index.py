@@ -52,7 +52,7 @@ def test_the_index_holds_every_row_of_the_memory_and_is_built_once(folder: Path)
     again = build_index(config)
     assert (again.index, again.shards_reused, again.posterior) == (first.index, 3, first.posterior)
     index = ShardedIndex.open(Workspace.open(str(folder)), str(Path(first.index).relative_to(folder)))
-    assert sum(len(shard.sample_ids_M) for shard in index.shards) == first.rows
+    assert sum(shard.num_rows for shard in index.shards) == first.rows
 
 
 def test_an_index_of_another_model_is_built_without_parameters_and_says_so(

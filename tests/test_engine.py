@@ -79,8 +79,8 @@ def test_an_index_of_another_engine_recommends_the_same(tmp_path: Path, monkeypa
     for module in modules:
         monkeypatch.setattr(module, "engine", NUMPY)
     made, manifest = build(workspace)
-    assert (manifest.factory, manifest.shards[0].faiss_version) == ("scan", "2")
+    assert (manifest.factory, manifest.shards[0].segments[0].faiss_version) == ("scan", "2")
     index = ShardedIndex.open(workspace, made.manifest)
-    assert isinstance(index.shards[0].rows.candidates, NumpyIndex)
+    assert isinstance(index.shards[0].segments[0].rows.candidates, NumpyIndex)
     assert_same_lists(by_global(index, states, 20), lists[0])
     assert_same_lists(by_local(index, states, 20, 50), lists[1])

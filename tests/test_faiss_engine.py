@@ -40,4 +40,4 @@ def test_inverted_lists_found_on_gpus_give_the_same_index(tmp_path: Path, monkey
     assert [copy.ntotal for copy in copies] == 2 * [4, 4, 4, 4]  # k-means, then the means of three shards
     for one, other in zip(on_cpu, on_gpus, strict=True):
         for shard, same in zip(one.shards, other.shards, strict=True):
-            assert shard.files["faiss"].sha256 == same.files["faiss"].sha256
+            assert shard.segments[0].files["faiss"].sha256 == same.segments[0].files["faiss"].sha256

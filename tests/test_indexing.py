@@ -40,7 +40,7 @@ def test_a_share_of_the_memory_contains_every_smaller_share(tmp_path: Path) -> N
     larger, manifest = build(workspace, sample_fraction=0.5)
     smaller, _ = build(workspace, sample_fraction=0.3)
     ids = [
-        {int(i) for shard in ShardedIndex.open(workspace, one.manifest).shards for i in shard.sample_ids_M}
+        {int(i) for shard in ShardedIndex.open(workspace, one.manifest).shards for i in shard.segments[0].sample_ids_M}
         for one in (smaller, larger)
     ]
     assert ids[0] < ids[1]
@@ -73,7 +73,7 @@ def test_a_second_attempt_at_a_step_returns_the_record_of_the_first(
     before = set(workspace.files(made.folder))
     build(workspace)
     after = set(workspace.files(made.folder))
-    assert len(before - after) == 3 + 7  # the map, the estimate of items, the trained index; the files of a shard
+    assert len(before - after) == 4 + 7  # map, estimate of items, trained index and moments; the files of a shard
     ShardedIndex.open(workspace, made.manifest)
 
 
@@ -99,7 +99,7 @@ def test_the_manifest_describes_the_memory_and_the_files(tmp_path: Path) -> None
     assert IndexManifest.read(workspace, made.manifest) == manifest
     assert (manifest.rows, manifest.items, manifest.snapshot) == (600, 40, 1)
     assert manifest.identity == identity(3)
-    on_disk = sum(file.bytes for shard in manifest.shards for file in shard.files.values())
+    on_disk = sum(file.bytes for shard in manifest.shards for file in shard.all_files())
     assert manifest.bytes_per_row == pytest.approx(on_disk / 600, abs=0.1)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from support.served_items import BEAMS
-from support.small_endpoint import LocalEngine
+from support.small_endpoint import LocalEngine, grow_endpoint, write_endpoint
+from support.small_workspace import ITEM_COUNT
 
 from l2d_ray.config import Config
 from l2d_ray.core.decoding import ScoredItems
@@ -37,7 +38,7 @@ class EmptyEncoder:
 def replica(kind: type[Encoder] | type[BeamSearcher], folder: Path, batcher: TokenBatcher[int, int]) -> Any:
     """Return a replica whose model is only a queue."""
     made = kind.__new__(kind)
-    file, model = ReleaseFile(str(folder), "serving/me.json", RELEASE), encoders._Model(EmptyEncoder(), batcher)  # type: ignore[arg-type]
+    file, model = ReleaseFile(str(folder), "serving/me.json", RELEASE), encoders._Model(None, EmptyEncoder(), batcher)  # type: ignore[arg-type]
     made.cache = ReleaseCache(file, lambda _: model)
     vars(made).update(_metrics=EncoderMetrics(), _batcher=batcher, _max_seconds=0.1)
     return made
@@ -148,5 +149,29 @@ def test_releases_that_differ_in_the_index_alone_share_a_model(engine: LocalEngi
             file.delete()
         first, second = searcher.cache.contents()
         assert first is second
+
+    asyncio.run(scenario())
+
+
+def test_releases_of_a_memory_that_grew_share_the_model(tmp_path: Path) -> None:
+    config = write_endpoint(tmp_path)
+    file = new_release_file(config)
+    grow_endpoint(config)
+    newer, new_item = new_release_file(config).first, ITEM_COUNT
+
+    async def scenario() -> None:
+        replica = Encoder(file)
+        before = await replica.encode(file.first.version, [0, 1], 10)
+        file.write([file.first, newer])
+        assert await replica.refresh() == [file.first.version, newer.version]
+        (model,) = set(replica.cache.contents())
+        assert await replica.encode(newer.version, [0, new_item], 10) is not None
+        file.write([newer])
+        await replica.refresh()
+        after = await replica.encode(newer.version, [0, 1], 10)
+        assert before is not None
+        assert after is not None
+        assert before == pytest.approx(after, rel=1e-4, abs=1e-5)
+        assert set(replica.cache.contents()) == {model}
 
     asyncio.run(scenario())

@@ -23,7 +23,7 @@ from l2d_ray.core.moments import item_sums
 from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.index import faiss_engine
-from l2d_ray.index.manifest import IndexManifest
+from l2d_ray.index.manifest import IndexFile, IndexManifest, ShardRecord
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.index.vector_search import VectorSearch
 from l2d_ray.workspace import Workspace
@@ -65,7 +65,7 @@ def test_l2d_equals_its_definition_on_the_float16_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,PQ4x4"])
 def test_one_search_answers_for_several_m(tmp_path: Path, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     index, states = indexed(tmp_path, factory=factory), states_near_rows()
-    of_rows, searches = [id(shard.rows) for shard in index.shards], []
+    of_rows, searches = [id(shard.segments[0].rows) for shard in index.shards], []
     search = VectorSearch.search
     monkeypatch.setattr(VectorSearch, "search", lambda *args: searches.append((id(args[0]), args[2])) or search(*args))
     top_ms = (50, 200, 20)
@@ -106,7 +106,11 @@ def test_the_prior_adds_log_frequency_to_half_the_squared_distance(tmp_path: Pat
 def damaged(folder: Path, name: str) -> tuple[Path, str]:
     """Return a file of shard 1 to damage, and the manifest."""
     made, manifest = build(write_memory(folder))
-    return folder / manifest.shards[1].files[name].path, made.manifest
+    return folder / file_of(manifest.shards[1], name).path, made.manifest
+
+
+def file_of(shard: ShardRecord, name: str) -> IndexFile:
+    return (shard.files | shard.segments[0].files)[name]
 
 
 def opened(folder: Path) -> Workspace:
@@ -125,7 +129,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, name: str, damage: st
     elif damage == "garbage":
         path.write_bytes(bytes(len(content)))
     else:  # a file of another shard, of the recorded size
-        other = IndexManifest.read(opened(tmp_path), manifest).shards[0].files[name]
+        other = file_of(IndexManifest.read(opened(tmp_path), manifest).shards[0], name)
         path.write_bytes((tmp_path / other.path).read_bytes())
         record = tmp_path / manifest
         record.write_text(record.read_text().replace(f'"bytes": {len(content)}', f'"bytes": {other.bytes}'))
@@ -178,5 +182,5 @@ def test_a_map_of_another_dimension_is_refused(tmp_path: Path) -> None:
     (tmp_path / made.manifest).unlink()
     wider = manifest.identity.model_copy(update={"dimension": 16})
     manifest.model_copy(update={"identity": wider}).write(workspace, made.manifest)
-    with pytest.raises(InputError, match=re.escape(f"{manifest.map.path}: has dimension 8, expected 16;")):
+    with pytest.raises(InputError, match=re.escape(f"{manifest.fitted.map.path}: has dimension 8, expected 16;")):
         ShardedIndex.open(workspace, made.manifest)

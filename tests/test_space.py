@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from l2d_ray.core.moments import Moments, item_sums
-from l2d_ray.core.space import SpaceKind, fit_map, fit_means
+from l2d_ray.core.space import SpaceKind, drift, fit_map, fit_means
 
 
 def memory(rows: int = 4000) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -111,3 +111,18 @@ def test_rows_without_a_covariance_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         fit_map(moments(np.array(states), np.array(items)), kind, 0.0)
+
+
+def test_the_drift_is_the_change_of_the_covariance_or_of_the_mean() -> None:
+    states, items = memory()
+    known = moments(states, items)
+    space = fit_map(known, "whiten-within", 0.0)
+    assert drift(known, known, "whiten-within", space) == 0
+    # Noise that is 1.1 times as large has 1.21 times the covariance.
+    means = np.stack([states[items == item].mean(axis=0) for item in range(10)])[items]
+    louder = moments(means + 1.1 * (states - means), items)
+    assert drift(louder, known, "whiten-within", space) == pytest.approx(0.21)
+    # A shift by one standard deviation along one of three directions.
+    shifted = moments(states + np.linalg.inv(space.matrix_DD)[0], items)  # type: ignore[arg-type]
+    assert drift(shifted, known, "whiten-within", space) == pytest.approx(1 / 3**0.5)
+    assert drift(louder, known, "centre", fit_map(known, "centre", 0.0)) == 0

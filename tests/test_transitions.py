@@ -49,6 +49,21 @@ def test_probabilities_are_those_of_the_formula_and_add_up_to_one(
     assert (found > 0).all()
 
 
+@given(HISTORIES, HISTORIES)
+@settings(max_examples=25, deadline=None)
+def test_counts_of_a_dataset_that_grew_by_users_and_items_are_those_of_the_whole(
+    some: list[list[int]], others: list[list[int]]
+) -> None:
+    """They are equal to the last bit. Every second item is a target."""
+    later = [[item + 3 for item in history] for history in others]
+    targets = list(range(0, NUM_ITEMS + 3, 2))
+    older = count(some, [target for target in targets if target < NUM_ITEMS])
+    grown = count(later, targets, NUM_ITEMS + 3).plus(older)
+    for name, whole in vars(count(some + later, targets, NUM_ITEMS + 3)).items():
+        np.testing.assert_array_equal(getattr(grown, name), whole)
+        assert np.asarray(getattr(grown, name)).dtype == np.asarray(whole).dtype
+
+
 @given(HISTORIES, HISTORIES, st.lists(st.integers(0, 2), min_size=NUM_ITEMS, max_size=NUM_ITEMS))
 @settings(max_examples=25, deadline=None)
 def test_counts_over_shards_and_over_users_are_those_of_the_whole(

@@ -9,7 +9,7 @@ from support.small_memory import build, by_local, write_memory
 
 from l2d_ray.core.space import LinearMap
 from l2d_ray.index.engine import engine
-from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.shard import IndexShard, Segment
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.index.tuning import tune
 from l2d_ray.index.vector_search import VectorSearch
@@ -22,9 +22,7 @@ def shard_of(factory: str, vectors: NDArray[np.float16], items: NDArray, ids: ND
     index.add(vectors.astype(np.float32))
     means = np.stack([vectors[items == item].mean(axis=0) for item in range(items.max() + 1)]).astype(np.float32)
     return IndexShard(
-        rows=VectorSearch(index, vectors, zero),
-        row_items_M=items.astype(np.int32),
-        sample_ids_M=ids,
+        segments=[Segment(VectorSearch(index, vectors, zero), items.astype(np.int32), ids)],
         centroids=VectorSearch.over(means, zero),
         items_I=np.arange(len(means), dtype=np.int32),
         counts_I=np.bincount(items),

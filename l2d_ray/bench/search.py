@@ -27,7 +27,7 @@ from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.index.engine import CandidateIndex, engine
 from l2d_ray.index.posterior import shard_items
-from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.shard import IndexShard, Segment
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.index.tuning import tune
 from l2d_ray.index.vector_search import VectorSearch
@@ -158,7 +158,7 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[Ca
         shard = _shard(index, memory.rows_MD[rows_M], memory.items_M[rows_M], number)
         means_VD = np.zeros((targets_V.size, dimension), np.float32)
         means_VD[np.searchsorted(targets_V, shard.items_I)] = shard.centroids.vectors_ND
-        scorer = ItemScorer(targets_V, means_VD, shard.rows.offset_D, transitions, parameters)
+        scorer = ItemScorer(targets_V, means_VD, shard.centroids.offset_D, transitions, parameters)
         yield index, replace(shard, scorer=scorer)
 
 
@@ -172,10 +172,9 @@ def _shard(
     for block in _blocks(len(rows_MD)):
         index.add(rows_MD[block].astype(np.float32))
         add_rows(sums_ID, counts_I, rows_MD[block], places_M[block])
+    ids_M = sample_ids(np.arange(len(rows_MD)), np.full(len(rows_MD), number))
     return IndexShard(
-        rows=VectorSearch(index, rows_MD, offset_D),
-        row_items_M=row_items_M,
-        sample_ids_M=sample_ids(np.arange(len(rows_MD)), np.full(len(rows_MD), number)),
+        segments=[Segment(VectorSearch(index, rows_MD, offset_D), row_items_M, ids_M)],
         centroids=VectorSearch.over((sums_ID / counts_I[:, None]).astype(np.float32), offset_D),
         items_I=items_I,
         counts_I=counts_I,

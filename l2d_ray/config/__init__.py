@@ -9,6 +9,7 @@ from l2d_ray.config.data import ColumnsConfig, DataConfig, HistoryConfig, Prompt
 from l2d_ray.config.evaluation import BenchConfig, CompareConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
+from l2d_ray.config.retention import CompactConfig, EraseConfig
 from l2d_ray.config.section import Section
 from l2d_ray.config.serving import ServeConfig
 from l2d_ray.config.training import TrainConfig, TuneConfig
@@ -18,9 +19,11 @@ __all__ = [
     "BenchConfig",
     "CapacityConfig",
     "ColumnsConfig",
+    "CompactConfig",
     "CompareConfig",
     "Config",
     "DataConfig",
+    "EraseConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FinetuneConfig",

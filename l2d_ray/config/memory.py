@@ -41,6 +41,12 @@ class IndexConfig(Section):
     does."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the memory's rows to index, chosen by sample id. The rows of 0.3 are a subset of those of 0.5."""
+    max_drift: float = Field(0.1, ge=0)
+    """Movement of the memory beyond which the map of an older snapshot's index is fitted anew, with `posterior`. It is
+    the change of the memory's covariance, as a share, or of its mean (l2d_ray/core/space.py). 0: always."""
+    max_segments: int = Field(8, ge=1)
+    """Segments of a shard. The rows of newer snapshots are in segments apart (l2d_ray/stages/index_growth.py);
+    beyond this number, all rows become one again. 1 does so at once."""
 
     def prior_in(self, space: str) -> float:
         """Return the prior's weight in this space."""

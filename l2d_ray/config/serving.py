@@ -64,6 +64,10 @@ class ServeConfig(Section):
     """Recommenders to serve next to L2D, by their names in evaluate.recommenders, such as sasrec,transitions. A request
     names the one that answers; L2D is the default. Those that write text take seconds and are refused. Replicas:
     serve.encoders, with workers.cpus and workers.gpus each if a recommender runs the model."""
+    follow: bool = False
+    """Serve each newer index of the workspace once it is built, as jobs/promote.py does. An index of another model, or
+    of a dataset that does not continue the served one, is left out, with a line in the log. jobs/promote.py can return
+    to an older index, which then stays until the next one is built."""
     log_histories: bool = False
     """Log each answered request and its response, to Ray Serve's JSON files and to stderr of the gateways."""
     cors_origins: list[str] = Field([])

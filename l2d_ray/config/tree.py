@@ -11,6 +11,7 @@ from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
 from l2d_ray.config.evaluation import BenchConfig, CompareConfig, EvaluateConfig, ExportConfig
 from l2d_ray.config.memory import IndexConfig, MemoryConfig, RecommendConfig
 from l2d_ray.config.model import FinetuneConfig, ModelConfig, WorkersConfig
+from l2d_ray.config.retention import CompactConfig, EraseConfig
 from l2d_ray.config.section import Folder
 from l2d_ray.config.serving import ServeConfig
 from l2d_ray.config.training import TrainConfig, TuneConfig
@@ -33,6 +34,8 @@ class Config(BaseSettings):
     model: ModelConfig = ModelConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     memory: MemoryConfig = MemoryConfig()
+    erase: EraseConfig = EraseConfig()
+    compact: CompactConfig = CompactConfig()
     index: IndexConfig = IndexConfig()
     recommend: RecommendConfig = RecommendConfig()
     train: TrainConfig = TrainConfig()

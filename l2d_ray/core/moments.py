@@ -73,6 +73,16 @@ class Moments:
         zero = cls.zero(sums_ID.shape[1])
         return cls(0, int(known_I.sum()), zero.sum_D, zero.outer_DD, scaled_ID.T @ scaled_ID)
 
+    def of_rows_plus(self, other: "Moments", sign: int = 1) -> "Moments":
+        """Return the moments of the rows of both, or with `sign` -1 without those of `other`, and none of items."""
+        return Moments(
+            self.rows + sign * other.rows,
+            0,
+            self.sum_D + sign * other.sum_D,
+            self.outer_DD + sign * other.outer_DD,
+            np.zeros_like(self.outer_DD),
+        )
+
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
             self.rows + other.rows,

@@ -102,6 +102,22 @@ def fit_map(moments: Moments, kind: SpaceKind, shrinkage: float) -> LinearMap:
     return LinearMap(mean_D, _inverse_square_root(_covariance(moments, kind), shrinkage))
 
 
+def drift(moments: Moments, fitted: Moments, kind: SpaceKind, space: LinearMap) -> float:
+    """Return how far a memory moved since a map was fitted to `fitted`: the change of its distances, as a share.
+
+    With the covariance C of `kind` in the mapped space then and now, it is |C_now - C_then| / |C_then| in the Frobenius
+    norm. If it is larger, it is the distance of the means, as the root mean square over the directions: 1 is a standard
+    deviation. It is 0 for a space that divides by no covariance, because its distances cannot change. Raises ValueError
+    as `fit_map` does.
+    """
+    if space.matrix_DD is None:
+        return 0.0
+    now_DD, then_DD = (space.matrix_DD @ _covariance(part, kind) @ space.matrix_DD for part in (moments, fitted))
+    moved_D = (moments.sum_D / moments.rows - fitted.sum_D / fitted.rows) @ space.matrix_DD
+    change = np.linalg.norm(now_DD - then_DD) / np.linalg.norm(then_DD)
+    return float(max(change, np.linalg.norm(moved_D) / np.sqrt(moved_D.size)))
+
+
 def _covariance(moments: Moments, kind: SpaceKind) -> Float64:
     if kind == "whiten-within":
         between_DD, means = moments.item_outer_DD, moments.items

@@ -83,6 +83,11 @@ class TransitionCounts:
         """Number of items that a target may follow."""
         return self.starts_I.size - 1
 
+    @property
+    def items_P(self) -> IntArray:
+        """The item of each pair."""
+        return np.repeat(np.arange(self.num_items), np.diff(self.starts_I))
+
     @classmethod
     def count(cls, parts: Iterable[Interactions], num_items: int, targets_V: IntArray) -> "TransitionCounts":
         """Count the pairs of an item and one of these targets later in the same history."""
@@ -109,6 +114,28 @@ class TransitionCounts:
         samples = int(samples_I.sum())
         return cls(targets_V, starts_I, places_P, counts_LP, totals_LI, samples_I[targets_V], samples)
 
+    def plus(self, older: "TransitionCounts") -> "TransitionCounts":
+        """Return these counts and those of an older dataset, which may lack the last items and targets."""
+        width, counted = max(self.targets_V.size, 1), (older, self)
+        codes = [part.items_P * width + part.places_P for part in counted]
+        pairs_P = np.union1d(*codes)
+        largest = sum(int(part.counts_LP.max(initial=0)) for part in counted)
+        counts_LP = np.zeros((PLACES, pairs_P.size), np.min_scalar_type(largest))
+        for part, codes_P in zip(counted, codes, strict=True):
+            counts_LP[:, np.searchsorted(pairs_P, codes_P)] += part.counts_LP
+        totals_LI, samples_V = self.totals_LI.copy(), self.samples_V.copy()
+        totals_LI[:, : older.num_items] += older.totals_LI
+        samples_V[: older.targets_V.size] += older.samples_V
+        return TransitionCounts(
+            self.targets_V,
+            np.searchsorted(pairs_P, np.arange(self.num_items + 1) * width),
+            (pairs_P % width).astype(np.int32),
+            counts_LP.astype(np.min_scalar_type(counts_LP.max(initial=0))),
+            totals_LI,
+            samples_V,
+            self.samples + older.samples,
+        )
+
     @classmethod
     def join(cls, shards: "Sequence[TransitionCounts]", items: Integers) -> "TransitionCounts":
         """Return the counts of the targets of all shards, with the pairs of these items only."""
@@ -117,7 +144,7 @@ class TransitionCounts:
         targets_V = np.sort(np.concatenate([shard.targets_V for shard in shards]))
         parts = []
         for shard in shards:
-            items_P = np.repeat(np.arange(shard.num_items), np.diff(shard.starts_I))
+            items_P = shard.items_P
             kept_P = wanted_I[items_P]
             places_P = np.searchsorted(targets_V, shard.targets_V)[shard.places_P[kept_P]]
             parts.append((items_P[kept_P], places_P, shard.counts_LP[:, kept_P]))

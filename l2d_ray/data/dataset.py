@@ -14,6 +14,7 @@ that a new dataset never overwrites a part that an old record lists.
 import hashlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,14 @@ from numpy.typing import NDArray
 
 from l2d_ray.data.generations import GROUP_USERS, Generation, Part, merge, newest, open_part
 from l2d_ray.data.histories import Lists
-from l2d_ray.data.versions import VERSIONS_FOLDER, GenerationRecord, Version, version_numbers, version_path
+from l2d_ray.data.versions import (
+    VERSIONS_FOLDER,
+    GenerationRecord,
+    Version,
+    commit_version,
+    version_numbers,
+    version_path,
+)
 from l2d_ray.errors import InputError
 from l2d_ray.schema import ITEMS, Split
 from l2d_ray.workspace import Workspace
@@ -117,12 +125,13 @@ def write_version(
     version = Version(
         number=number,
         lineage=[*old.lineage, digest],
+        erasures=old.erasures,
         generations=[*old.generations, *([added] if parts else [])],
         item_files=[*old.item_files, *([item_file] if len(new_items) else [])],
         refused=refused,
         changed_titles=changed_titles,
     )
-    version.write(workspace, version_path(number))
+    commit_version(workspace, version)
     listed = {item_file, *(part.path for part in added.files)}
     _remove_unlisted(workspace, [_folder(number), f"{ITEMS_FOLDER}/{number}"], listed, ".parquet")
     return Dataset(workspace, dataset.manifest, version)
@@ -146,19 +155,11 @@ class Dataset:
 
         Raises InputError if it is not there, or if its format or content is wrong.
         """
-        manifest = workspace.read_json(MANIFEST)
-        where = workspace.path(MANIFEST)
-        format_version = manifest.get("format_version")
-        if format_version != FORMAT_VERSION:
-            raise InputError(f"{where}: format_version={format_version!r}, not {FORMAT_VERSION}; {_REMEDY}")
-        try:
-            first = _first_version(manifest)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: damaged ({error}); {_REMEDY}") from None
-        for version in (*_later_versions(workspace, first), first):
+        manifest, versions = read_versions(workspace)
+        for version in versions:
             if digest in (None, version.lineage[-1]):
                 return cls(workspace, manifest, version)
-        raise InputError(f"{where}: has no version {digest}; run jobs/build_memory.py again")
+        raise InputError(f"{workspace.path(MANIFEST)}: has no version {digest}; run jobs/build_memory.py again")
 
     @property
     def digest(self) -> str:
@@ -214,6 +215,22 @@ class Dataset:
         `user_hashes` are the hashes of the users, ascending. Only row groups whose range of hashes has one are read.
         """
         return newest([generation.find_users(user_ids, user_hashes) for generation in self.generations])
+
+
+def read_versions(workspace: Workspace) -> tuple[dict[str, Any], Iterator[Version]]:
+    """Return the checked content of `dataset/dataset.json`, and the versions from the newest on, read as they are used.
+
+    The first version comes last, also if a compaction has removed its files. Raises InputError as `Dataset.open`.
+    """
+    manifest, where = workspace.read_json(MANIFEST), workspace.path(MANIFEST)
+    format_version = manifest.get("format_version")
+    if format_version != FORMAT_VERSION:
+        raise InputError(f"{where}: format_version={format_version!r}, not {FORMAT_VERSION}; {_REMEDY}")
+    try:
+        first = _first_version(manifest)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{where}: damaged ({error}); {_REMEDY}") from None
+    return manifest, chain(_later_versions(workspace, first), [first])
 
 
 def _digest(previous: str, items: pa.Table, parts: Sequence[tuple[Part, int]]) -> str:

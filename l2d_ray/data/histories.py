@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from l2d_ray.schema import ERASED_ITEM
+
 BLOCK = pa.schema(
     [
         ("user_id", pa.string()),
@@ -52,6 +54,28 @@ class Lists:
     def positions(self) -> NDArray[np.int64]:
         """[N] each value's position in its list."""
         return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+
+
+def without_erased(items: Lists) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Return [N] whether an interaction is not erased (`schema.ERASED_ITEM`), and [U + 1] the offsets without those."""
+    is_left = items.values != ERASED_ITEM
+    return is_left, np.append(0, np.cumsum(is_left))[items.offsets]
+
+
+def occurring_items(block: pa.Table) -> NDArray[np.int32]:
+    """Return the items of a block, each once."""
+    items = Lists.of(block["item_indices"])
+    return np.unique(items.values[without_erased(items)[0]])
+
+
+def num_interactions(block: pa.Table) -> int:
+    """Return the number of interactions of a block."""
+    return int(np.count_nonzero(without_erased(Lists.of(block["item_indices"]))[0]))
+
+
+def renumber(items: NDArray[np.int32], new_index: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return items under their new indices."""
+    return np.where(items == ERASED_ITEM, np.int32(ERASED_ITEM), new_index[np.maximum(items, 0)])
 
 
 def range_boundaries(parts: int) -> list[int]:
@@ -98,10 +122,10 @@ def held_lengths(block: pa.Table) -> NDArray[np.int64]:
 def in_core(block: pa.Table, stays: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
     """Return [N] whether an interaction's item stays (`stays`, by candidate) and its user has at least k of those.
 
-    A user whom the dataset has needs no number.
+    A user whom the dataset has needs no number. The place of an erased interaction stays.
     """
     items = Lists.of(block["item_indices"])
-    kept: NDArray[np.bool_] = stays[items.values]
+    kept: NDArray[np.bool_] = stays[np.maximum(items.values, 0)] | (items.values == ERASED_ITEM)
     if len(kept) == 0:
         return kept
     per_user = np.add.reduceat(kept, items.offsets[:-1], dtype=np.int64)
@@ -116,7 +140,8 @@ def item_counts(block: pa.Table, stays: NDArray[np.bool_], k: int) -> tuple[NDAr
     are the largest set in which every user and every item occurs k times, whatever the blocks and their order.
     """
     items = Lists.of(block["item_indices"])
-    found, counts = np.unique(items.values[in_core(block, stays, k)], return_counts=True)
+    counted = in_core(block, stays, k) & without_erased(items)[0]
+    found, counts = np.unique(items.values[counted], return_counts=True)
     return found, counts
 
 

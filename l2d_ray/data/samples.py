@@ -16,7 +16,7 @@ from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.samples import in_fraction, sample_ids, window_starts, windows_in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.generations import Generation
-from l2d_ray.data.histories import Lists
+from l2d_ray.data.histories import Lists, without_erased
 from l2d_ray.errors import InputError
 from l2d_ray.schema import Split
 
@@ -168,8 +168,8 @@ def first_times(dataset: Dataset) -> IntArray:
     return times_I
 
 
-def training_parts(dataset: Dataset) -> Iterator[TrainingInteractions]:
-    """Yield the training interactions of at most 1,000 users at a time, in the order of the dataset."""
+def training_parts(dataset: Dataset | Generation) -> Iterator[TrainingInteractions]:
+    """Yield the training interactions of at most 1,000 users at a time, in the order of a dataset or a generation."""
     return map(_training_part, iter_samples(dataset, Split.TRAIN))
 
 
@@ -207,7 +207,8 @@ def _samples_of(users: pa.Table, split: Split, dataset: Dataset | Generation) ->
         raise InputError(f"{user}: lists of different lengths; run jobs/prepare_data.py again")
     stops = np.flatnonzero(splits.values == split)
     user_N = np.searchsorted(items.offsets, stops, side="right") - 1
-    begins = items.offsets[user_N]
+    is_left, offsets = without_erased(items)
     user_hashes = users["user_hash"].to_numpy()[user_N]
-    ids = sample_ids(user_hashes, stops - begins)
-    return SampleBatch(items.values, timestamps.values, begins, stops, user_hashes, ids)
+    ids = sample_ids(user_hashes, stops - items.offsets[user_N])
+    begins, stops = offsets[user_N], np.cumsum(is_left)[stops] - 1
+    return SampleBatch(items.values[is_left], timestamps.values[is_left], begins, stops, user_hashes, ids)

@@ -1,8 +1,11 @@
 """Records of the versions of a dataset, of which each but the first is a small file that names old and new parts.
 
 The first version is `dataset/dataset.json`. Version n is `dataset/versions/<n>.json`: a record that is created once, so
-that of two runs that append at the same time one wins, and that never changes.
+that of two runs that change the dataset at the same time one wins, and that never changes. A version adds a generation,
+is without what was erased (`erasure`), or has the content of the one before in fewer files (`compaction`).
 """
+
+from pydantic import Field
 
 from l2d_ray.data.generations import Part
 from l2d_ray.records import Record
@@ -15,7 +18,8 @@ class GenerationRecord(Record):
     """Files of histories that one version added."""
 
     version: str
-    """Digest of that version."""
+    """Digest of that version. After an erasure from the generation, or a merge, another digest, which no version has:
+    units of the memory that were planned before have other rows and must not be taken for its units."""
     new_users: int
     """Users that no earlier generation has."""
     files: list[Part]
@@ -26,7 +30,10 @@ class Version(Record):
 
     number: int
     lineage: list[str]
-    """Digests of all versions up to this one, the oldest first. A digest stands for the content and all before it."""
+    """Digests of all versions up to this one, the oldest first. A digest stands for the content and all before it. A
+    compaction leaves out those that no snapshot needs, but the first."""
+    erasures: list[str] = Field([], exclude_if=lambda erasures: not erasures)
+    """Digests in the lineage of the versions that erased something."""
     generations: list[GenerationRecord]
     """Generations, the oldest first."""
     item_files: list[str]
@@ -35,6 +42,18 @@ class Version(Record):
     """Interactions that were given for this version and did not enter, by reason (`growth`)."""
     changed_titles: int
     """Items that were given with another title, which was not taken."""
+
+    def since(self, digest: str) -> list[str]:
+        """Return the digests that follow one in the lineage; none if it is not there."""
+        return self.lineage[self.lineage.index(digest) + 1 :] if digest in self.lineage else []
+
+    def erased_since(self, digest: str) -> str:
+        """Return the digest of the last erasure among those that follow a version with nothing else in between."""
+        for later in self.since(digest):
+            if later not in self.erasures:
+                break
+            digest = later
+        return digest
 
 
 def version_path(number: int) -> str:
@@ -46,3 +65,12 @@ def version_numbers(workspace: Workspace) -> list[int]:
     """Return the numbers of the versions that have a record, the newest first."""
     paths = workspace.files(VERSIONS_FOLDER, ".json")
     return sorted((int(path.rpartition("/")[2].removesuffix(".json")) for path in paths), reverse=True)
+
+
+def commit_version(workspace: Workspace, version: Version) -> None:
+    """Write the record of the next version. Raises FileExistsError if it is not the newest one then."""
+    path = version_path(version.number)
+    version.write(workspace, path)
+    if version_numbers(workspace)[0] > version.number:  # the number was free again, because its version expired
+        workspace.delete(path)
+        raise FileExistsError(f"{workspace.path(path)}: there is a newer version")

@@ -1,9 +1,11 @@
 """The index stage on Ray: two tasks per shard, and one that combines all shards.
 
 1. Sum the item vectors and moments of every shard.
-2. Fit the map of the space to all of them, and train an empty index if it needs training.
-3. Build the index of every shard.
-4. Tune the search, with actors that hold the shards, and measure it, unless the index is exact by construction.
+2. Fit the map of the space to all of them, and train an empty index if it needs training; or take both from the index
+   of an older snapshot, with its segments.
+3. Build the index of every shard, of what is new.
+4. Tune the search, with actors that hold the shards, and measure it, unless the index is exact by construction or its
+   base was tuned before.
 5. Fit the parameters of the aggregation `posterior` (`distributed/posterior.py`).
 
 Every step leaves files, and the same command continues from them.
@@ -26,10 +28,11 @@ from l2d_ray.distributed.workers import check_room, worker_options, workers_that
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, drive, partition
-from l2d_ray.index.manifest import IndexManifest, IndexQuality, ShardRecord
+from l2d_ray.index.manifest import Fitted, IndexManifest, IndexQuality, ShardRecord
 from l2d_ray.index.tuning import EXACT, find_setting
+from l2d_ray.stages.index_growth import kept_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
-from l2d_ray.stages.indexing import Fitted, build_shard, finish, fit, open_shard, sum_moments
+from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.stages.settings import for_evaluation, for_index, record_index
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,10 @@ class IndexResult:
     recall_top_m: float
     recall_top_k: float
     bytes_per_row: float
+    segments: int
+    """Number of segments of every shard: 1, and more after the memory grew."""
+    segments_kept: int
+    """Number of those that are from the index of an older snapshot, with its map."""
     seconds: float
     posterior: Parameters | None = None
     """The parameters of the aggregation `posterior`; None if they could not be fitted."""
@@ -68,8 +75,9 @@ def build_index(config: Config) -> IndexResult:
     """
     started, indexed = time.time(), for_index(config)
     result = ensure_index(indexed)
-    record_index(indexed, result.snapshot)
-    return replace(result, posterior=_fit(config, result.snapshot), seconds=round(time.time() - started, 3))
+    posterior = _fit(config, result.snapshot)
+    record_index(indexed, result.snapshot)  # last, because an endpoint may follow the record
+    return replace(result, posterior=posterior, seconds=round(time.time() - started, 3))
 
 
 def _fit(config: Config, snapshot: int) -> Parameters | None:
@@ -102,6 +110,8 @@ def ensure_index(config: Config) -> IndexResult:
         recall_top_m=manifest.quality.recall_top_m,
         recall_top_k=manifest.quality.recall_top_k,
         bytes_per_row=manifest.bytes_per_row,
+        segments=len(manifest.fitted.segments),
+        segments_kept=manifest.fitted.kept,
         seconds=round(time.time() - started, 3),
     )
 
@@ -117,7 +127,7 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
     (fitted,) = run_tasks("space and training", config, fit, [(plan,)], gpus=config.workers.gpus)
     builds = [(plan, fitted, shard) for shard in shards]
     records: list[ShardRecord] = run_tasks("shards", config, build_shard, builds, gpus=config.workers.gpus)
-    tuned = _tune(config, plan, fitted, records)
+    tuned = kept_setting(plan, fitted) or _tune(config, plan, fitted, records)
     return finish(plan, fitted, records, tuned, started), reused
 
 

@@ -70,7 +70,7 @@ def build_memory(config: Config) -> BuildResult:
     check_data(config, dataset)
     identity = identify_memory(config)
     known = store.accept(identity)
-    newest = next(reversed(store.snapshots()), None)
+    newest = store.newest()
     kept, units = plan_growth(config, dataset, newest, known)
     missing = [unit for unit in units if unit.name not in known]
     if missing:
@@ -80,9 +80,9 @@ def build_memory(config: Config) -> BuildResult:
     built = list(_progress(_build(config, identity, missing), len(missing)))
     names = [*kept, *(unit.name for unit in units)]
     records = [*(known[name] for name in names if name in known), *built]
+    store.remove_strays(unit.name for unit in units)
     store.keep_items(dataset.digest, dataset.items())
-    snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
-    store.remove_strays(names)
+    snapshot = store.take_snapshot(names, dataset.digest, config.memory.sample_fraction, kept)
     if any(record.tokens == record.tokens_one_by_one > 10_000 for record in built):
         logger.warning("model.name=%r: cannot run packed, so every prompt ran in full", config.model.name)
     seconds = time.monotonic() - started

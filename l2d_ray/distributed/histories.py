@@ -21,7 +21,18 @@ from l2d_ray.data.catalogue import Catalogue, Rejection
 from l2d_ray.data.dataset import write_part
 from l2d_ray.data.files import size
 from l2d_ray.data.generations import Part
-from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, range_boundaries, select
+from l2d_ray.data.histories import (
+    Lists,
+    as_lists,
+    group,
+    held_lengths,
+    item_counts,
+    num_interactions,
+    occurring_items,
+    range_boundaries,
+    renumber,
+    select,
+)
 from l2d_ray.data.interactions import read, take_tallies
 from l2d_ray.data.sources import PublishedSource, source_of
 from l2d_ray.data.splits import Cut, by_time, everything, leave_one_out
@@ -93,7 +104,7 @@ def surviving_items(blocks: Blocks, catalogue: Catalogue, known: int = 0) -> tup
     """
     occurs = np.zeros(len(catalogue), dtype=np.bool_)
     occurs[:known] = True
-    for _, items in blocks.stream("count items", _items):
+    for _, items in blocks.stream("count items", occurring_items):
         occurs[items] = True
     candidates = np.flatnonzero(occurs)
     new_index = np.full(len(catalogue), -1, dtype=np.int32)
@@ -124,11 +135,6 @@ def num_users(block: pa.Table) -> int:
     return len(block)
 
 
-def num_interactions(block: pa.Table) -> int:
-    """Return the number of interactions of a block."""
-    return len(Lists.of(block["item_indices"]).values)
-
-
 # The functions below run in tasks, on one block.
 
 
@@ -150,10 +156,6 @@ def _group_published(block: pa.Table, config: Config, catalogue: Catalogue, file
     source = source_of(config)
     assert isinstance(source, PublishedSource)
     return source.group(take_tallies(block)[0], catalogue.find, files)
-
-
-def _items(block: pa.Table) -> NDArray[np.int32]:
-    return np.unique(Lists.of(block["item_indices"]).values)
 
 
 def _write(
@@ -179,7 +181,7 @@ def _write(
         [
             block["user_id"],
             block["user_hash"],
-            as_lists(items.offsets, new_index[items.values], pa.int32()),
+            as_lists(items.offsets, renumber(items.values, new_index), pa.int32()),
             block["timestamps"],
             splits,
         ],

@@ -1,8 +1,9 @@
 """The last part of the index stage on Ray: the parameters of the aggregation `posterior`.
 
 1. Count the transitions to the items of every shard.
-2. Run the titles and the validation samples through the model of the memory.
-3. Fit the parameters.
+2. Run the titles through the model of the memory.
+3. Keep the parameters of an older index with the same map, or run the validation samples through the model, too.
+4. Fit the parameters, unless they are kept, and estimate the items.
 
 The index must be complete. Every step leaves files, and the same command continues from them.
 """
@@ -28,6 +29,7 @@ from l2d_ray.stages.posterior import (
     count_transitions,
     encode,
     fit_posterior,
+    older_parameters,
     validation_samples,
 )
 
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_posterior(config: Config) -> PosteriorRecord:
-    """Fit the parameters for the index that `config.index` describes, unless that was done.
+    """Fit or keep the parameters for the index that `config.index` describes, unless that was done.
 
     Raises InputError if the workspace has another dataset than that of the memory, or if `config` names another model.
     """
@@ -43,11 +45,13 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
     if plan.workspace.exists(plan.posterior):
         return PosteriorRecord.read(plan.workspace, plan.posterior)
     check_room(config)
-    samples = validation_samples(dataset_of(plan))
+    dataset = dataset_of(plan)
     check_query(plan.snapshot.identity, identify_memory(config))
     shards = [(plan, shard) for shard in range(plan.num_shards)]
     transitions = run_tasks("transitions", config, count_transitions, shards)
     run_tasks("titles", config, _compute_titles, [(config, plan)], gpus=config.workers.gpus)
+    kept = older_parameters(plan)
+    samples = [] if kept else validation_samples(dataset)
     states_UD = _encode(config, plan, samples)
     record: PosteriorRecord
     (record,) = run_tasks("parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)])

@@ -17,13 +17,12 @@ from l2d_ray.config import Config
 from l2d_ray.data.catalogue import read_catalogue
 from l2d_ray.data.dataset import write_manifest
 from l2d_ray.data.generations import Part
-from l2d_ray.data.histories import Lists
+from l2d_ray.data.histories import Lists, num_interactions
 from l2d_ray.data.sources import PublishedSource, check_source, source_of
 from l2d_ray.data.splits import SHARES, Cut, find_cut, histogram, share_ties, target_times
 from l2d_ray.distributed.append import AppendResult, append
 from l2d_ray.distributed.blocks import Blocks
 from l2d_ray.distributed.histories import (
-    num_interactions,
     num_users,
     read_histories,
     select_core,

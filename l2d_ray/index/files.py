@@ -16,7 +16,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexFile
 from l2d_ray.workspace import DigestingSink, Workspace
 
-REMEDY = "; delete the folder of this index and run jobs/build_index.py again"
+REMEDY = "; delete the folders in index/ and run jobs/build_index.py again"
 
 
 def write_bytes(workspace: Workspace, path: str, parts: Iterable[Any]) -> IndexFile:

@@ -7,8 +7,8 @@ from l2d_ray.core.posterior import Parameters
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.records import MemoryIdentity, Record
 
-FORMAT_VERSION: Literal[2] = 2
-"""Version 2: the item means of whiten-within are posterior means."""
+FORMAT_VERSION: Literal[3] = 3
+"""Version 3: the rows of a shard are in segments."""
 FOLDER = "index"
 
 
@@ -20,6 +20,34 @@ class IndexFile(Record):
     sha256: str
 
 
+class Fitted(Record):
+    """The map and the segments that all shards of an index share. Written once, because different maps do not fit."""
+
+    map: IndexFile
+    means: IndexFile
+    """The estimate of items from their means."""
+    trained: IndexFile
+    """An empty index, trained if it needs training."""
+    moments: IndexFile
+    """The moments that the map was fitted to, to measure how far the memory moved since."""
+    segments: list[list[str]]
+    """Units of each segment, the base first (`IndexPlan.units`)."""
+    kept: int = 0
+    """Number of segments, from the first, that are those of an older index."""
+    older: str | None = None
+    """Path of the manifest of that index, which has the same map; None if the map was fitted for this one."""
+
+
+class SegmentRecord(Record):
+    """The rows of one shard from the units of one segment."""
+
+    rows: int
+    files: dict[str, IndexFile]
+    """Files by name: rows, row_items, sample_ids, faiss."""
+    faiss_version: str
+    """Version of the engine that wrote the file `faiss`."""
+
+
 class ShardRecord(Record):
     """A complete shard. The record is written after its files."""
 
@@ -27,11 +55,18 @@ class ShardRecord(Record):
     rows: int
     items: int
     files: dict[str, IndexFile]
-    """Files by name: rows, row_items, sample_ids, faiss, items, counts, centroids."""
-    faiss_version: str
-    """Version of the engine that wrote the file `faiss`."""
+    """Files by name: items, counts, centroids."""
+    segments: list[SegmentRecord]
+    """The rows: the base, then what came later. Indexes of several snapshots may share a segment."""
     seconds: float
     """Seconds to build the shard."""
+
+    def all_files(self) -> list[IndexFile]:
+        """Return the files of the shard and of its segments."""
+        files = [*self.files.values()]
+        for segment in self.segments:
+            files += segment.files.values()
+        return files
 
 
 class IndexQuality(Record):
@@ -51,7 +86,7 @@ class IndexQuality(Record):
 class IndexManifest(Record):
     """A complete index."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     snapshot: int
     snapshot_digest: str
     """Digest of the snapshot's record."""
@@ -66,7 +101,7 @@ class IndexManifest(Record):
     search: str
     """Search setting (`nprobe=16,k_factor=8`) that reached `target_recall`, or the best; "" if nothing can be set."""
     target_recall: float
-    map: IndexFile
+    fitted: Fitted
     rows: int
     items: int
     """Items with at least one row."""
@@ -76,6 +111,12 @@ class IndexManifest(Record):
     shards: list[ShardRecord]
     seconds: float
     """Seconds of the run that completed the index."""
+
+    def all_files(self) -> list[IndexFile]:
+        """Return every file of the index."""
+        shared = self.fitted
+        parts = [file for shard in self.shards for file in shard.all_files()]
+        return [shared.map, shared.means, shared.trained, shared.moments, *parts]
 
 
 class TransitionsRecord(Record):

@@ -1,4 +1,4 @@
-"""Sums of one shard on disk, from which item means and the space of the index are computed."""
+"""Sums over rows on disk, from which item means and the space of the index are computed."""
 
 import io
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.moments import Moments
 from l2d_ray.errors import InputError
-from l2d_ray.index.files import write_arrays
+from l2d_ray.index.files import read_bytes, write_arrays
+from l2d_ray.index.manifest import IndexFile
 from l2d_ray.workspace import Workspace
 
 
@@ -23,6 +24,28 @@ class ShardMoments:
     counts_I: NDArray[np.int64]
     sums_ID: Float64
     moments: Moments
+
+    @classmethod
+    def zero(cls, dimension: int) -> "ShardMoments":
+        """Return the sums of no rows."""
+        none = np.empty(0, np.int64)
+        return cls(none.astype(np.int32), none, np.empty((0, dimension)), Moments.zero(dimension))
+
+    def plus(self, other: "ShardMoments", sign: int = 1) -> "ShardMoments":
+        """Return the sums over the rows of both. With `sign` -1, `other` are rows to take out, all of which are here.
+
+        The moments of items are those of the result, whatever they are in both.
+        """
+        items_I = np.union1d(self.items_I, other.items_I)
+        counts_I, sums_ID = np.zeros(items_I.size, np.int64), np.zeros((items_I.size, self.sums_ID.shape[1]))
+        for part, factor in ((self, 1), (other, sign)):
+            places_I = np.searchsorted(items_I, part.items_I)
+            counts_I[places_I] += factor * part.counts_I
+            sums_ID[places_I] += factor * part.sums_ID
+        left_I = counts_I > 0
+        items_I, counts_I, sums_ID = items_I[left_I], counts_I[left_I], sums_ID[left_I]
+        of_rows = self.moments.of_rows_plus(other.moments, sign)
+        return ShardMoments(items_I, counts_I, sums_ID, of_rows + Moments.of_items(sums_ID, counts_I))
 
     def write(self, workspace: Workspace, path: str) -> None:
         """Write the sums as one .npz."""
@@ -43,3 +66,14 @@ class ShardMoments:
                 f"{workspace.path(path)}: damaged ({error}); delete it and run jobs/build_index.py again"
             ) from None
         return cls(**item_arrays, moments=Moments(rows=rows, items=items, **arrays))
+
+
+def write_moments(workspace: Workspace, path: str, moments: Moments) -> IndexFile:
+    """Write moments as one .npz."""
+    return write_arrays(workspace, path, vars(moments))
+
+
+def read_moments(workspace: Workspace, file: IndexFile) -> Moments:
+    """Return the moments that `write_moments` wrote. Raises InputError if the file differs from its record."""
+    arrays = dict(np.load(io.BytesIO(read_bytes(workspace, file))))
+    return Moments(rows=int(arrays.pop("rows")), items=int(arrays.pop("items")), **arrays)

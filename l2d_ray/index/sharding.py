@@ -15,7 +15,7 @@ from l2d_ray.index.aggregations import l2d_local
 from l2d_ray.index.exchange import run
 from l2d_ray.index.files import REMEDY, read_map
 from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, posterior_path, snapshot_folder
-from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.shard import IndexShard, OpenSegments
 from l2d_ray.workspace import Workspace
 
 
@@ -45,10 +45,10 @@ class IndexReader:
             raise InputError(
                 f"{workspace.path(path)}: lists shards {listed}, expected {manifest.identity.num_shards}{REMEDY}"
             )
-        space, offset_D = read_map(workspace, manifest.map)
+        space, offset_D = read_map(workspace, manifest.fitted.map)
         if offset_D.size != manifest.identity.dimension:
             raise InputError(
-                f"{workspace.path(manifest.map.path)}: has dimension {offset_D.size}, expected"
+                f"{workspace.path(manifest.fitted.map.path)}: has dimension {offset_D.size}, expected"
                 f" {manifest.identity.dimension}{REMEDY}"
             )
         return cls(manifest, space, workspace, offset_D, _read_posterior(workspace, posterior_path(path), len(listed)))
@@ -59,13 +59,13 @@ class IndexReader:
         digest = self.manifest.digest()
         return hashlib.sha256((digest + self.posterior.digest()).encode()).hexdigest() if self.posterior else digest
 
-    def shard(self, number: int, verify: bool = False) -> IndexShard:
+    def shard(self, number: int, verify: bool = False, opened: OpenSegments | None = None) -> IndexShard:
         """Open one shard. Raises InputError, naming the file, if a file is damaged.
 
-        `verify` also compares every file with its checksum.
+        `verify` also compares every file with its checksum. `opened` has segments that need not be read again.
         """
         record, search = self.manifest.shards[number], self.manifest.search
-        return IndexShard.open(self.workspace, record, self._offset_D, search, verify, self.posterior)
+        return IndexShard.open(self.workspace, record, self._offset_D, search, verify, self.posterior, opened)
 
 
 def _read_posterior(workspace: Workspace, path: str, num_shards: int) -> PosteriorRecord | None:
@@ -93,7 +93,7 @@ class ShardedIndex:
 
     def with_prior(self, weight: float) -> "ShardedIndex":
         """Return the index with a prior for L2D-G: the weight of an item's log-frequency (`IndexShard.with_prior`)."""
-        rows = sum(shard.row_items_M.size for shard in self.shards)
+        rows = sum(shard.num_rows for shard in self.shards)
         return replace(self, shards=[shard.with_prior(weight, rows) for shard in self.shards])
 
     def recommend(self, states_UD: FloatArray, queries: Sequence[Query]) -> list[ScoredItems]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import Neighbours, best_items, last_row
@@ -27,7 +26,7 @@ EXACT = "", IndexQuality(queries=0, top_m=QUALITY_TOP_MS[-1], recall_top_m=1, k=
 
 def tune(shards: Sequence[IndexShard], target: float) -> tuple[str, IndexQuality]:
     """Tune shards in this process, as `find_setting` does. The setting that it returns stays in force."""
-    return run(find_setting([shard.sample_ids_M.size for shard in shards], target), shards)
+    return run(find_setting([shard.num_rows for shard in shards], target), shards)
 
 
 def find_setting(rows: Sequence[int], target: float) -> Exchange[tuple[str, IndexQuality]]:
@@ -82,7 +81,7 @@ class _Found:
 class _Trial:
     """Queries with which settings are compared: rows of the memory, and their sample ids."""
 
-    queries_UD: NDArray[np.float16]
+    queries_UD: FloatArray
     sample_ids_U: IntArray
 
     def search_exactly(self) -> Exchange[dict[int, list[_Found]]]:
@@ -116,25 +115,26 @@ class _Trial:
         ]
 
 
-def sample_rows(shard: IndexShard, step: int) -> tuple[NDArray[np.float16], IntArray]:
+def sample_rows(shard: IndexShard, step: int) -> tuple[FloatArray, IntArray]:
     """Return every `step`-th row of a shard, and their sample ids."""
-    rows = slice(0, None, step)
-    return np.array(shard.rows.vectors_ND[rows]), shard.sample_ids_M[rows]
+    vectors_MD, _, sample_ids_M = shard.read_rows(np.arange(0, shard.num_rows, step))
+    return vectors_MD, sample_ids_M
 
 
 def narrowest_search(shard: IndexShard) -> str:
     """Return the setting of least effort."""
-    return shard.rows.candidates.narrowest_search()
+    return shard.segments[0].rows.candidates.narrowest_search()
 
 
 def wider_searches(shard: IndexShard, setting: str) -> list[str]:
     """Return the settings one step wider."""
-    return shard.rows.wider_searches(setting)
+    return shard.segments[0].rows.wider_searches(setting)
 
 
 def set_search(shard: IndexShard, setting: str) -> None:
     """Search the shard with this setting from now on."""
-    shard.rows.set_search(setting)
+    for segment in shard.segments:
+        segment.set_search(setting)
 
 
 def other_rows(shard: IndexShard, queries_UD: FloatArray, sample_ids_U: IntArray, count: int) -> list[Neighbours]:
@@ -145,7 +145,9 @@ def other_rows(shard: IndexShard, queries_UD: FloatArray, sample_ids_U: IntArray
 
 def scan_other_rows(shard: IndexShard, queries_UD: FloatArray, sample_ids_U: IntArray, count: int) -> list[Neighbours]:
     """Return the same from a scan of all rows."""
-    exact = replace(shard, rows=VectorSearch.scan(shard.rows.vectors_ND, shard.rows.offset_D))
+    scans = [VectorSearch.scan(segment.rows.vectors_ND, segment.rows.offset_D) for segment in shard.segments]
+    parts = zip(shard.segments, scans, strict=True)
+    exact = replace(shard, segments=[replace(segment, rows=scan) for segment, scan in parts])
     return other_rows(exact, queries_UD, sample_ids_U, count)
 
 

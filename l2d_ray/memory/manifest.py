@@ -1,5 +1,7 @@
 """Records of a memory: its units and its snapshots."""
 
+from pydantic import Field
+
 from l2d_ray.records import MemoryIdentity, Record
 
 
@@ -33,6 +35,23 @@ class UnitRecord(Record):
     """Time from the start of the attempt to the commit."""
 
 
+class DeletionVector(Record):
+    """The record of the file that has the places of a unit's erased rows (`deletions`)."""
+
+    path: str
+    """Path relative to the workspace."""
+    sha256: str
+    rows: int
+    """Number of erased rows."""
+    quarantined: int
+    """Number of erased samples of the quarantine."""
+
+
+def live_name(unit: str, deletions: DeletionVector | None) -> str:
+    """Return the name of the rows that are left in a unit. Rows of the same name are the same in every snapshot."""
+    return f"{unit}-{deletions.sha256[:16]}" if deletions else unit
+
+
 class Snapshot(Record):
     """An immutable list of units: the memory at one point in time."""
 
@@ -43,5 +62,8 @@ class Snapshot(Record):
     sample_fraction: float
     """Share of the dataset's samples, from 0 to 1."""
     units: list[str]
+    deletions: dict[str, DeletionVector] = Field({}, exclude_if=lambda deletions: not deletions)
+    """Erased rows of units, by unit. The field is left out of a record without any."""
     rows: int
+    """Number of rows, without the erased ones."""
     quarantined: int

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -10,12 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from l2d_ray.errors import InputError, one_line
+from l2d_ray.memory.deletions import LiveUnit
 from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.workspace import Workspace
 
+DATA_FOLDER, QUARANTINE_FOLDER = "memory/data", "memory/quarantine"
 UNITS_FOLDER, SNAPSHOTS_FOLDER, ITEMS_FOLDER = "memory/units", "memory/snapshots", "memory/items"
+FEW_UNITS = 50
+"""Units up to which their folders are listed one by one. One request lists a thousand files of all units."""
 
 
 class MemoryStore:
@@ -34,7 +38,7 @@ class MemoryStore:
 
     def committed(self, unit: str) -> UnitRecord | None:
         """Read the record of a unit. Returns None if the unit is not committed."""
-        path = f"{UNITS_FOLDER}/{unit}.json"
+        path = unit_path(unit)
         return UnitRecord.read(self.workspace, path) if self.workspace.exists(path) else None
 
     def accept(self, identity: MemoryIdentity) -> dict[str, UnitRecord]:
@@ -65,58 +69,89 @@ class MemoryStore:
         with writer:
             yield writer
         try:
-            writer.record(time.monotonic() - started).write(self.workspace, f"{UNITS_FOLDER}/{unit}.json")
+            writer.record(time.monotonic() - started).write(self.workspace, unit_path(unit))
         except FileExistsError:
             for file in writer.files:
                 self.workspace.delete(file.path)
 
     def remove_strays(self, units: Iterable[str]) -> None:
         """Remove files of these units that killed attempts left behind. No attempt may be running."""
-        cleaned = set(units)
-        keep = {file.path for record in self.units().values() for file in record.files}
-        for folder in ("memory/data", "memory/quarantine"):
-            for path in self.workspace.files(folder):
-                if path not in keep and path.split("/")[2] in cleaned:
-                    self.workspace.delete(path)
+        cleaned, folders = set(units), [DATA_FOLDER, QUARANTINE_FOLDER]
+        if len(cleaned) <= FEW_UNITS:
+            folders = [f"{folder}/{unit}" for folder in folders for unit in sorted(cleaned)]
+        with ThreadPoolExecutor(32) as pool:
+            records = filter(None, pool.map(self.committed, cleaned))
+            keep = {file.path for record in records for file in record.files}
+        for path in (path for folder in folders for path in self.workspace.files(folder)):
+            if path not in keep and path.split("/")[2] in cleaned:
+                self.workspace.delete(path)
+
+    def snapshot_numbers(self) -> list[int]:
+        """Return the numbers of all snapshots, ascending."""
+        paths = self.workspace.files(SNAPSHOTS_FOLDER, ".json")
+        return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in paths)
 
     def snapshots(self) -> list[Snapshot]:
         """Read all snapshots, the oldest first."""
-        found = [Snapshot.read(self.workspace, path) for path in self.workspace.files(SNAPSHOTS_FOLDER, ".json")]
-        return sorted(found, key=lambda snapshot: snapshot.number)
+        return [self.snapshot(number) for number in self.snapshot_numbers()]
+
+    def newest(self) -> Snapshot | None:
+        """Read the newest snapshot. Returns None if there is none."""
+        numbers = self.snapshot_numbers()
+        return self.snapshot(numbers[-1]) if numbers else None
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """Read snapshot `number`, or the newest. Raises InputError if there is none."""
         if number is not None:
-            return Snapshot.read(self.workspace, f"{SNAPSHOTS_FOLDER}/{number}.json")
-        snapshots = self.snapshots()
-        if not snapshots:
+            return Snapshot.read(self.workspace, snapshot_path(number))
+        newest = self.newest()
+        if newest is None:
             raise InputError(f"{self.workspace.path(SNAPSHOTS_FOLDER)}: no snapshot; run jobs/build_memory.py first")
-        return snapshots[-1]
+        return newest
 
-    def take_snapshot(self, units: Iterable[str], dataset: str, sample_fraction: float) -> Snapshot:
+    def take_snapshot(
+        self, units: Iterable[str], dataset: str, sample_fraction: float, kept: Collection[str] = ()
+    ) -> Snapshot:
         """Record these committed units as the newest snapshot. Does nothing if the newest lists them already.
 
-        Raises InputError, by name, if a unit is not committed or two units have different identities.
+        What was erased from a unit stays erased. `kept` are the units that are listed because the newest snapshot had
+        them. Raises InputError, by name, if a unit is not committed, if two units have different identities, or if
+        another job replaced a unit of `kept` meanwhile.
         """
         names = sorted(units)
         records = self._committed_alike(names)
-        snapshot = Snapshot(
-            number=1,
-            identity=records[0].identity,
-            dataset=dataset,
-            sample_fraction=sample_fraction,
-            units=names,
-            rows=sum(record.rows for record in records),
-            quarantined=sum(record.quarantined for record in records),
-        )
         while True:
-            for newest in self.snapshots()[-1:]:
-                if (newest.units, newest.identity, newest.dataset) == (names, snapshot.identity, dataset):
-                    return newest
-                snapshot = snapshot.model_copy(update={"number": newest.number + 1})
+            newest = self.newest()
+            if replaced := set(kept) - set(newest.units if newest else kept):
+                raise InputError(
+                    f"{self.workspace.path(SNAPSHOTS_FOLDER)}: another job replaced units meanwhile"
+                    f" ({', '.join(sorted(replaced))}); run the same command again"
+                )
+            deletions = {name: newest.deletions[name] for name in names if name in newest.deletions} if newest else {}
+            live = [LiveUnit(record, deletions.get(record.unit)) for record in records]
+            snapshot = Snapshot(
+                number=newest.number + 1 if newest else 1,
+                identity=records[0].identity,
+                dataset=dataset,
+                sample_fraction=sample_fraction,
+                units=names,
+                deletions=deletions,
+                rows=sum(unit.rows for unit in live),
+                quarantined=sum(unit.quarantined for unit in live),
+            )
+            if newest and (newest.units, newest.identity, newest.dataset) == (names, snapshot.identity, dataset):
+                return newest
             with suppress(FileExistsError):  # another job took this number at the same moment
-                snapshot.write(self.workspace, f"{SNAPSHOTS_FOLDER}/{snapshot.number}.json")
-                return snapshot
+                return self.add_snapshot(snapshot)
+
+    def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Write the record of the next snapshot. Raises FileExistsError if it is not the newest one then."""
+        path = snapshot_path(snapshot.number)
+        snapshot.write(self.workspace, path)
+        if self.snapshot_numbers()[-1] > snapshot.number:  # the number was free again, because its snapshot expired
+            self.workspace.delete(path)
+            raise FileExistsError(f"{self.workspace.path(path)}: there is a newer snapshot")
+        return snapshot
 
     def _committed_alike(self, names: list[str]) -> list[UnitRecord]:
         """Read the records of these units. Raises InputError unless all are committed and have one identity."""
@@ -143,12 +178,12 @@ class MemoryStore:
 
         The workspace may get a newer dataset later.
         """
-        with self.workspace.create(_items_path(dataset)) as stream:
+        with self.workspace.create(items_path(dataset)) as stream:
             pq.write_table(items, stream, compression="zstd")
 
     def items(self, dataset: str) -> pa.Table:
         """Read the items that `keep_items` saved. Raises InputError if they are missing or damaged."""
-        path = self.workspace.path(_items_path(dataset))
+        path = self.workspace.path(items_path(dataset))
         try:
             return pq.read_table(path, filesystem=self.workspace.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
@@ -157,21 +192,31 @@ class MemoryStore:
                 f"{path}: {reason}; run jobs/build_memory.py again with the dataset that the memory was made from"
             ) from None
 
+    def live_units(self, snapshot: Snapshot) -> list[LiveUnit]:
+        """Return the units of a snapshot, each with what was erased from it."""
+        with ThreadPoolExecutor(32) as pool:  # reads from an object store mostly wait
+            paths = [unit_path(unit) for unit in snapshot.units]
+            records = pool.map(lambda path: UnitRecord.read(self.workspace, path), paths)
+            return [LiveUnit(record, snapshot.deletions.get(record.unit)) for record in records]
+
     def read(
         self, snapshot: Snapshot, shard: int | None = None, columns: list[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Read the rows of a snapshot, or of one of its shards, batch by batch."""
-        for path in self.data_files(snapshot, shard):
-            with pq.ParquetFile(self.workspace.path(path), filesystem=self.workspace.filesystem) as parquet:
-                yield from parquet.iter_batches(columns=columns)
-
-    def data_files(self, snapshot: Snapshot, shard: int | None = None) -> Iterator[str]:
-        """Yield the paths, in the workspace, of the files with the rows of a snapshot or of one of its shards."""
-        for unit in snapshot.units:
-            for file in UnitRecord.read(self.workspace, f"{UNITS_FOLDER}/{unit}.json").files:
-                if file.shard is not None and shard in (None, file.shard):
-                    yield file.path
+        """Read the rows of a snapshot, or of one of its shards, batch by batch. Erased rows are left out."""
+        for unit in self.live_units(snapshot):
+            yield from unit.read(self.workspace, shard, columns)
 
 
-def _items_path(dataset: str) -> str:
+def unit_path(unit: str) -> str:
+    """Return the path of the record of a unit."""
+    return f"{UNITS_FOLDER}/{unit}.json"
+
+
+def snapshot_path(number: int) -> str:
+    """Return the path of the record of a snapshot."""
+    return f"{SNAPSHOTS_FOLDER}/{number}.json"
+
+
+def items_path(dataset: str) -> str:
+    """Return the path of the items of the dataset with this digest."""
     return f"{ITEMS_FOLDER}/{dataset[:16]}.parquet"

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from l2d_ray.core.samples import item_shards
 from l2d_ray.errors import InputError
+from l2d_ray.memory.deletions import LiveUnit, Places
 from l2d_ray.memory.manifest import DataFile, Snapshot, UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import hidden_states
@@ -105,19 +106,37 @@ def _check_snapshot(store: MemoryStore, snapshot: Snapshot, units: dict[str, Uni
         store.items(snapshot.dataset)
     except InputError as error:
         yield f"{name}: {error}"
-    records = [units[unit] for unit in snapshot.units]
-    rows, quarantined = sum(record.rows for record in records), sum(record.quarantined for record in records)
+    live = store.live_units(snapshot)
+    try:
+        erased = [unit.erased(store.workspace) for unit in live]
+    except InputError as error:
+        yield f"{name}: {error}"
+        return
+    for unit, places in zip(live, erased, strict=True):
+        yield from (f"{name}: {problem}" for problem in _check_deletions(unit, places))
+    rows, quarantined = sum(unit.rows for unit in live), sum(unit.quarantined for unit in live)
     if (rows, quarantined) != (snapshot.rows, snapshot.quarantined):
         yield (
             f"{name}: its units hold {rows} rows and {quarantined} quarantined, but its record says {snapshot.rows} and"
             f" {snapshot.quarantined}"
         )
-    for record in records:
-        for difference in snapshot.identity.differences(record.identity):
-            yield f"{name}: unit {record.unit} has another {difference}"
+    for unit in live:
+        for difference in snapshot.identity.differences(unit.record.identity):
+            yield f"{name}: unit {unit.record.unit} has another {difference}"
     for shard in range(snapshot.identity.num_shards):
         # All rows of an item are in one shard, so both copies of a repeated sample are in the same one.
         ids = [rows["sample_id"].to_numpy() for rows in store.read(snapshot, shard, ["sample_id"])]
         repeated = sum(map(len, ids)) - np.unique(np.concatenate([np.empty(0, np.int64), *ids])).size
         if repeated:
             yield f"{name}: {repeated} samples are repeated in shard {shard}"
+
+
+def _check_deletions(unit: LiveUnit, erased: Places) -> Iterator[str]:
+    rows_in = {file.shard: file.rows for file in unit.record.files}
+    for shard, places in erased.items():
+        if len(places) and not 0 <= places[0] <= places[-1] < rows_in.get(shard, 0):
+            yield f"unit {unit.record.unit}: erased rows of shard {shard} are outside its file"
+    quarantined = len(erased.get(None, ()))
+    counts = sum(map(len, erased.values())) - quarantined, quarantined
+    if unit.deletions and counts != (unit.deletions.rows, unit.deletions.quarantined):
+        yield f"unit {unit.record.unit}: {counts[0]} rows and {counts[1]} quarantined are erased, not as recorded"

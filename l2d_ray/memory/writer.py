@@ -23,6 +23,8 @@ class UnitWriter:
         """Create nothing before the first row."""
         self.files: list[DataFile] = []
         """The unit's files, after the block has ended."""
+        self.earlier_seconds = 0.0
+        """Seconds that the rows took before this attempt."""
         self._workspace, self._unit, self._attempt, self._identity = workspace, unit, attempt, identity
         self._schema = memory_schema(identity.dimension)
         self._tables: dict[int | None, _ParquetFile] = {}
@@ -60,7 +62,7 @@ class UnitWriter:
             quarantined=sum(file.rows for file in self.files if file.shard is None),
             tokens=self._tokens,
             tokens_one_by_one=self._tokens_one_by_one,
-            seconds=round(seconds, 3),
+            seconds=round(self.earlier_seconds + seconds, 3),
         )
 
     def _append(self, shard: int | None, schema: pa.Schema, rows: pa.Table) -> None:

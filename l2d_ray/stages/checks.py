@@ -14,6 +14,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import find_adapter, find_model
 from l2d_ray.recommenders.contract import MODEL_NEEDS
 from l2d_ray.recommenders.registry import NamedRecommender, find
+from l2d_ray.stages.erasure import Selection
 from l2d_ray.stages.settings import MEMORY, check_data, for_append, for_evaluation, for_index, for_items, for_memory
 from l2d_ray.workspace import Workspace
 
@@ -93,6 +94,17 @@ def finetuning_is_due(config: Config, recommenders: Sequence[NamedRecommender]) 
     there = [MEMORY, "memory/snapshots", *(f"{folder}/training.json" for folder in folders)]
     needed = any(one.declaration.needs & MODEL_NEEDS for one in recommenders)
     return needed and "model.adapter" not in given and not any(map(workspace.exists, there))
+
+
+def compact(config: Config) -> None:
+    """Check that there is a dataset."""
+    Dataset.open(Workspace.open(config.workspace))
+
+
+def erase(config: Config) -> None:
+    """Check that something to erase is named, that the files can be read, and that there is a dataset."""
+    Selection.read(config.erase)
+    Dataset.open(Workspace.open(config.workspace))
 
 
 def train(config: Config) -> None:

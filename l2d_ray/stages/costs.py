@@ -76,7 +76,7 @@ def _index(workspace: Workspace, path: str) -> Cost:
     manifest = IndexManifest.read(workspace, path)
     store = MemoryStore(workspace)
     units, records = store.snapshot(manifest.snapshot).units, store.units()
-    files = [manifest.map, *(file for shard in manifest.shards for file in shard.files.values())]
+    files = [manifest.fitted.map, *(file for shard in manifest.shards for file in shard.all_files())]
     seconds = manifest.seconds + sum(records[unit].seconds for unit in units)
     return Cost(seconds, sum(file.bytes for file in files))
 

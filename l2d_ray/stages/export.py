@@ -24,7 +24,7 @@ from l2d_ray.core.samples import sample_ids
 from l2d_ray.core.times import units_per_second
 from l2d_ray.data.dataset import SAMPLE_SPLITS, Dataset
 from l2d_ray.data.files import join
-from l2d_ray.data.histories import Lists
+from l2d_ray.data.histories import Lists, without_erased
 from l2d_ray.errors import InputError
 from l2d_ray.schema import Split
 from l2d_ray.workspace import Workspace
@@ -164,20 +164,24 @@ class _Batch:
     timestamps: IntArray
     splits: NDArray[np.int8]
     user_H: IntArray
+    position_H: IntArray
+    """Positions in the histories, with those that were erased."""
     units: int
     """Units of time in a second."""
 
     @classmethod
     def of(cls, users: pa.Table, item_ids: pa.Array, units: int) -> "_Batch":
         items, times, splits = (Lists.of(users[name]) for name in ("item_indices", "timestamps", "splits"))
+        is_left, offsets = without_erased(items)
         return cls(
             _for_recbole(users["user_id"].combine_chunks(), "user_id"),
             users["user_hash"].to_numpy(),
-            items.offsets,
-            item_ids.take(pa.array(items.values)),
-            times.values,
-            splits.values,
-            np.repeat(np.arange(len(users)), items.lengths),
+            offsets,
+            item_ids.take(pa.array(items.values[is_left])),
+            times.values[is_left],
+            splits.values[is_left],
+            np.repeat(np.arange(len(users)), np.diff(offsets)),
+            items.positions[is_left],
             units,
         )
 
@@ -203,7 +207,7 @@ class _Batch:
     def samples(self, stops: IntArray) -> pa.Table:
         """Return samples (`SAMPLES`)."""
         users = self.user_H[stops]
-        positions = stops - self.offsets[users]
+        positions = self.position_H[stops]
         columns = [
             pa.array(sample_ids(self.user_hashes[users], positions)),
             self.user_ids.take(pa.array(users)),

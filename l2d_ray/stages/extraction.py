@@ -103,7 +103,8 @@ def plan_growth(
 
     All of its units stay if it is of the same fraction of this dataset, or of an earlier version. A unit of an earlier
     version is valid in each later one, because neither items, nor samples, nor their windows ever change. A snapshot
-    with a unit that is no longer committed counts as none.
+    with a unit that is no longer committed counts as none. So does one from before an erasure that it cannot catch up
+    with. Raises InputError if it could, because jobs/erase.py was killed.
     """
     units, lineage = plan_units(config, dataset), dataset.version.lineage
     if (
@@ -113,7 +114,14 @@ def plan_growth(
         or not set(newest.units) <= set(committed)
     ):
         return [], units
-    later = set(lineage[lineage.index(newest.dataset) + 1 :])
+    if dataset.version.erased_since(newest.dataset) != newest.dataset:
+        raise InputError(
+            f"{dataset.workspace.path('memory')}: snapshot {newest.number} has rows that were erased from the dataset;"
+            " run jobs/erase.py again, as it was run last"
+        )
+    later = set(dataset.version.since(newest.dataset))
+    if later & set(dataset.version.erasures):
+        return [], units
     return newest.units, [unit for unit in units if dataset.generations[unit.generation].digest in later]
 
 

@@ -1,7 +1,7 @@
 """The plan of an index: the snapshot, the settings and the paths that every step of building it needs."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.index.manifest import FOLDER, label, posterior_path, snapshot_folder
-from l2d_ray.memory.manifest import Snapshot
+from l2d_ray.memory.manifest import Snapshot, live_name
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
 from l2d_ray.workspace import Workspace
@@ -81,14 +81,45 @@ class IndexPlan:
         """Return the path of the sums of a shard, which the indexes of a snapshot share."""
         return f"{self.base}/moments/{self.config.sample_fraction!r}/shard={shard}.npz"
 
-    def rows(self, shard: int, columns: list[str] | None = None, fraction: float = 1.0) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a shard that the index contains, or a fraction of them, always in the same order."""
-        kept = self.config.sample_fraction * fraction
-        for rows in MemoryStore(self.workspace).read(self.snapshot, shard, columns):
+    @property
+    def units(self) -> list[str]:
+        """Names of the rows of the snapshot's units. Rows of the same name are the same in every snapshot."""
+        return [live_name(unit, self.snapshot.deletions.get(unit)) for unit in self.snapshot.units]
+
+    def rows(
+        self,
+        shard: int,
+        columns: list[str] | None = None,
+        fraction: float = 1.0,
+        units: Collection[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard that the index contains, or a fraction of them, always in the same order.
+
+        `units` are those of `self.units` to read; None stands for all.
+        """
+        kept, snapshot = self.config.sample_fraction * fraction, self.snapshot
+        if units is not None:
+            chosen = [unit for unit, name in zip(snapshot.units, self.units, strict=True) if name in units]
+            snapshot = snapshot.model_copy(update={"units": chosen})
+        for rows in MemoryStore(self.workspace).read(snapshot, shard, columns):
             if kept < 1:
                 rows = rows.filter(pa.array(in_fraction(rows.column("sample_id").to_numpy(), kept)))
             if rows.num_rows:
                 yield rows
+
+    def older(self) -> Iterator["IndexPlan"]:
+        """Yield the plans of the same index for the snapshots that this one may have grown from, the newest first.
+
+        They are of the same model and share a unit or the dataset.
+        """
+        store, snapshot = MemoryStore(self.workspace), self.snapshot
+        for number in reversed(store.snapshot_numbers()):
+            if number < snapshot.number:
+                older = store.snapshot(number)
+                shared = older.dataset == snapshot.dataset or not set(older.units).isdisjoint(snapshot.units)
+                alike = (older.identity, older.sample_fraction) == (snapshot.identity, snapshot.sample_fraction)
+                if shared and alike:
+                    yield replace(self, snapshot=older)
 
 
 def plan_index(config: Config) -> IndexPlan:

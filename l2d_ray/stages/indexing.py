@@ -1,9 +1,10 @@
 """The index stage without Ray: the steps from a snapshot of a memory to an index.
 
-1. `sum_moments`, per shard: item sums and second moments of its rows.
-2. `fit`, once: the map of the space, and an empty index, trained on a sample of all shards if it needs training.
-3. `build_shard`, per shard: mapped rows, item means and the index of the rows.
-4. `index.tuning` over all shards (`open_shard`): the search setting that reaches the target recall.
+1. `sum_moments`, per shard: item sums and second moments of its rows. Those of an older snapshot are added to.
+2. `fit`, once: the map of the space, and an empty index, trained on a sample of all shards if it needs training. Or
+   those of an older index, with its segments (`stages.index_growth`).
+3. `build_shard`, per shard: mapped rows and the index of the rows for what is new, and all item means.
+4. `index.tuning` over all shards (`open_shard`), if the base is new: the search setting that reaches the target recall.
 5. `finish`, once: the manifest.
 
 Every step leaves files and skips those that are there, so the same command completes a run that was killed. A step may
@@ -14,7 +15,7 @@ first to write its record wins.
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,11 +27,12 @@ from l2d_ray.core.space import LinearMap, fit_map, fit_means
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import CandidateIndex, engine
 from l2d_ray.index.files import read_bytes, read_map, read_means, write_array, write_bytes, write_map, write_means
-from l2d_ray.index.manifest import IndexFile, IndexManifest, IndexQuality, ShardRecord
-from l2d_ray.index.moments import ShardMoments
+from l2d_ray.index.manifest import Fitted, IndexFile, IndexManifest, IndexQuality, SegmentRecord, ShardRecord
+from l2d_ray.index.moments import ShardMoments, write_moments
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.records import Record
 from l2d_ray.schema import hidden_states
+from l2d_ray.stages.index_growth import grow, kept_segments
 from l2d_ray.stages.index_plan import IndexPlan
 from l2d_ray.workspace import Workspace
 
@@ -38,32 +40,52 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 
-class Fitted(Record):
-    """The files of `fit`. Written once: shards with different maps would not fit together."""
-
-    map: IndexFile
-    means: IndexFile
-    trained: IndexFile
-
-
 def sum_moments(plan: IndexPlan, shard: int) -> None:
-    """Sum the item vectors and moments of a shard; skip a shard that is done."""
-    if plan.workspace.exists(plan.moments(shard)):
+    """Sum the item vectors and moments of a shard; skip a shard that is done.
+
+    Starts from the sums of an older snapshot if they are there: adds the units that it lacks, and takes out those that
+    it had, or had with more rows.
+    """
+    workspace, path, units = plan.workspace, plan.moments(shard), set(plan.units)
+    if workspace.exists(path):
         return
-    occurring = [rows.column("item_index").to_numpy() for rows in plan.rows(shard, ["sample_id", "item_index"])]
+    older = next((older for older in plan.older() if _can_start_from(older, units, shard)), None)
+    if older is None:
+        sums = ShardMoments.zero(plan.dimension).plus(_sum_rows(plan, shard, units))
+    else:
+        before = set(older.units)
+        sums = ShardMoments.read(workspace, older.moments(shard)).plus(_sum_rows(plan, shard, units - before))
+        if gone := before - units:
+            sums = sums.plus(_sum_rows(older, shard, gone), sign=-1)
+    sums.write(workspace, path)
+
+
+def _can_start_from(older: IndexPlan, units: set[str], shard: int) -> bool:
+    """Return whether the sums of an older snapshot are there, and most of its units are among these."""
+    gone = sum(unit not in units for unit in older.units)
+    return 2 * gone < len(older.units) and older.workspace.exists(older.moments(shard))
+
+
+def _sum_rows(plan: IndexPlan, shard: int, units: Collection[str]) -> ShardMoments:
+    """Sum the rows that a shard has of some units. The result has no moments of items."""
+    columns = ["sample_id", "item_index"]
+    occurring = [rows.column("item_index").to_numpy() for rows in plan.rows(shard, columns, units=units)]
     items_I = np.unique(np.concatenate([np.empty(0, np.int32), *occurring]))
     sums_ID, counts_I = np.zeros((items_I.size, plan.dimension)), np.zeros(items_I.size, np.int64)
     moments = Moments.zero(plan.dimension)
-    for rows in plan.rows(shard):
+    for rows in plan.rows(shard, units=units):
         states_MD = hidden_states(rows)
         add_rows(sums_ID, counts_I, states_MD, np.searchsorted(items_I, rows.column("item_index").to_numpy()))
         moments += Moments.of_rows(states_MD)
-    moments += Moments.of_items(sums_ID, counts_I)
-    ShardMoments(items_I, counts_I, sums_ID, moments).write(plan.workspace, plan.moments(shard))
+    return ShardMoments(items_I, counts_I, sums_ID, moments)
 
 
 def fit(plan: IndexPlan) -> Fitted:
-    """Fit the map of the space to the moments of all shards, and train an empty index; skip what is done."""
+    """Decide what the shards share; skip what is done.
+
+    That is the map and the segments of an older index, or else a map fitted to the moments of all shards, and an empty
+    index that was trained.
+    """
     workspace, record_path = plan.workspace, f"{plan.folder}/fitted.json"
     if workspace.exists(record_path):
         return Fitted.read(workspace, record_path)
@@ -72,19 +94,28 @@ def fit(plan: IndexPlan) -> Fitted:
     if moments.rows == 0:
         raise InputError(f"index.sample_fraction={plan.config.sample_fraction}: leaves no rows; raise it")
     try:
-        space = fit_map(moments, plan.config.space, plan.config.shrinkage)
+        fitted = grow(plan, moments) or _fit_anew(plan, moments)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"index.space={plan.config.space!r}: {error}; use index.space=none") from None
+    return commit(fitted, workspace, record_path)
+
+
+def _fit_anew(plan: IndexPlan, moments: Moments) -> Fitted:
+    """Fit the map of the space to the moments, and train an empty index. Raises ValueError as `fit_map` does."""
+    workspace, attempt = plan.workspace, uuid.uuid4().hex[:8]
+    space = fit_map(moments, plan.config.space, plan.config.shrinkage)
     mean_D = moments.sum_D / moments.rows
     offset_D = mean_D if space.mean_D is None else np.zeros_like(mean_D)
     means, trained = fit_means(moments, plan.config.space, space), _train(plan, space, offset_D, moments.rows)
-    attempt = uuid.uuid4().hex[:8]
-    fitted = Fitted(
+    return Fitted(
         map=write_map(workspace, f"{plan.folder}/space-{attempt}.npz", space, offset_D),
         means=write_means(workspace, f"{plan.folder}/means-{attempt}.npz", means),
         trained=write_bytes(workspace, f"{plan.folder}/trained-{attempt}.faiss", [trained.to_bytes()]),
+        moments=write_moments(workspace, f"{plan.folder}/moments-{attempt}.npz", moments),
+        segments=[plan.units],
     )
-    return commit(fitted, workspace, record_path)
 
 
 def _train(plan: IndexPlan, space: LinearMap, offset_D: Float64, rows: int) -> CandidateIndex:
@@ -107,47 +138,50 @@ def _train(plan: IndexPlan, space: LinearMap, offset_D: Float64, rows: int) -> C
 
 
 def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
-    """Map the rows of a shard, index them and estimate its items; skip a shard that is done."""
+    """Map and index the new rows of a shard, and estimate its items; skip a shard that is done."""
     workspace, record_path = plan.workspace, plan.shard_record(shard)
     if workspace.exists(record_path):
         return ShardRecord.read(workspace, record_path)
     started, folder = time.monotonic(), f"{plan.folder}/shard={shard}/{uuid.uuid4().hex[:8]}"
-    space, offset_D = read_map(workspace, fitted.map)
+    space, _ = read_map(workspace, fitted.map)
     sums = ShardMoments.read(workspace, plan.moments(shard))
-    index = engine.from_bytes(read_bytes(workspace, fitted.trained))
+    segments = list(kept_segments(plan, fitted, shard))
+    new_rows = sums.moments.rows - sum(segment.rows for segment in segments)
+    for units in fitted.segments[len(segments) :]:  # at most one
+        segments.append(_build_segment(plan, fitted, shard, units, new_rows, folder))
     means_ID = read_means(workspace, fitted.means)(space(sums.sums_ID / sums.counts_I[:, None]), sums.counts_I)
-    files = _write_rows(plan, shard, folder, sums.moments.rows, space, offset_D, index)
     arrays: dict[str, NDArray[Any]] = {"items": sums.items_I, "counts": sums.counts_I}
     arrays["centroids"] = means_ID.astype(np.float32)
-    for name, array in arrays.items():
-        files[name] = write_array(workspace, f"{folder}/{name}.npy", array.shape, array.dtype, [array])
-    files["faiss"] = write_bytes(workspace, f"{folder}/rows.faiss", [index.to_bytes()])
     record = ShardRecord(
         shard=shard,
         rows=sums.moments.rows,
         items=sums.moments.items,
-        files=files,
-        faiss_version=engine.VERSION,
+        files={
+            name: write_array(workspace, f"{folder}/{name}.npy", array.shape, array.dtype, [array])
+            for name, array in arrays.items()
+        },
+        segments=segments,
         seconds=round(time.monotonic() - started, 3),
     )
     return commit(record, workspace, record_path)
 
 
-def _write_rows(
-    plan: IndexPlan,
-    shard: int,
-    folder: str,
-    count: int,
-    space: LinearMap,
-    offset_D: Float64,
-    index: CandidateIndex,
-) -> dict[str, IndexFile]:
-    """Write the mapped rows of a shard, their items and their sample ids, and add the rows to `index`."""
+def _build_segment(
+    plan: IndexPlan, fitted: Fitted, shard: int, units: Sequence[str], count: int, folder: str
+) -> SegmentRecord:
+    """Write the mapped rows of some units, `count` rows, with their items, their sample ids and their index.
+
+    The index of the base is of index.factory. A later segment is searched exactly while that is quick.
+    """
+    space, offset_D = read_map(plan.workspace, fitted.map)
+    index = engine.create(engine.default_factory(count, plan.dimension), plan.dimension)
+    if not fitted.kept or not index.exhaustive:
+        index = engine.from_bytes(read_bytes(plan.workspace, fitted.trained))
     row_items: list[NDArray[np.int32]] = []
     sample_ids: list[NDArray[np.int64]] = []
 
     def mapped_rows() -> Iterator[NDArray[np.float16]]:
-        for rows in plan.rows(shard):
+        for rows in plan.rows(shard, units=set(units)):
             row_items.append(np.array(rows.column("item_index")))
             sample_ids.append(np.array(rows.column("sample_id")))
             mapped_MD = _mapped(plan, space, hidden_states(rows))
@@ -157,11 +191,13 @@ def _write_rows(
     def write(name: str, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[Any]]) -> IndexFile:
         return write_array(plan.workspace, f"{folder}/{name}.npy", shape, dtype, parts)
 
-    return {
+    files = {
         "rows": write("rows", (count, plan.dimension), np.float16, mapped_rows()),  # fills the lists of the next two
         "row_items": write("row_items", (count,), np.int32, row_items),
         "sample_ids": write("sample_ids", (count,), np.int64, sample_ids),
+        "faiss": write_bytes(plan.workspace, f"{folder}/rows.faiss", [index.to_bytes()]),
     }
+    return SegmentRecord(rows=count, files=files, faiss_version=engine.VERSION)
 
 
 def _mapped(plan: IndexPlan, space: LinearMap, states_MD: NDArray[np.float16]) -> NDArray[np.float16]:
@@ -224,15 +260,15 @@ def finish(
         factory=plan.factory,
         search=search,
         target_recall=plan.config.target_recall,
-        map=fitted.map,
+        fitted=fitted,
         rows=rows,
         items=sum(shard.items for shard in shards),
-        bytes_per_row=round(sum(f.bytes for s in shards for f in s.files.values()) / rows, 1),
+        bytes_per_row=round(sum(file.bytes for shard in shards for file in shard.all_files()) / rows, 1),
         quality=quality,
         shards=list(shards),
         seconds=round(time.time() - started, 3),
     )
-    _remove_strays(plan, fitted, shards)
+    _remove_strays(plan, manifest)
     return commit(manifest, plan.workspace, plan.manifest)
 
 
@@ -245,10 +281,9 @@ def commit(record: R, workspace: Workspace, path: str) -> R:
     return record
 
 
-def _remove_strays(plan: IndexPlan, fitted: Fitted, shards: Sequence[ShardRecord]) -> None:
+def _remove_strays(plan: IndexPlan, manifest: IndexManifest) -> None:
     """Remove the files of attempts that were killed or came second."""
-    files = [fitted.map, fitted.means, fitted.trained, *(file for shard in shards for file in shard.files.values())]
-    keep = {file.path for file in files}
+    keep = {file.path for file in manifest.all_files()}
     for path in plan.workspace.files(plan.folder):
         if path not in keep and not path.endswith(".json"):
             plan.workspace.delete(path)

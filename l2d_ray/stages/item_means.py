@@ -15,11 +15,10 @@ from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.core.titles import Standardisation, TitleRegression, Titles
 from l2d_ray.index.files import read_map, read_means, write_array
-from l2d_ray.index.manifest import IndexFile
+from l2d_ray.index.manifest import Fitted, IndexFile
 from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.posterior import shard_items
 from l2d_ray.stages.index_plan import IndexPlan
-from l2d_ray.stages.indexing import Fitted
 
 
 class ShardMeans(NamedTuple):

@@ -5,7 +5,8 @@
 3. `encode`: the states of the validation samples.
 4. `fit_posterior`, once: the means that titles predict, the parameters from the validation samples, the item means.
 
-The counts belong to the snapshot, the rest to one index of it. What is there is not computed again.
+The counts belong to the snapshot, the parameters to one index of it, or to all with the same map. What is there is not
+computed again, and counts are added to those of an older snapshot.
 
 The fit weighs titles, and the floor of items without training samples, by how often validation targets are such items.
 A split by time has them. Leave-one-out has few, so there the fit expects few. Without validation samples the parameters
@@ -14,6 +15,7 @@ are the defaults: the titles count as much as the regression says.
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -24,8 +26,11 @@ from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.transitions import TransitionCounts, last_items
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.generations import Generation
 from l2d_ray.data.samples import Sample, choose_samples, training_parts
-from l2d_ray.index.manifest import PosteriorRecord, TransitionsRecord
+from l2d_ray.data.versions import GenerationRecord
+from l2d_ray.errors import InputError
+from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, TransitionsRecord, posterior_path
 from l2d_ray.index.posterior import read_counts, shard_items, write_counts
 from l2d_ray.schema import Split
 from l2d_ray.stages.index_plan import IndexPlan, dataset_of
@@ -51,12 +56,45 @@ def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
     started, dataset = time.monotonic(), dataset_of(plan)
     num_items = dataset.items().num_rows
     targets_V = shard_items(num_items, plan.num_shards, shard)
-    counts = TransitionCounts.count(training_parts(dataset), num_items, targets_V)
+    older, generations = _counted_before(plan, shard, dataset)
+    parts = chain.from_iterable(map(training_parts, generations))
+    counts = TransitionCounts.count(parts, num_items, targets_V)
+    if older:
+        counts = counts.plus(read_counts(workspace, older.file))
     # The content is the same in every attempt, so they may share a name.
     file = write_counts(workspace, str(PurePosixPath(record_path).with_suffix(".npz")), counts)
     seconds = round(time.monotonic() - started, 3)
     record = TransitionsRecord(shard=shard, pairs=counts.places_P.size, file=file, seconds=seconds)
     return commit(record, workspace, record_path)
+
+
+def _counted_before(
+    plan: IndexPlan, shard: int, dataset: Dataset
+) -> tuple[TransitionsRecord | None, Sequence[Generation]]:
+    """Return the counts of an older snapshot, if they are there, and the generations that they lack."""
+    for older in plan.older():
+        if plan.workspace.exists(older.transitions(shard)):
+            known = _generations_of(plan.workspace, older.snapshot.dataset)
+            if known and dataset.version.generations[: len(known)] == known:
+                record = TransitionsRecord.read(plan.workspace, older.transitions(shard))
+                return record, dataset.generations[len(known) :]
+    return None, dataset.generations
+
+
+def _generations_of(workspace: Workspace, digest: str) -> list[GenerationRecord]:
+    """Return the generations of a version of the dataset; none if it is not there any more."""
+    try:
+        return Dataset.open(workspace, digest).version.generations
+    except InputError:
+        return []
+
+
+def older_parameters(plan: IndexPlan) -> PosteriorRecord | None:
+    """Return what was fitted to the older index whose map this one has; None if there is none."""
+    older = IndexManifest.read(plan.workspace, plan.manifest).fitted.older
+    if not older or not plan.workspace.exists(posterior_path(older)):
+        return None
+    return PosteriorRecord.read(plan.workspace, posterior_path(older))
 
 
 def validation_samples(dataset: Dataset) -> list[Sample]:
@@ -94,19 +132,24 @@ def fit_posterior(
 ) -> PosteriorRecord:
     """Fit the parameters to validation samples, given their states; without samples, record the defaults.
 
-    The index must be complete. Skips a fit that is done.
+    An index with the map of an older one keeps its parameters, and needs no samples. The index must be complete. Skips
+    a fit that is done.
     """
-    workspace, started = plan.workspace, time.monotonic()
+    workspace, started, older = plan.workspace, time.monotonic(), older_parameters(plan)
     if workspace.exists(plan.posterior):
         return PosteriorRecord.read(workspace, plan.posterior)
     means = IndexMeans.open(plan, compute_titles(config, plan))
-    scores = _scores(means, transitions, samples, states_UD)
-    parameters = scores.fit()
+    if older:
+        parameters, used, nats = older.parameters, older.samples, older.nats
+    else:
+        scores = _scores(means, transitions, samples, states_UD)
+        parameters, used = scores.fit(), len(samples)
+        nats = round(scores.cross_entropy(parameters), 4) if samples else None
     record = PosteriorRecord(
         parameters=parameters,
-        samples=len(samples),
-        nats=round(scores.cross_entropy(parameters), 4) if samples else None,
-        items=scores.counts.num_items,
+        samples=used,
+        nats=nats,
+        items=len(means.titles_ID),
         transitions=list(transitions),
         means=means.write(parameters.title),
         seconds=round(time.monotonic() - started, 3),

@@ -41,6 +41,10 @@ TITLES = ("data.columns.", "data.max_title_words")
 """Settings of the preparation that say how titles are read and judged."""
 
 
+HOW_TO_GROW = "index.max_drift", "index.max_segments"
+"""Settings of one run of jobs/build_index.py, which do not choose among indexes."""
+
+
 class MemorySettings(Record):
     """Settings that a memory is made with."""
 
@@ -262,6 +266,8 @@ def _with_index(config: Config, workspace: Workspace, pinned: bool) -> Config:
     recorded, given = flatten(IndexSettings.read(workspace, INDEX).model_dump(mode="json")), config.given()
     if not pinned:
         del recorded["index.snapshot"]
+    for name in HOW_TO_GROW:
+        del recorded[name]
     if given.get("index.space", recorded["index.space"]) != recorded["index.space"]:
         del recorded["index.prior"]  # was chosen for the recorded space
     return _fill(config, given, recorded)

@@ -1,5 +1,6 @@
 """The contract of a place for files."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -37,6 +38,14 @@ class Storage(Protocol):
 
     def files(self, folder: str) -> list[str]:
         """Return the paths of all files below a folder; none if it does not exist."""
+        ...
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Return the Unix time at which each file below a folder was written, by path."""
+        ...
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files, as far as they exist. On a disk, also the folders that this empties."""
         ...
 
     def check(self) -> None:

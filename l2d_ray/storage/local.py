@@ -3,8 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,22 @@ class LocalStorage:
 
     def files(self, folder: str) -> list[str]:
         """Return the paths of all files below a folder, as `Storage.files` says."""
+        return list(self.times(folder))
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Return when each file below a folder was written, as `Storage.times` says."""
         found = self.filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return [info.path for info in found if info.type == pafs.FileType.File]
+        return {info.path: info.mtime_ns / 1e9 for info in found if info.type == pafs.FileType.File}
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files and the folders that this empties, as `Storage.remove` says."""
+        folders = set()
+        for path in map(Path, paths):
+            path.unlink(missing_ok=True)
+            folders |= {folder for folder in path.parents if len(folder.parts) > len(Path(self.root).parts) + 1}
+        for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+            with suppress(OSError):  # another file is in it
+                folder.rmdir()
 
     def check(self) -> None:
         """Do nothing: a local disk keeps the promises, and a full or read-only one is reported by the first write."""

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -178,6 +178,16 @@ class ObjectStorage:
     def files(self, folder: str) -> list[str]:
         """Return the paths of all files below a folder, as `Storage.files` says. A request lists 1,000."""
         return [f"{self._bucket_name}/{entry['path']}" for entry in self._list(folder)]
+
+    def times(self, folder: str) -> dict[str, float]:
+        """Return when each file below a folder was written, as `Storage.times` says."""
+        found = self._list(folder)
+        return {f"{self._bucket_name}/{entry['path']}": entry["last_modified"].timestamp() for entry in found}
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files, as `Storage.remove` says. A request removes 1,000."""
+        with _as_os_error(self.root):
+            obstore.delete(self.bucket, [self._key(path) for path in paths])
 
     def versions(self) -> dict[str, str]:
         """Return a digest or version of each object below the root by its key; it changes with the content."""

@@ -6,20 +6,22 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from l2d_ray.config import Config, DataConfig
+from l2d_ray.config import Config, DataConfig, MemoryConfig
 from l2d_ray.data.catalogue import Catalogue
 from l2d_ray.data.dataset import Dataset, write_manifest, write_part, write_version
 from l2d_ray.data.generations import Part
 from l2d_ray.data.growth import grow_catalogue, select_new
-from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, select
+from l2d_ray.data.histories import Lists, as_lists, group, held_lengths, item_counts, occurring_items, renumber, select
 from l2d_ray.data.interactions import READ, user_hashes
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.data.splits import everything
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.schema import HISTORIES, ITEMS
+from l2d_ray.schema import HISTORIES, ITEMS, SAMPLES, Split
 from l2d_ray.stages.extraction import UnitExtractor, plan_growth
 from l2d_ray.workspace import Workspace
+from support.small_memory import DIMENSION, identity
 
 Log = list[tuple[str, str, int]]
 """Interactions: user, item and time."""
@@ -84,7 +86,7 @@ def build_memory(config: Config) -> Snapshot:
     extractor = UnitExtractor(config, identify_memory(config))
     names = [*kept, *(extractor.build(unit).unit for unit in units)]
     store.keep_items(dataset.digest, dataset.items())
-    return store.take_snapshot(names, dataset.digest, config.memory.sample_fraction)
+    return store.take_snapshot(names, dataset.digest, config.memory.sample_fraction, kept)
 
 
 def _catalogue(titles: dict[str, str]) -> Catalogue:
@@ -113,7 +115,7 @@ def _core(block: pa.Table, candidates: int, known: int, k: int) -> pa.Table:
 
 def _items(block: pa.Table, catalogue: Catalogue, known: int) -> tuple[pa.Table, NDArray[np.int32]]:
     occurs = np.arange(len(catalogue)) < known
-    occurs[Lists.of(block["item_indices"]).values] = True
+    occurs[occurring_items(block)] = True
     new_index, rows = np.cumsum(occurs) - 1, pa.array(np.flatnonzero(occurs))
     columns = [pa.array(range(len(rows)), pa.int32()), catalogue.item_ids.take(rows), catalogue.titles.take(rows)]
     return pa.table(columns, schema=ITEMS), new_index
@@ -122,10 +124,36 @@ def _items(block: pa.Table, catalogue: Catalogue, known: int) -> tuple[pa.Table,
 def _write(workspace: Workspace, block: pa.Table, new_index: NDArray[np.int32], version: int) -> tuple[Part, int]:
     items, times = Lists.of(block["item_indices"]), Lists.of(block["timestamps"])
     splits = as_lists(times.offsets, everything(times, held_lengths(block)), pa.int8())
-    lists = as_lists(items.offsets, new_index[items.values], pa.int32())
+    lists = as_lists(items.offsets, renumber(items.values, new_index.astype(np.int32)), pa.int32())
     columns = [block["user_id"], block["user_hash"], lists, block["timestamps"], splits]
     return write_part(workspace, 0, pa.table(columns, schema=HISTORIES), version)
 
 
 def _count_new(block: pa.Table) -> int:
     return int((Lists.of(block["item_indices"]).lengths - held_lengths(block)).sum())
+
+
+def build_without_model(folder: Path | str, units: int = 3, fraction: float = 1.0, refuse: int = 0) -> Snapshot:
+    """Do the same with `fake_states`, and with one of `refuse` samples in the quarantine."""
+    config = Config(workspace=str(folder), memory=MemoryConfig(units=units, sample_fraction=fraction))
+    workspace = Workspace.open(config.workspace)
+    store, dataset = MemoryStore(workspace), Dataset.open(workspace)
+    kept, planned = plan_growth(config, dataset, store.newest(), store.units())
+    for unit in planned:
+        if store.committed(unit.name):
+            continue
+        with store.write_unit(unit.name, identity(num_shards=2)) as writer:
+            for batch in iter_samples(dataset.generations[unit.generation], Split.TRAIN, unit.start, unit.stop):
+                samples = batch.in_fraction(config.history, fraction)
+                columns = [samples.sample_ids, samples.user_hashes, samples.targets, samples.target_timestamps]
+                rows, refused = pa.table(columns, schema=SAMPLES), np.zeros(len(samples), np.bool_)
+                refused |= bool(refuse) & (samples.sample_ids % max(refuse, 1) == 0)
+                writer.quarantine(rows.filter(pa.array(refused)), "refused")
+                writer.write(rows.filter(pa.array(~refused)), fake_states(samples.sample_ids[~refused]))
+    store.keep_items(dataset.digest, dataset.items())
+    return store.take_snapshot([*kept, *(unit.name for unit in planned)], dataset.digest, fraction, kept)
+
+
+def fake_states(sample_ids: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Return a state for each sample that no other sample has."""
+    return np.ascontiguousarray(sample_ids).view(np.uint8).reshape(-1, DIMENSION).astype(np.float16)

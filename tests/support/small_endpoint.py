@@ -25,9 +25,10 @@ from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
+from support.growing import append, build_memory, random_log
 from support.small_memory import build
 from support.small_posterior import fit
-from support.small_workspace import build_units, config_of, write_dataset
+from support.small_workspace import ITEM_COUNT, build_units, config_of, write_dataset
 
 
 def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
@@ -44,6 +45,21 @@ def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
     fit(config)
     record_index(config, 1)
     return config
+
+
+def grow_endpoint(config: Config, interactions: int = 40) -> None:
+    """Append new users with random items, one of them new, to the dataset; build what the memory and the index lack."""
+    workspace = Workspace.open(config.workspace)
+    dataset = Dataset.open(workspace)
+    old, log = dataset.items(), random_log(interactions, users=5, items=ITEM_COUNT, seed=dataset.version.number)
+    new = f"i{len(old)}"
+    log = [(f"n{dataset.version.number}-{user}", item, time) for user, item, time in [*log, ("u0", new, 10**6)]]
+    titles = dict(zip(old["item_id"].to_pylist(), old["title"].to_pylist(), strict=True))
+    append(dataset, log, titles | {new: f"Title {new} of the year"})
+    snapshot = build_memory(config)
+    build(workspace, max_drift=9.0)
+    fit(config)
+    record_index(config, snapshot.number)
 
 
 def train_recommender(config: Config, name: str = "sasrec", **settings: Any) -> None:

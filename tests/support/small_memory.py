@@ -20,6 +20,7 @@ from l2d_ray.index.tuning import tune
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES
+from l2d_ray.stages.index_growth import kept_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
 from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard, sum_moments
 from l2d_ray.workspace import Workspace
@@ -81,7 +82,9 @@ def build(workspace: Workspace, **index: Any) -> tuple[IndexPlan, IndexManifest]
         sum_moments(made, shard)
     fitted = fit(made)
     shards = [build_shard(made, fitted, shard) for shard in range(made.num_shards)]
-    tuned = tune([open_shard(made, fitted, shard) for shard in shards], made.config.target_recall)
+    tuned = kept_setting(made, fitted) or tune(
+        [open_shard(made, fitted, shard) for shard in shards], made.config.target_recall
+    )
     return made, finish(made, fitted, shards, tuned, time.time())
 
 

@@ -18,12 +18,14 @@ from ray.serve.config import RequestRouterConfig
 
 from l2d_ray.config import Config
 from l2d_ray.distributed.serving.encoders import BeamSearcher, Encoder, model_origin
+from l2d_ray.distributed.serving.follower import Follower
 from l2d_ray.distributed.serving.gateway import Gateway, keys_of
 from l2d_ray.distributed.serving.hedging import EncoderRouter
 from l2d_ray.distributed.serving.ray_variables import MAX_MESSAGE_BYTES, Variable
 from l2d_ray.distributed.serving.recommenders import Recommenders
 from l2d_ray.distributed.serving.shards import MemoryShard
 from l2d_ray.distributed.workers import worker_options
+from l2d_ray.errors import InputError
 from l2d_ray.serve.recommenders import runs_model
 from l2d_ray.serve.releases import Release, ReleaseFile
 
@@ -32,7 +34,8 @@ REPLICA_VARIABLES = {
     Variable.ROUTER_IN_LOOP: "0",
     Variable.GRPC_MESSAGE_LENGTH: str(MAX_MESSAGE_BYTES),
 }
-"""Environment of a replica. One event loop per process is enough: nothing blocks it for long after the start."""
+"""Environment of a replica. One event loop per process is enough: nothing blocks it for long after the start. A
+follower calls replicas from a thread, which takes a second one."""
 
 
 def build_app(config: Config) -> Application:
@@ -40,21 +43,30 @@ def build_app(config: Config) -> Application:
 
     Raises InputError if the release is not complete, or if the keys cannot be read.
     """
-    return application(new_release_file(config))
+    return application(new_release_file(config), config)
 
 
 def new_release_file(config: Config) -> ReleaseFile:
     """Return the release file of a new endpoint.
 
-    Raises InputError if the release is not complete, or if the memory of its index was made with another model.
+    Raises InputError if the release is not complete, if the memory of its index was made with another model, or if
+    `serve.follow` contradicts `index.snapshot`.
     """
+    if config.serve.follow and config.index.snapshot is not None:
+        raise InputError(
+            f"index.snapshot={config.index.snapshot}: is one snapshot, but serve.follow=true serves the newest;"
+            " leave one of them out"
+        )
     release = Release.plan(config)
     model_origin(release)  # here, because every replica would refuse another model, but later
     return ReleaseFile(release.config.workspace, f"serving/{uuid.uuid4().hex[:12]}.json", release)
 
 
-def application(file: ReleaseFile) -> Application:
-    """Return the application that serves the releases of `file`. Raises InputError if the keys cannot be read."""
+def application(file: ReleaseFile, given: Config) -> Application:
+    """Return the application that serves the releases of `file`, which has the settings that were given for it.
+
+    Raises InputError if the keys cannot be read.
+    """
     config = file.first.config
     keys, settings = keys_of(config.serve), config.serve
     keys.check()
@@ -72,6 +84,9 @@ def application(file: ReleaseFile) -> Application:
         beams = _deployment(BeamSearcher, model, max_ongoing_requests=1, max_queued_requests=settings.max_waiting).bind(
             file, settings.beams
         )
+    follower = None
+    if settings.follow:
+        follower = _deployment(Follower, {"num_cpus": 0.1}, variables={}).bind(file, given)
     return _deployment(
         serve.ingress()(Gateway),
         {"num_cpus": 0.1},
@@ -79,7 +94,7 @@ def application(file: ReleaseFile) -> Application:
         num_replicas=settings.gateways,
         max_ongoing_requests=1000,
         max_queued_requests=settings.max_waiting,
-    ).bind(file, keys.required(), encoder, _shard_groups(file), beams, _recommenders(file))
+    ).bind(file, keys.required(), encoder, _shard_groups(file), beams, _recommenders(file), follower)
 
 
 def _recommenders(file: ReleaseFile) -> Application | None:
@@ -113,11 +128,17 @@ def _shard_groups(file: ReleaseFile) -> list[Application]:
     ]
 
 
-def _deployment(kind: type, resources: dict[str, Any], logs_requests: bool = False, **options: Any) -> Any:
-    """Return a deployment of a replica class."""
+def _deployment(
+    kind: type,
+    resources: dict[str, Any],
+    logs_requests: bool = False,
+    variables: dict[str, str] = REPLICA_VARIABLES,
+    **options: Any,
+) -> Any:
+    """Return a deployment of a replica class. `variables` are those of its environment."""
     # Ray Serve would add only the working_dir of the job's environment to this one, so it is added here.
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    environment["env_vars"] = environment.get("env_vars", {}) | REPLICA_VARIABLES
+    environment["env_vars"] = environment.get("env_vars", {}) | variables
     return serve.deployment(
         health_check_period_s=5,
         health_check_timeout_s=10,

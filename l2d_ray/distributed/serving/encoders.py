@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -24,10 +25,11 @@ BROKEN_BATCHES = 5
 """Consecutive failed batches that mean a broken model, for example after a GPU error; its replica is replaced."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Model:
-    """A model with its queue."""
+    """A model with its queue, which releases share while their catalogue grows."""
 
+    identity: MemoryIdentity
     encoder: HistoryEncoder
     batcher: TokenBatcher[PhrasedHistory, NDArray[np.float32]]
 
@@ -59,6 +61,7 @@ class Encoder(ReleaseReplica):
         torch.set_num_threads(config.workers.cpus)
         self._metrics = EncoderMetrics()
         self._cache_bytes = round(config.serve.cache_megabytes * 1e6)
+        self._models: WeakSet[_Model] = WeakSet()
         self.cache = ReleaseCache(file, self._load, model_origin)
 
     async def encode(self, version: str, history: History, within: float) -> NDArray[np.float32] | None:
@@ -90,7 +93,10 @@ class Encoder(ReleaseReplica):
             check_batches(model.batcher, HUNG_SECONDS)
 
     def _load(self, release: Release) -> _Model:
-        titles = release.items()["title"].to_pylist()
+        (identity, _), titles = model_origin(release), release.items()["title"].to_pylist()
+        for model in self._models:
+            if model.identity == identity and model.encoder.prompts.accept(titles):
+                return model
         encoder = HistoryEncoder(release.config, titles, cache_bytes=self._cache_bytes)
 
         def run(histories: list[PhrasedHistory]) -> list[NDArray[np.float32]]:
@@ -99,7 +105,9 @@ class Encoder(ReleaseReplica):
             self._metrics.batch(len(histories), result.tokens, encoder.cache.hits - hits)
             return list(result.states.numpy())
 
-        return _Model(encoder, TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk))
+        model = _Model(identity, encoder, TokenBatcher(run, encoder.tokens_to_run, encoder.tokens_per_chunk))
+        self._models.add(model)
+        return model
 
 
 @dataclass(frozen=True)

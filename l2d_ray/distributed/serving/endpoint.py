@@ -65,7 +65,7 @@ def endpoint(config: Config) -> Iterator[str]:
             f" or {KEYS_VARIABLE}, or listen on 127.0.0.1"
         )
     file = new_release_file(config)
-    app = application(file)
+    app = application(file, config)
     _check_address(settings)
     models = settings.encoders * (1 + runs_model(file.first.recommenders, config)) + bool(settings.beams)
     check_room(config, models, "serve.encoders")

@@ -32,11 +32,13 @@ class Gateway(ReleaseReplica):
         shard_groups: list[DeploymentHandle],
         beams: DeploymentHandle | None,
         recommenders: DeploymentHandle | None,
+        _follower: DeploymentHandle | None,
     ) -> None:
         """Wait until the model and every shard group have loaded the served release.
 
-        `needs_key`: whether keys are set where the endpoint was started. Raises InputError if they are not set on this
-        node, if the keys cannot be read, or if the release is missing or damaged.
+        `needs_key`: whether keys are set where the endpoint was started. The gateway never calls the follower: Ray
+        Serve starts what an ingress has a handle of. Raises InputError if the keys are not set on this node or cannot
+        be read, or if the release is missing or damaged.
         """
         self._file, self._settings = file, file.first.config.serve
         self._keys = keys_of(self._settings)

@@ -75,9 +75,17 @@ def promote(config: Config) -> PromoteResult:
     endpoint runs, if another promotion is under way, if a component has no replica, or if replicas die twice while they
     load the release. The old release then stays served.
     """
-    started = time.monotonic()
     endpoint = _Endpoint()
-    release = Release.plan(config, endpoint.named[0].recommenders)
+    return _promote(endpoint, Release.plan(config, endpoint.named[0].recommenders))
+
+
+def promote_release(release: Release) -> PromoteResult:
+    """Serve a release in place of the served one. Raises InputError as `promote` does."""
+    return _promote(_Endpoint(), release)
+
+
+def _promote(endpoint: "_Endpoint", release: Release) -> PromoteResult:
+    started = time.monotonic()
     old, *others = endpoint.named
     if any(other.version not in (old.version, release.version) for other in others):  # left by a killed promotion
         endpoint.drain(old)

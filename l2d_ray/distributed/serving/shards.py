@@ -10,7 +10,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.index import aggregations
 from l2d_ray.index.engine import engine
 from l2d_ray.index.exchange import Request, partition, run
-from l2d_ray.index.shard import IndexShard
+from l2d_ray.index.shard import IndexShard, open_segments
 from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
 from l2d_ray.serve.releases import Release, ReleaseFile
 
@@ -18,17 +18,23 @@ T = TypeVar("T")
 
 
 class MemoryShard(ReleaseReplica):
-    """A replica of a shard group: some shards of the index, most often one."""
+    """A replica of a shard group: some shards of the index, most often one.
+
+    Releases share the segments of their shards, so a promotion reads only those that are new, and the items.
+    """
 
     def __init__(self, file: ReleaseFile, number: int, groups: int) -> None:
         """Open the shards of group `number` of `groups`. Raises InputError, naming the file, if one is damaged."""
+        opened = open_segments()
 
         def load(release: Release) -> list[IndexShard]:
             reader = release.open()
             manifest = reader.manifest
             prior = release.config.index.prior_in(manifest.space)
             shards = partition(len(manifest.shards), groups)[number]
-            return [reader.shard(shard, verify=True).with_prior(prior, manifest.rows) for shard in shards]
+            return [
+                reader.shard(shard, verify=True, opened=opened).with_prior(prior, manifest.rows) for shard in shards
+            ]
 
         self.cache = ReleaseCache(file, load)
 

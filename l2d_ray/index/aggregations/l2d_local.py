@@ -74,7 +74,4 @@ def average_rows(
 ) -> list[ScoredItems]:
     """Return for each query the items of the rows up to its last row, scored by the means of these rows."""
     kept = [neighbours.up_to(last).rows_M for neighbours, last in zip(near, last_rows, strict=True)]
-    return [
-        aggregate(query_D, shard.rows.vectors_ND[rows_M], shard.row_items_M[rows_M])
-        for query_D, rows_M in zip(queries_UD, kept, strict=True)
-    ]
+    return [aggregate(query_D, *shard.read_rows(rows_M)[:2]) for query_D, rows_M in zip(queries_UD, kept, strict=True)]

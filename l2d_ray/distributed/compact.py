@@ -1,0 +1,18 @@
+"""The compaction of a workspace, on Ray: one task for each new unit of the memory."""
+
+from l2d_ray.config import Config
+from l2d_ray.distributed.screen import say
+from l2d_ray.distributed.tasks import run_tasks
+from l2d_ray.stages import compaction
+from l2d_ray.stages.compaction import CompactResult
+
+
+def compact(config: Config) -> CompactResult:
+    """Run jobs/compact.py, as `stages.compaction.compact` says."""
+    result = compaction.compact(config, lambda label, step, calls: run_tasks(label, config, step, calls))
+    if result.pinned is not None:
+        say(
+            f"snapshot {result.pinned} of the memory is kept, because its index was built last; run jobs/build_index.py"
+            " and jobs/promote.py, and compact again"
+        )
+    return result

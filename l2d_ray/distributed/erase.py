@@ -1,0 +1,19 @@
+"""The erasure of users, items or a time from a workspace, on Ray: one task for each part of the data."""
+
+from l2d_ray.config import Config
+from l2d_ray.distributed.screen import say
+from l2d_ray.distributed.tasks import run_tasks
+from l2d_ray.stages import erasure
+from l2d_ray.stages.erasure import EraseResult
+
+
+def erase(config: Config) -> EraseResult:
+    """Run jobs/erase.py, as `stages.erasure.erase` says."""
+    result = erasure.erase(config, lambda label, step, calls: run_tasks(label, config, step, calls))
+    say(
+        f"{result.users:,} users, {result.samples:,} samples and {result.rows:,} rows of the memory are gone; run"
+        " jobs/build_index.py and jobs/promote.py, then jobs/compact.py, which removes them from the files"
+    )
+    if result.left:
+        say(f"these hold samples of users, too; delete them or make them again: {', '.join(result.left)}")
+    return result
