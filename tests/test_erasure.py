@@ -135,7 +135,7 @@ def test_what_was_erased_does_not_come_back(folder: Path) -> None:
     assert grown.rows == snapshot.rows + 2
     assert grown.deletions == snapshot.deletions
     assert sorted(states_of(folder)) == expected_ids(folder)
-    # Nor if all is built again from the dataset, where units of before the erasure are still committed.
+    # Nor if all is built again from the dataset, while older units are still committed.
     build_without_model(folder, fraction=0.5)
     build_without_model(folder)
     assert sorted(states_of(folder)) == expected_ids(folder)
