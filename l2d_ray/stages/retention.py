@@ -43,7 +43,7 @@ DAY, HOUR = 86_400, 3_600
 
 @dataclass(frozen=True)
 class Removal:
-    """What was removed."""
+    """Counts of a removal."""
 
     snapshots: int
     versions: int
