@@ -41,13 +41,13 @@ def test_a_user_is_erased_and_the_files_are_compacted(tmp_path: Path, capsys: py
     assert f"1 users, {len(ids)} samples and {len(ids)} rows of the memory are gone; run jobs/build_index.py" in said
     assert "these hold samples of users, too; delete them or make them again: reports/evaluation.parquet" in said
     keep = config.replace({f"compact.{name}": value for name, value in AT_ONCE.items()})
-    assert compact(keep).pinned == 1
+    assert compact(keep).pinned == [1]
     assert (
         "snapshot 1 of the memory is kept, because its index was built last; run jobs/build_index"
         in capsys.readouterr().err
     )
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 3)
-    assert compact(keep).pinned is None
+    assert compact(keep).pinned == []
     assert traces(folder, "u3", ids) == set()
     assert sorted(states_of(folder)) == expected_ids(folder)
 

@@ -44,8 +44,8 @@ class CompactResult:
     removed_versions: int
     removed_files: int
     """Files of all kinds, records included."""
-    pinned: int | None
-    """Number of an older snapshot that is kept only because its index was built last; None if there is none."""
+    pinned: list[int]
+    """Numbers of older snapshots that are kept only for their index, which was built last or is served."""
     seconds: float
 
 
