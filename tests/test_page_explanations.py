@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Locator, Page, expect
 from support.chromium import needs_chromium
-from support.page_actions import Console, articles, button, expect_focus, take
+from support.page_actions import Console, articles, button, expect_focus, expect_lists, take
 from support.running_endpoint import ask
 from support.small_endpoint import LocalEngine
 
@@ -39,7 +39,7 @@ def test_probabilities_are_bars_of_their_length(page: Page, url: str) -> None:
 def test_the_keyboard_opens_and_closes_the_reasons_for_an_item(page: Page, url: str) -> None:
     for title in ("title 20", "title 21"):
         take(page, title)
-    expect(items(page)).to_have_count(10)
+    expect_lists(page, url, ["i20", "i21"])
     title = items(page).first.locator("bdi").inner_text()
     why = button(page, f"Why {title}?")
     why.focus()
@@ -65,8 +65,9 @@ def test_the_keyboard_opens_and_closes_the_reasons_for_an_item(page: Page, url: 
     expect(why).to_have_attribute("aria-expanded", "false")
 
 
-def test_reasons_close_when_others_open_and_when_the_history_changes(page: Page) -> None:
+def test_reasons_close_when_others_open_and_when_the_history_changes(page: Page, url: str) -> None:
     take(page, "title 20")
+    expect_lists(page, url, ["i20"])
     first, second = (items(page).nth(number).locator(".why") for number in (0, 1))
     first.click()
     expect(items(page).nth(0).locator(".reasons dl")).to_be_visible()

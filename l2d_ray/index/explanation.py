@@ -47,4 +47,5 @@ def _nearest_samples(shard: IndexShard, query_D: Float64, item: int) -> list[int
     """Return the samples of the rows of an item that are nearest to the query."""
     rows_M = np.flatnonzero(shard.row_items_M == item)
     near = nearest(shard.rows.distances(query_D, rows_M), shard.sample_ids_M[rows_M], rows_M, NEAREST)
-    return near.sample_ids_M.tolist()
+    samples: list[int] = near.sample_ids_M.tolist()
+    return samples

@@ -79,11 +79,6 @@ class FusedOptions(Options):
         return cls(combined)
 
     @property
-    def name(self) -> str:
-        """The name with all parts in it."""
-        return f"{NAME}:{'+'.join(part.name for part in self.combined)}"
-
-    @property
     def parts(self) -> Sequence[NamedRecommender]:
         """The recommenders that it combines."""
         return self.combined
@@ -114,7 +109,7 @@ class FusedOptions(Options):
             part.options.check_model(config, dataset)
 
 
-def record_path(options: FusedOptions, dataset: "Dataset", indexes: Mapping[IndexKey, str]) -> str:
+def record_path(options: Options, dataset: "Dataset", indexes: Mapping[IndexKey, str]) -> str:
     """Return the path of the record of a fusion, which has a digest of all that decides the weights.
 
     `indexes` has the path of each index's manifest. Raises InputError if a part was not trained on this dataset.
@@ -136,13 +131,14 @@ def _weights_of(part: NamedRecommender, dataset: "Dataset") -> str:
     return read_record(dataset, part.name).sha256
 
 
-def read_fusion(options: FusedOptions, dataset: "Dataset", indexes: Mapping[IndexKey, str]) -> FusionRecord:
+def read_fusion(options: Options, dataset: "Dataset", indexes: Mapping[IndexKey, str]) -> FusionRecord:
     """Return the weights of a fusion. Raises InputError if they were not fitted to its parts as they are now."""
     path = record_path(options, dataset, indexes)
     if not dataset.workspace.exists(path):
+        name = f"{NAME}:{'+'.join(part.name for part in options.parts)}"
         raise InputError(
-            f"{dataset.workspace.path(path)}: not found, so {options.name} has no weights for its parts as they are;"
-            f" run jobs/evaluate.py evaluate.recommenders={options.name} first"
+            f"{dataset.workspace.path(path)}: not found, so {name} has no weights for its parts as they are;"
+            f" run jobs/evaluate.py evaluate.recommenders={name} first"
         )
     return FusionRecord.read(dataset.workspace, path)
 
@@ -169,7 +165,7 @@ class Part:
         return logs_UI, tokens
 
 
-def parts_of(options: FusedOptions, resources: "Resources") -> list[Part]:
+def parts_of(options: Options, resources: "Resources") -> list[Part]:
     """Make the parts of a fusion. Fusions that are made from the same resources share them."""
     num_items = len(resources.titles)
     return [Part(part, resources.recommender(part), num_items) for part in options.parts]

@@ -146,4 +146,4 @@ def open_with_beams(page: Page, engine: LocalEngine, beams_url: str) -> None:
 
 def choice(page: Page, name: str) -> Locator:
     """Return the box that puts a list next to the others."""
-    return page.get_by_role("group", name="Side by side").get_by_role("checkbox", name=name)
+    return page.get_by_role("group", name="Side by side").get_by_role("checkbox", name=name, exact=True)

@@ -1,5 +1,5 @@
 // The page: a history on the left, and lists of recommendations side by side on the right, with reasons.
-import { chart, element, listItem } from "./parts.js";
+import { chart, element, listItem, reasonsFor } from "./parts.js";
 
 const HINT = "Press Enter to add the first title found, or the text itself if there is none.";
 const NOTHING = "No items left to recommend.";

@@ -59,13 +59,11 @@ export function reasonsFor({ title, probability, explanation }) {
   const factors = Object.entries(others).filter(([name, nats]) => name !== "repetition" || nats);
   const longest = Math.max(...factors.map(([, nats]) => Math.abs(nats)), 1e-9);
   const terms = document.createElement("dl");
-  terms.append(element("dt", "popularity, to begin with"), element("dd", percent(Math.exp(popularity + normalisation))));
+  terms.append(element("dt", "popularity"), element("dd", percent(Math.exp(popularity + normalisation))));
   for (const [name, nats] of factors.sort((one, other) => other[1] - one[1])) {
-    terms.append(
-      element("dt", words[name] ?? name),
-      element("dd", `${nats < 0 ? "÷" : "×"} ${short.format(Math.exp(Math.abs(nats)))}`),
-      bar(Math.abs(nats) / longest, nats < 0 ? "less" : ""),
-    );
+    const word = element("dt", words[name] ?? name);
+    word.append(bar(Math.abs(nats) / longest, nats < 0 ? "less" : ""));
+    terms.append(word, element("dd", `${nats < 0 ? "÷" : "×"} ${short.format(Math.exp(Math.abs(nats)))}`));
   }
   terms.append(element("dt", "probability to come next", "total"), element("dd", percent(probability), "total"));
   return [element("h4", `Why ${title}?`), terms, ...itemsBefore(explanation), ...sequences(explanation, title)];
