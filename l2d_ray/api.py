@@ -127,8 +127,8 @@ class WorkspaceRecommender:
         recommended. `deny` and `allow` hold item ids that must not, or may only, be recommended; unknown ones are
         ignored. None takes recommend.top_m or recommend.exclude_seen.
 
-        With `explain`, which needs aggregation "posterior", each recommendation says how much of its score comes from
-        the model's state, from the last items and from popularity, and names the nearest training sequences.
+        `explain` needs aggregation "posterior". Each recommendation then says how much of its score comes from the
+        model's state, from the last items and from popularity. It names the nearest training sequences, too.
 
         Raises InputError for an unknown item, an empty history, or an option that is out of range.
         """

@@ -8,8 +8,8 @@
     repetition      log REPEAT for an item of the history, else 0
     normalisation   -log Z
 
-All terms are in nats. `core.posterior` has the symbols. The first term is 0 for an item at the mean of all items, and
-the second for an item that follows the last items as often as it follows any.
+All terms are in nats. `core.posterior` has the symbols. The first term is 0 for an item at the mean of all items. The
+second is 0 for an item that follows the last items as often as it follows any.
 
 Shapes: V items of a shard, K of them to explain, A ages of last items.
 """

@@ -54,7 +54,7 @@ class NamedRecommender:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it is made from: the needs of its declaration, and of the recommenders that it combines."""
+        """Resources that it is made from: those of its declaration, and of the recommenders that it combines."""
         return self.declaration.needs.union(*(part.needs for part in self.options.parts))
 
     def make(self, resources: "Resources") -> Recommender:
