@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from l2d_ray.stages.finetuning import Training
 from l2d_ray.stages.summary import CUTOFFS, GROUPS, Row
 
@@ -145,7 +147,8 @@ def _reliability(axes: "Axes", report: "Report") -> None:
     for name, one in report.calibrations.items():
         label = f"{name}, expected calibration error {percent(one.listed.error)}%"
         axes.plot(one.listed.predicted_B, one.listed.observed_B, marker="o", label=label)
-    ends = [min(one.listed.predicted_B[0] for one in report.calibrations.values()), 1]
+    predicted_B = np.concatenate([one.listed.predicted_B for one in report.calibrations.values()])
+    ends = [predicted_B.min(), predicted_B.max()]
     axes.plot(ends, ends, color="gray", linewidth=0.8, label="perfect")
     axes.set_xscale("log")
     axes.set_yscale("log", nonpositive="clip")
