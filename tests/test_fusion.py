@@ -27,6 +27,7 @@ from l2d_ray.stages.evaluation import plan_evaluation
 from l2d_ray.stages.findings import Report
 from l2d_ray.stages.fusion import fit_fusion
 from l2d_ray.stages.index_plan import plan_index
+from l2d_ray.stages.reports import plot, png
 from l2d_ray.workspace import Workspace
 
 ITEMS = 40
@@ -153,6 +154,12 @@ def test_probabilities_are_calibrated_against_what_came_next(report: Report) -> 
     hits = sum(one["observed"] * one["predictions"] for one in found["bins"])
     assert hits / 40 == pytest.approx(recall, abs=1e-4)
     assert "| l2d |" in document(report, "figure.png").partition("## Calibration")[2]
+
+
+def test_the_plots_have_the_reliability_of_each(report: Report) -> None:
+    *_, reliability = plot(report).axes
+    assert [line.get_label().partition(",")[0] for line in reliability.lines] == [*report.calibrations, "perfect"]
+    assert png(plot(report)).startswith(b"\x89PNG")
 
 
 def test_a_fusion_adds_the_log_probabilities_of_its_parts(prepared: Config, report: Report) -> None:

@@ -27,7 +27,7 @@ from l2d_ray.core.decoding import best_of_all
 from l2d_ray.core.fusion import FusionWeights, Pairs
 from l2d_ray.core.query import History, Query, known_items
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Declaration, IndexKey, Need, Options, Outcome, Recommender, SharingRecommender
+from l2d_ray.recommenders.contract import Declaration, IndexKey, Options, Outcome, Recommender, SharingRecommender
 from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.records import Record
 
@@ -115,20 +115,11 @@ def record_path(options: Options, dataset: "Dataset", indexes: Mapping[IndexKey,
     `indexes` has the path of each index's manifest. Raises InputError if a part was not trained on this dataset.
     """
     parts = [
-        [part.name, repr(part.options), _weights_of(part, dataset), [indexes[key] for key in part.options.indexes]]
+        [part.name, repr(part.options), part.checksum(dataset), [indexes[key] for key in part.options.indexes]]
         for part in options.parts
     ]
     digest = hashlib.sha256(json.dumps([dataset.digest, parts]).encode()).hexdigest()
     return f"{FOLDER}/{digest[:16]}.json"
-
-
-def _weights_of(part: NamedRecommender, dataset: "Dataset") -> str:
-    """Return the checksum of a part's weights; empty if it is one that jobs/train.py does not train."""
-    if Need.TRAINED not in part.needs:
-        return ""
-    from l2d_ray.recommenders.trained import read_record  # not above: it imports PyTorch
-
-    return read_record(dataset, part.name).sha256
 
 
 def read_fusion(options: Options, dataset: "Dataset", indexes: Mapping[IndexKey, str]) -> FusionRecord:

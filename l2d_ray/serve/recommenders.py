@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import MODEL_NEEDS, IndexKey, Need, Recommender
+from l2d_ray.recommenders.contract import MODEL_NEEDS, IndexKey, Recommender
 from l2d_ray.recommenders.fused import read_fusion
 from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.stages.index_plan import plan_index
@@ -79,11 +79,7 @@ def weights_of(named: NamedRecommender, dataset: Dataset, config: Config) -> str
     named.options.check(dataset, [])
     if named.options.parts:
         return read_fusion(named.options, dataset, _indexes(named, config)).digest()
-    if Need.TRAINED not in named.needs:
-        return ""
-    from l2d_ray.recommenders.trained import read_record  # not above: it imports PyTorch
-
-    return read_record(dataset, named.name).sha256
+    return named.checksum(dataset)
 
 
 def make(named: NamedRecommender, config: Config) -> Recommender:
