@@ -58,11 +58,15 @@ def test_the_keyboard_opens_and_closes_the_reasons_for_an_item(page: Page, url: 
     explanation = answer["items"][0]["explanation"]
     for sequence in explanation["sequences"]:
         expect(reasons(page)).to_contain_text(" → ".join([*sequence, title]))
-    expect(reasons(page)).to_contain_text(f"after {explanation['after'][0]['title']} (")
+    expect(reasons(page)).to_contain_text(f"after {explanation['after'][0]['title']}, ")
     expect(reasons(page).locator("dd.total")).to_have_text(items(page).first.locator(".score").inner_text())
-    page.keyboard.press("Enter")
-    expect(reasons(page)).to_have_count(0)
-    expect(why).to_have_attribute("aria-expanded", "false")
+    for key in ("Enter", "Escape"):
+        page.keyboard.press(key)
+        expect(reasons(page)).to_have_count(0)
+        expect(why).to_have_attribute("aria-expanded", "false")
+        expect_focus(why)
+        page.keyboard.press("Enter")
+        expect(reasons(page)).to_have_count(1)
 
 
 def test_reasons_close_when_others_open_and_when_the_history_changes(page: Page, url: str) -> None:

@@ -54,7 +54,11 @@ def test_lists_of_l2d_are_hidden_and_shown(page: Page, url: str) -> None:
     choice(page, "L2D-G").uncheck()
     expect(articles(page)).to_have_count(len(LISTS) - 1)
     expect(articles(page).get_by_role("heading", name="L2D-G")).to_have_count(0)
-    choice(page, "L2D-G").check()
+    choice(page, "L2D with transitions").uncheck()
+    choice(page, "L2D-L").uncheck()
+    expect(page.get_by_text("Choose a list to see recommendations.")).to_be_visible()
+    for name in ("L2D-G", "L2D with transitions", "L2D-L"):
+        choice(page, name).check()
     expect_lists(page, url, ["i3"])
 
 

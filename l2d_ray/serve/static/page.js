@@ -2,6 +2,7 @@
 import { chart, element, listItem, reasonsFor } from "./parts.js";
 
 const HINT = "Press Enter to add the first title found, or the text itself if there is none.";
+const EMPTY = "Add an item to the history to see recommendations.";
 const NOTHING = "No items left to recommend.";
 const EXPLAINED = "posterior"; // the aggregation whose scores the server explains
 const byId = (id) => document.getElementById(id);
@@ -151,7 +152,10 @@ function whyButton(item) {
     closeReasons();
     if (open) return;
     const reasons = element("div", "…", "reasons");
+    reasons.id = "reasons";
+    reasons.setAttribute("aria-live", "polite");
     node.setAttribute("aria-expanded", "true");
+    node.setAttribute("aria-controls", "reasons");
     node.after(reasons);
     asked = { item, node, reasons };
     run(explain);
@@ -165,6 +169,7 @@ function closeReasons() {
   stop(explain);
   asked?.reasons.remove();
   asked?.node.setAttribute("aria-expanded", "false");
+  asked?.node.removeAttribute("aria-controls");
   asked = null;
 }
 
@@ -179,8 +184,9 @@ async function recommend(signal) {
   stop(searchBeams);
   closeReasons();
   shownL2d = null;
-  byId("nothing").hidden = history.length > 0;
   const lists = offered.filter((list) => list.box.checked);
+  byId("nothing").hidden = history.length > 0 && (lists.length > 0 || !offered.length);
+  byId("nothing").textContent = history.length ? "Choose a list to see recommendations." : EMPTY;
   if (!history.length || !lists.length) { show(); return; }
   byId("lists").setAttribute("aria-busy", "true");
   const settled = await Promise.allSettled(lists.map(async (list) => {
@@ -315,6 +321,11 @@ byId("key").addEventListener("change", () => {
 });
 byId("again").addEventListener("click", () => {
   for (const task of [...problems.keys()]) run(task);
+});
+byId("cards").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !asked) return;
+  asked.node.focus();
+  closeReasons();
 });
 byId("cards").addEventListener("pointerover", markSame);
 byId("cards").addEventListener("focusin", markSame);

@@ -73,7 +73,7 @@ function itemsBefore({ after }) {
   if (!after.length) return [];
   const list = document.createElement("ul");
   list.append(...after.slice(0, 3).map((one) => {
-    const node = listItem("after ", element("bdi", one.title), ` (${percent(one.share)} of it)`);
+    const node = listItem("after ", element("bdi", one.title), `, ${Math.round(100 * one.share)}%`);
     node.append(bar(one.share));
     return node;
   }));
