@@ -2,8 +2,9 @@
 
     python jobs/evaluate.py workspace=… [key=value …]
 
-Needs a dataset, and for L2D a memory; indexes that are missing are built. Leaves reports/<evaluate.name>.json, .png and
-.parquet in the workspace. The last line on stdout is one JSON object (`EvaluateResult`).
+Needs a dataset, and for L2D a memory. Indexes that are missing are built, and the weights of fusions are fitted. Leaves
+reports/<evaluate.name>.json, .png and .parquet in the workspace. The last line on stdout is one JSON object
+(`EvaluateResult`).
 """
 
 from l2d_ray.distributed.job import run

@@ -26,13 +26,15 @@ from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.index.aggregations import check_name
+from l2d_ray.index.aggregations import check_name, l2d_posterior
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.deletions import open_rows
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
+from l2d_ray.serve.explanations import Explainer
 from l2d_ray.serve.recommenders import L2D, find_served, make, weights_of
 from l2d_ray.serve.releases import Release
+from l2d_ray.serve.schemas import Explanation
 from l2d_ray.stages.settings import for_queries
 from l2d_ray.workspace import Workspace
 
@@ -41,8 +43,10 @@ Item = str | Mapping[str, str]
 BATCH = 256
 """Histories that are encoded together."""
 COLUMNS = ["user", "rank", "item_id", "title", "score"]
-Loaded = tuple[Config, pa.Table, Callable[[Sequence[Query]], list[ScoredItems]]]
-"""Settings in force, items of the catalogue, and answers to queries."""
+Answers = Callable[[Sequence[Query]], list[ScoredItems]]
+Explains = Callable[[Query, ScoredItems], Sequence[Explanation | None]]
+Loaded = tuple[Config, pa.Table, Answers, Explains | None]
+"""Settings in force, items of the catalogue, answers to queries, and explanations of them, of L2D alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Recommendation:
     score: float
     """L2D: 1 / distance. With a prior, L2D-G's distance includes the item's log-frequency. The aggregation "posterior"
     gives the natural logarithm of the item's probability. Higher is better."""
+    explanation: Explanation | None = None
+    """The reasons for the score, if `recommend` was called with `explain`."""
 
 
 def load(
@@ -91,7 +97,7 @@ class WorkspaceRecommender:
     def __init__(self, config: Config, recommender: str = L2D) -> None:
         """Load L2D with the model and the index that `config` names, or another recommender. Raises as `load` does."""
         loaded = _load_l2d(config) if recommender == L2D else _load_other(recommender, config)
-        self.config, items, self._answer = loaded
+        self.config, items, self._answer, self._explain = loaded
         """The settings in force, recorded ones included."""
         self._ids: list[str] = items["item_id"].to_pylist()
         self._titles: list[str] = items["title"].to_pylist()
@@ -112,6 +118,7 @@ class WorkspaceRecommender:
         exclude_seen: bool | None = None,
         deny: Iterable[str] = (),
         allow: Iterable[str] | None = None,
+        explain: bool = False,
     ) -> list[Recommendation]:
         """Return the k best items after a history, best first; fewer if no more are permitted.
 
@@ -121,12 +128,20 @@ class WorkspaceRecommender:
         recommended. `deny` and `allow` hold item ids that must not, or may only, be recommended; unknown ones are
         ignored. None takes recommend.top_m or recommend.exclude_seen.
 
+        `explain` needs aggregation "posterior". Each recommendation then says how much of its score comes from the
+        model's state, from the last items and from popularity. It names the nearest training sequences, too.
+
         Raises InputError for an unknown item, an empty history, or an option that is out of range.
         """
         options = self._options(k, aggregation, top_m, exclude_seen, deny, allow)
+        if explain and (self._explain is None or aggregation != l2d_posterior.NAME):
+            raise InputError(
+                f"explain=True: explains only L2D with aggregation={l2d_posterior.NAME!r}; give that, or leave it out"
+            )
         query = Query.after(self._parse(history, "history"), **options)
         (found,) = self._answer([query])
-        return [Recommendation(*row) for row in self._rows(found)]
+        explanations = self._explain(query, found) if explain and self._explain else [None] * len(found)
+        return [Recommendation(*row, of_row) for row, of_row in zip(self._rows(found), explanations, strict=True)]
 
     def recommend_many(
         self,
@@ -216,21 +231,27 @@ def _load_l2d(config: Config) -> Loaded:
     release = Release.plan(config)
     reader, config, items = release.open(), release.config, release.items()
     check_query(reader.manifest.identity, identify_memory(config))
-    encoder = HistoryEncoder(config, items["title"].to_pylist())
+    ids, titles = (items[name].to_pylist() for name in ("item_id", "title"))
+    encoder = HistoryEncoder(config, titles)
     index = ShardedIndex.open(reader.workspace, release.index).with_prior(config.index.prior_in(reader.manifest.space))
+    explainer = Explainer(reader.workspace, reader.manifest.dataset, ids, titles)
 
     def answer(queries: Sequence[Query]) -> list[ScoredItems]:
         return index.recommend(encoder.encode([query.history for query in queries]).states_UD, queries)
 
-    return config, items, answer
+    def explain(query: Query, found: ScoredItems) -> Sequence[Explanation | None]:
+        (state_D,) = encoder.encode([query.history]).states_UD
+        return explainer.explain(found.items_I.tolist(), index.explain(state_D, query.history, found))
+
+    return config, items, answer, explain
 
 
 def _load_other(name: str, config: Config) -> Loaded:
     """Return the settings, the items and the answers of another recommender."""
     config = for_queries(config)
     dataset, named = Dataset.open(Workspace.open(config.workspace)), find_served(name, config, "recommender")
-    weights_of(named, dataset)
-    return config, dataset.items(), make(named, config).recommend
+    weights_of(named, dataset, config)
+    return config, dataset.items(), make(named, config).recommend, None
 
 
 def _configure(workspace: str | os.PathLike[str], settings: Mapping[str, Any]) -> Config:

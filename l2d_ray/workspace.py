@@ -19,6 +19,7 @@ WRITERS = {
     "memory": "jobs/build_memory.py",
     "index": "jobs/build_index.py",
     "recommenders": "jobs/train.py",
+    "fusions": "jobs/evaluate.py",
     "reports": "jobs/evaluate.py",
     "export": "jobs/export_samples.py",
 }

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_recall
 
-from l2d_ray.core.metrics import NOT_RANKED, bootstrap_intervals, ndcg, recall, target_ranks
+from l2d_ray.core.metrics import NOT_RANKED, Reliability, bootstrap_intervals, ndcg, recall, target_ranks
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])
@@ -46,3 +47,21 @@ def test_the_interval_contains_the_mean_and_narrows_with_users() -> None:
     ((low, high),) = bootstrap_intervals(np.repeat(hits[:400], 10)[:, None], np.repeat(np.arange(400), 10))
     assert (high - low) / 2 == pytest.approx(1.96 * hits[:400].std() / np.sqrt(400), rel=0.15)
     assert np.isnan(bootstrap_intervals(np.empty((0, 3)), np.empty(0, np.int64))).all()
+
+
+def test_the_calibration_error_agrees_with_torchmetrics() -> None:
+    """Bins of equal size are those of equal width if the probabilities are spread evenly."""
+    random, predicted = np.random.default_rng(2), (np.arange(1000) + 0.5) / 1000
+    order = random.permutation(1000)
+    came_true = random.random(1000) < predicted**2
+    found = Reliability.of(predicted[order], came_true[order])
+    expected = binary_calibration_error(torch.from_numpy(predicted), torch.from_numpy(came_true).int(), n_bins=10)
+    assert found.error == pytest.approx(expected.item(), rel=1e-5)
+    assert found.counts_B.tolist() == [100] * 10
+    assert found.means == pytest.approx((0.5, came_true.mean()))
+
+
+def test_few_predictions_have_few_bins() -> None:
+    assert Reliability.of(np.array([0.5, 0.2]), np.array([True, False])).predicted_B.tolist() == [0.2, 0.5]
+    nothing = Reliability.of(np.empty(0), np.empty(0, np.bool_))
+    assert (nothing.error, nothing.means) == (0, (0, 0))

@@ -46,7 +46,7 @@ def test_l2d_does_not_wait_for_beam_search(page: Page, beams_url: str, page_engi
     expect_beam_list(page, beams_url, ["i3"])
     expect(clock).to_be_empty()
     seconds, factor = seconds_in(progress.inner_text()), float(progress.inner_text().split()[2])
-    durations = articles(page).first.locator(".hint").inner_text()
+    durations = articles(page).nth(1).locator(".hint").inner_text()
     l2d_ms = float(durations.partition("(in this browser ")[2].removesuffix(" ms)"))
     assert seconds >= late
     shown_to = 0.05 if factor < 10 else 0.5

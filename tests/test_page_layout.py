@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 from support.chromium import needs_chromium
-from support.page_actions import LISTS, articles, found, open_with_beams, search_field, take
+from support.page_actions import LISTS, articles, choice, found, open_with_beams, search_field, take
 from support.small_endpoint import LocalEngine
 
 pytest_plugins = ["support.page_fixtures"]
@@ -52,7 +52,7 @@ def test_every_control_fits_the_width_and_has_a_name(page: Page, beams_url: str,
 def test_fields_contrast_with_the_page(page: Page, url: str, page_engine: LocalEngine) -> None:
     page_engine.offer("most-popular")
     page.goto(url)
-    expect(page.get_by_label("Compare with")).to_be_visible()
+    expect(choice(page, "most-popular")).to_be_visible()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         for field in page.locator("input:visible, select:visible").all():

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 from support.chromium import needs_chromium
 from support.page_actions import (
     LISTS,
@@ -11,6 +11,7 @@ from support.page_actions import (
     Console,
     articles,
     button,
+    choice,
     expect_equal,
     expect_focus,
     expect_lists,
@@ -36,10 +37,6 @@ def offered(page: Page, page_engine: LocalEngine, url: str) -> Page:
     return page
 
 
-def choice(page: Page) -> Locator:
-    return page.get_by_role("combobox", name="Compare with")
-
-
 def expect_comparison(page: Page, url: str, items: list[Any], name: str) -> None:
     """Expect the lists of L2D, and then the one of another recommender."""
     expected = []
@@ -51,10 +48,18 @@ def expect_comparison(page: Page, url: str, items: list[Any], name: str) -> None
     expect_equal(page, lambda: page.locator("#lists article").evaluate_all(READ_LISTS), expected)
 
 
-def test_there_is_no_choice_where_l2d_is_alone(page: Page, url: str) -> None:
+def test_lists_of_l2d_are_hidden_and_shown(page: Page, url: str) -> None:
     take(page, "title 3")
     expect_lists(page, url, ["i3"])
-    expect(choice(page)).to_be_hidden()
+    choice(page, "L2D-G").uncheck()
+    expect(articles(page)).to_have_count(len(LISTS) - 1)
+    expect(articles(page).get_by_role("heading", name="L2D-G")).to_have_count(0)
+    choice(page, "L2D with transitions").uncheck()
+    choice(page, "L2D-L").uncheck()
+    expect(page.get_by_text("Choose a list to see recommendations.")).to_be_visible()
+    for name in ("L2D-G", "L2D with transitions", "L2D-L"):
+        choice(page, name).check()
+    expect_lists(page, url, ["i3"])
 
 
 def test_the_keyboard_chooses_what_is_compared(offered: Page, url: str) -> None:
@@ -64,15 +69,18 @@ def test_the_keyboard_chooses_what_is_compared(offered: Page, url: str) -> None:
     expect(page.locator("#shown")).to_have_text("10 recommendations in each list.")
     expect(articles(page).last.locator(".hint")).to_contain_text("total ")
     expect(articles(page).last.locator(".hint")).not_to_contain_text("model ")
-    button(page, "Clear all").focus()
+    choice(page, "L2D-L").focus()
     page.keyboard.press("Tab")
-    expect_focus(choice(page))
-    page.keyboard.press("ArrowDown")
+    expect_focus(choice(page, "transitions"))
+    page.keyboard.press("Space")
+    expect_lists(page, url, ["i3"])
+    page.keyboard.press("Tab")
+    expect_focus(choice(page, "most-popular"))
+    page.keyboard.press("Space")
     expect_comparison(page, url, ["i3"], "most-popular")
-    expect_focus(choice(page))
     take(page, "title 4")
     expect_comparison(page, url, ["i3", "i4"], "most-popular")
-    choice(page).select_option("nothing")
+    choice(page, "most-popular").uncheck()
     expect_lists(page, url, ["i3", "i4"])
 
 

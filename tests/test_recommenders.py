@@ -33,6 +33,7 @@ from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration
 from l2d_ray.recommenders.resources import Resources
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
+from l2d_ray.stages.fusion import fit_fusion
 from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
 
@@ -69,9 +70,13 @@ class World:
         """Make it from what its module says that it needs, and nothing else."""
         if name not in self._made:
             named = self.named(name)
+            for part in named.options.parts:
+                self.recommender(part.name)
+            if named.options.parts:
+                fit_fusion(self.config, named, self.indexes)
             if named.declaration.trainer:
                 train(plan_training(self.config.replace({"recommender": name, "train.epochs": 2})))
-            self._made[name] = named.make(Resources(self.config, named.declaration.needs, self.indexes))
+            self._made[name] = named.make(Resources(self.config, named.needs, self.indexes))
         return self._made[name]
 
     def training_samples(self, count: int) -> list[tuple[NDArray[np.int32], int]]:

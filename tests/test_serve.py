@@ -76,6 +76,18 @@ def test_recommenders_next_to_l2d_answer_in_parallel(url: str, engine: LocalEngi
         check_items(answer, expected)
 
 
+def test_the_shards_explain_the_probabilities(url: str, engine: LocalEngine) -> None:
+    body = {"history": ["i3", "i7"], "k": 5, "aggregation": "posterior", "explain": True}
+    status, answer = ask(url, "/v1/recommend", body)
+    assert status == 200, answer
+    query = Query.after([3, 7], 5, aggregation="posterior")
+    for item, expected in zip(answer["items"], engine.explain(query, engine.answer(query)), strict=True):
+        assert expected is not None
+        assert item["explanation"]["sequences"] == expected.sequences
+        assert item["explanation"]["terms"] == pytest.approx(expected.terms, abs=2e-3)
+        assert sum(item["explanation"]["terms"].values()) == pytest.approx(item["score"], abs=1e-3)
+
+
 def test_beam_search_is_answered_in_parallel(url: str, engine: LocalEngine) -> None:
     bodies = [{"history": [f"i{n}", {"title": "A film of tomorrow"}, "i3"], "k": 10} for n in range(8)]
     with ThreadPoolExecutor(4) as pool:

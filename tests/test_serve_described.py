@@ -35,6 +35,7 @@ def with_limits(schema: dict[str, Any], engine: LocalEngine) -> dict[str, Any]:
     request["history"]["items"]["anyOf"][0]["enum"] = engine.catalogue.ids
     request["k"]["maximum"] = LIMITS.max_k
     request["unknown_items"]["enum"] = ["refuse"]
+    request["explain"]["enum"] = [False]  # which items are explained depends on other fields
     request["recommender"]["enum"] = list(engine.recommenders)
     bodies["TitledItem"]["properties"]["title"]["maxLength"] = LIMITS.max_title_chars
     bodies["ItemIds"]["maxItems"] = LIMITS.max_filter_items

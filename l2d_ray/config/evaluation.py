@@ -28,7 +28,9 @@ class EvaluateConfig(Section):
     best of evaluate.priors. `l2d` adds transitions, and scores by probability. constrained-beam and gpt4rec take the
     number of beams (`gpt4rec-20`). There are also transitions, popularity-window, ease, title-knn, tgh, bigrec and d3.
     Validation chooses the number of the last six unless it is given (`popularity-window-7`, in days). `file:PATH` has
-    recommendations of another system (l2d_ray/recommenders/from_file.py)."""
+    recommendations of another system (l2d_ray/recommenders/from_file.py). `fused` adds
+    the log-probabilities of l2d and sasrec, with weights that are fitted on validation samples;
+    `fused:transitions+sasrec` those of the named ones."""
     reference: str | None = None
     """Recommender whose Recall@20 is divided by that of each other one, with an interval. null: the first of L2D."""
     samples: int = Field(10_000, ge=1)

@@ -96,7 +96,17 @@ class FinetuneConfig(Section):
     @field_validator("name")
     @classmethod
     def _check_folder(cls, name: str) -> str:
-        if name in ("checkpoints", "dataset", "export", "index", "memory", "recommenders", "reports", "serving"):
+        if name in (
+            "checkpoints",
+            "dataset",
+            "export",
+            "fusions",
+            "index",
+            "memory",
+            "recommenders",
+            "reports",
+            "serving",
+        ):
             raise ValueError("another stage keeps its files in that folder; give another name")
         return name
 

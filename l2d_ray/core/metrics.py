@@ -1,9 +1,11 @@
-"""Recall and NDCG of ranked lists with one target each, over the full catalogue, and their confidence intervals.
+"""Recall and NDCG of ranked lists with one target each, their confidence intervals, and calibration.
 
-Shapes: U samples, K results, V values per sample, G users.
+Ranks are over the full catalogue. Shapes: U samples, K results, V values per sample, G users, N predictions, B bins.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,3 +56,37 @@ def bootstrap_intervals(
     means = [sums_GV[draw].sum(axis=0) / counts_G[draw].sum() for draw in drawn]
     bounds_V2: Float64 = np.percentile(means, [2.5, 97.5], axis=0).T
     return bounds_V2
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Predicted probabilities against the shares of predictions that came true, in B bins of equal size."""
+
+    predicted_B: Float64
+    """Mean probability of each bin, ascending."""
+    observed_B: Float64
+    """Share of each bin that came true."""
+    counts_B: IntArray
+    """Predictions of each bin."""
+
+    @classmethod
+    def of(cls, probabilities_N: Float64, came_true_N: NDArray[np.bool_], bins: int = 10) -> Self:
+        """Sort predictions by their probability, and divide them into bins; into fewer if there are fewer."""
+        order_N = np.argsort(probabilities_N, kind="stable")
+        parts = [part for part in np.array_split(order_N, bins) if part.size]
+        predicted, observed = ([values_N[part].mean() for part in parts] for values_N in (probabilities_N, came_true_N))
+        return cls(np.array(predicted), np.array(observed), np.array([part.size for part in parts], np.int64))
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean over predictions of the difference in their bin.
+
+        Source: Naeini, Cooper and Hauskrecht (2015); bins of equal size are those of Nguyen and O'Connor (2015).
+        """
+        return float(self.counts_B @ np.abs(self.predicted_B - self.observed_B) / max(self.counts_B.sum(), 1))
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean probability of all predictions, and the share of them that came true."""
+        shares_B = self.counts_B / max(self.counts_B.sum(), 1)
+        return float(shares_B @ self.predicted_B), float(shares_B @ self.observed_B)

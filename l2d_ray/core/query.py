@@ -48,6 +48,8 @@ class Query:
     """Time of the query in the unit of the dataset. None is a moment after all of the data."""
     sample_id: int | None = None
     """The sample that an evaluation asks about, for recommenders that look lists up; None outside of an evaluation."""
+    explain: bool = False
+    """Whether the scores of the aggregation `posterior` are to be explained. Other recommenders ignore it."""
 
     @classmethod
     def after(

@@ -22,6 +22,7 @@ from l2d_ray.distributed.tune import tune
 from l2d_ray.recommenders.contract import Need
 from l2d_ray.recommenders.registry import NamedRecommender, find
 from l2d_ray.recommenders.trained import TrainingRecord, record_of
+from l2d_ray.stages.allowances import SEED
 from l2d_ray.stages.checks import finetuning_is_due
 from l2d_ray.stages.comparison import document, names_by_seed, short_table
 from l2d_ray.stages.findings import Report
@@ -78,10 +79,12 @@ def _steps(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "prepare_data: histories of users, and their split", partial(_prepare, config)
     if finetuning_is_due(config, recommenders):
         yield "finetune: the language model, on the training samples", partial(finetune, config)
-    if any(Need.INDEX in one.declaration.needs for one in recommenders):
+    if any(Need.INDEX in one.needs for one in recommenders):
         yield "build_memory: the hidden state of every training sample", partial(build_memory, config)
         yield "build_index: FAISS shards, item means and the space", partial(build_index, config)
-    for one in recommenders:
+    parts = [part.name for one in recommenders for part in one.options.parts]
+    names = dict.fromkeys([*(one.name for one in recommenders), *(SEED.sub("", name) for name in parts)])
+    for one in (find(name, config, "evaluate.recommenders") for name in names):
         if one.declaration.trainer:
             yield f"train {', '.join(names_by_seed(one.name, config))}", partial(_train, config, one)
 

@@ -24,10 +24,12 @@ from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.screen import show
+from l2d_ray.distributed.tasks import run_tasks
 from l2d_ray.distributed.workers import actor_pool, worker_options
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.recommenders.contract import IndexKey
+from l2d_ray.recommenders.fused import FusionRecord
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.stages.evaluation import (
     Plan,
@@ -40,6 +42,7 @@ from l2d_ray.stages.evaluation import (
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
 from l2d_ray.stages.findings import Report, report, rows_of
+from l2d_ray.stages.fusion import fit_fusion
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace
@@ -55,6 +58,8 @@ class EvaluateResult:
     """One row per recommender, over all test samples that it ran on."""
     ratios: list[dict[str, Any]]
     """Recall@20 of the reference over that of each other recommender, with its interval, and whether it is above 1."""
+    calibration_error: dict[str, float]
+    """Expected calibration error of the first 20 items, of each recommender whose scores are probabilities."""
     top_m: float | None
     """M that validation chose for L2D-L in index.space, for recommend.top_m; None without L2D."""
     prior: float | None
@@ -75,6 +80,7 @@ def evaluate(config: Config) -> EvaluateResult:
             for row in found.results
         ],
         ratios=[ratio.to_json() for ratio in found.ratios],
+        calibration_error={name: round(one.listed.error, 5) for name, one in found.calibrations.items()},
         top_m=chosen.get("top_m"),
         prior=chosen.get("prior"),
         seconds=round(time.monotonic() - started, 3),
@@ -90,9 +96,10 @@ def measure(config: Config) -> tuple[Report, str]:
     plan = plan_evaluation(config)
     indexes = {key: _build(plan.config, key, key in plan.fitted) for key in plan.indexes}
     validation = _validate(plan, indexes)
+    fusions = _fit_fusions(plan, indexes)
     runs = final_runs(plan, validation)
     ranks = _ranks(plan, indexes, runs)
-    found = report(plan, indexes, validation, runs, ranks)
+    found = report(plan, indexes, validation, runs, ranks, fusions)
     return found, _write(found, ranks)
 
 
@@ -109,6 +116,14 @@ def _build(config: Config, key: IndexKey, fitted: bool) -> str:
     if fitted:
         ensure_posterior(config)
     return plan_index(config).manifest
+
+
+def _fit_fusions(plan: Plan, indexes: Mapping[IndexKey, str]) -> dict[str, FusionRecord]:
+    """Fit the weights of all fusions that are not fitted yet, and return them by name."""
+    fusions = [one for one in plan.recommenders if one.options.parts]
+    calls = [(plan.config, one, indexes) for one in fusions]
+    records = run_tasks("weights of fusions", plan.config, fit_fusion, calls, gpus=plan.config.workers.gpus)
+    return dict(zip((one.name for one in fusions), records, strict=True))
 
 
 def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
@@ -181,7 +196,9 @@ def _write(found: Report, ranks: pa.Table) -> str:
     with workspace.create(f"{path}.png") as stream:
         stream.write(png(plot(found)))
     with workspace.create(f"{path}.parquet") as stream:
-        pq.write_table(ranks.drop_columns(["number", "top", "seconds", "tokens"]), stream, compression="zstd")
+        pq.write_table(
+            ranks.drop_columns(["number", "top", "log_probabilities", "seconds", "tokens"]), stream, compression="zstd"
+        )
     return workspace.path(f"{path}.json")
 
 

@@ -7,12 +7,14 @@ from pathlib import PurePosixPath
 
 from l2d_ray.core.arrays import Float64, FloatArray
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.query import Query
+from l2d_ray.core.explanation import ItemExplanation
+from l2d_ray.core.query import History, Query
 from l2d_ray.core.space import LinearMap
 from l2d_ray.errors import InputError
 from l2d_ray.index import aggregations
 from l2d_ray.index.aggregations import l2d_local
 from l2d_ray.index.exchange import run
+from l2d_ray.index.explanation import explain
 from l2d_ray.index.files import REMEDY, read_map
 from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, posterior_path, snapshot_folder
 from l2d_ray.index.shard import IndexShard, OpenSegments
@@ -99,6 +101,10 @@ class ShardedIndex:
     def recommend(self, states_UD: FloatArray, queries: Sequence[Query]) -> list[ScoredItems]:
         """Return for each query its K best permitted items, by the aggregation that it names."""
         return run(aggregations.recommend(self.space(states_UD), queries), self.shards)
+
+    def explain(self, state_D: FloatArray, history: History, found: ScoredItems) -> dict[int, ItemExplanation]:
+        """Explain items that the aggregation `posterior` has found for a history; by item."""
+        return run(explain(self.space(state_D[None])[0], history, found), self.shards)
 
     def recommend_at(
         self, states_UD: FloatArray, queries: Sequence[Query], top_ms: Sequence[int], aggregation: str = l2d_local.NAME

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_items, completed
 from l2d_ray.core.query import Query
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logarithms
 from l2d_ray.recommenders.most_popular import MostPopular
 
 
@@ -52,4 +52,5 @@ DECLARATION = Declaration(
         resources.training_interactions.lasts, resources.training_interactions.targets
     ),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
+    log_scores=logarithms,
 )

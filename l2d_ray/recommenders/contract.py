@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
+import numpy as np
+
 from l2d_ray.config import Config
-from l2d_ray.core.arrays import FloatArray
+from l2d_ray.core.arrays import Float64, FloatArray
 from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query
 
 if TYPE_CHECKING:  # imports PyTorch, which takes seconds and is not needed to check a name
     from l2d_ray.data.dataset import Dataset
     from l2d_ray.data.samples import Sample
+    from l2d_ray.recommenders.registry import NamedRecommender
     from l2d_ray.recommenders.resources import Resources
     from l2d_ray.recommenders.training import Trainer
 
@@ -182,6 +185,16 @@ class Options:
         """Return the same options with the values that validation chose."""
         return self
 
+    @property
+    def parts(self) -> "Sequence[NamedRecommender]":
+        """The recommenders that it combines, if it is a fusion."""
+        return ()
+
+    @property
+    def log_probabilities(self) -> bool:
+        """Whether scores are natural logarithms of probabilities, which add up to 1 over the catalogue."""
+        return False
+
     def at_fraction(self, fraction: float) -> Self | None:
         """Return the same options with a share of the memory. None leaves this recommender out of that comparison."""
         return None
@@ -223,6 +236,17 @@ class Study:
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
+def logits(_: Options, scores: Float64) -> Float64:
+    """Return scores that grow like log-probabilities as they are (`Declaration.log_scores`)."""
+    return scores
+
+
+def logarithms(_: Options, scores: Float64) -> Float64:
+    """Return the logarithms of scores that grow like probabilities (`Declaration.log_scores`)."""
+    logs: Float64 = np.log(scores)
+    return logs
+
+
 @dataclass(frozen=True)
 class Declaration(Generic[OptionsT]):
     """Description of a recommender by its own module."""
@@ -243,3 +267,5 @@ class Declaration(Generic[OptionsT]):
     """Whether it has lists for the samples of an evaluation only."""
     trainer: "Trainer | None" = None
     """Its part in jobs/train.py; None if it needs no training."""
+    log_scores: "Callable[[OptionsT, Float64], Float64] | None" = None
+    """Returns its scores as log-probabilities, up to a factor and a constant. None keeps it out of fusions."""

@@ -24,7 +24,7 @@ from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query, indexed_items
 from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Declaration, Need, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Recommender, logits
 from l2d_ray.recommenders.tuned import TunedOptions
 
 if TYPE_CHECKING:
@@ -131,4 +131,5 @@ DECLARATION = Declaration(
     options=EaseOptions,
     make=lambda options, resources: Ease.fit(resources.once(_gram), options.ridge),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
+    log_scores=logits,
 )

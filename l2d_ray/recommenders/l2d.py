@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, get_args
 
+import numpy as np
+
 from l2d_ray.config import Config
+from l2d_ray.core.arrays import Float64
 from l2d_ray.core.query import Query
 from l2d_ray.core.space import SpaceKind
 from l2d_ray.index.aggregations import AGGREGATIONS, l2d_posterior
@@ -109,9 +112,14 @@ class L2DOptions(Options):
         return [IndexKey(self.space, self.fraction)]
 
     @property
+    def log_probabilities(self) -> bool:
+        """Whether it is the aggregation `posterior`."""
+        return self.aggregation == l2d_posterior.NAME
+
+    @property
     def fitted(self) -> list[IndexKey]:
         """The same index, for the aggregation `posterior`."""
-        return self.indexes if self.aggregation == l2d_posterior.NAME else []
+        return self.indexes if self.log_probabilities else []
 
     def studies(self, config: Config) -> list[Study]:
         """Return a study of every aggregation with an option to tune, in `index.space` and in this space.
@@ -168,6 +176,14 @@ def _make(options: L2DOptions, resources: "Resources") -> L2DRecommender:
     return L2DRecommender(resources.encoder.encode, index, options.aggregation, options.top_m)
 
 
+def _log_scores(options: L2DOptions, scores: Float64) -> Float64:
+    """Return -1/2 distance^2 of scores 1 / distance, which is a log-likelihood in `whiten-within`."""
+    if options.log_probabilities:
+        return scores
+    logs: Float64 = -0.5 / np.square(scores)
+    return logs
+
+
 def _any_of(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, names))
 
@@ -191,4 +207,5 @@ DECLARATION = Declaration(
     options=L2DOptions,
     make=_make,
     needs=frozenset({Need.INDEX, Need.ENCODER}),
+    log_scores=_log_scores,
 )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.decoding import ScoredItems, best_items
 from l2d_ray.core.query import Query
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logarithms
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,5 @@ DECLARATION = Declaration(
     options=Options,
     make=lambda _, resources: MostPopular.fit(resources.training_interactions.targets),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
+    log_scores=logarithms,
 )

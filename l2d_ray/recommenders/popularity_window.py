@@ -15,7 +15,7 @@ from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import Query
 from l2d_ray.core.times import units_per_second
-from l2d_ray.recommenders.contract import Declaration, Need, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Recommender, logarithms
 from l2d_ray.recommenders.tuned import TunedOptions
 
 if TYPE_CHECKING:
@@ -100,4 +100,5 @@ DECLARATION = Declaration(
     options=WindowOptions,
     make=lambda options, resources: PopularityWindow.over(resources.once(_events), len(resources.titles), options.days),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
+    log_scores=logarithms,
 )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Declaration, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
 
 if TYPE_CHECKING:
+    from l2d_ray.data.dataset import Dataset
     from l2d_ray.recommenders.resources import Resources
 
 MODULES = {
@@ -34,6 +35,7 @@ MODULES = {
     "alpharec": "l2d_ray.recommenders.alpharec",
     "id-head": "l2d_ray.recommenders.id_head",
     "lite-llm4rec": "l2d_ray.recommenders.lite_llm4rec",
+    "fused": "l2d_ray.recommenders.fused",
 }
 """The module of each recommender, by the first part of its names. Only the modules of requested names are imported."""
 
@@ -50,6 +52,22 @@ class NamedRecommender:
     def declaration(self) -> Declaration[Any]:
         """The declaration in the recommender's module."""
         return declaration(self.module)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Resources that it is made from: those of its declaration, and of the recommenders that it combines."""
+        return self.declaration.needs.union(*(part.needs for part in self.options.parts))
+
+    def checksum(self, dataset: "Dataset") -> str:
+        """Return the checksum of its weights; empty if it is one that jobs/train.py does not train.
+
+        Raises InputError if it was not trained yet, or on another dataset.
+        """
+        if Need.TRAINED not in self.declaration.needs:
+            return ""
+        from l2d_ray.recommenders.trained import read_record  # not above: it imports PyTorch
+
+        return read_record(dataset, self.name).sha256
 
     def make(self, resources: "Resources") -> Recommender:
         """Make the recommender."""

@@ -12,7 +12,8 @@ from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.models.backbone import LanguageModel
 from l2d_ray.models.trainable import load_trainable_body
-from l2d_ray.recommenders.contract import IndexKey, Need
+from l2d_ray.recommenders.contract import IndexKey, Need, Recommender
+from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
 
@@ -28,34 +29,35 @@ class Resources:
     def __init__(self, config: Config, needs: Collection[Need], indexes: Mapping[IndexKey, str]) -> None:
         """Load nothing yet. `indexes` has the path of each index's manifest in the workspace."""
         self.config = config
-        self._needs, self._paths = needs, indexes
+        self._needs, self.indexes = needs, indexes
         self._workspace = Workspace.open(config.workspace)
-        self._dataset = Dataset.open(self._workspace)
+        self.dataset = Dataset.open(self._workspace)
         self._indexes: dict[tuple[IndexKey, float], ShardedIndex] = {}
         self._derived: dict[Any, Any] = {}
+        self._made: dict[NamedRecommender, Recommender] = {}
 
     @cached_property
     def titles(self) -> list[str]:
         """The title of each item."""
-        titles: list[str] = self._dataset.items()["title"].to_pylist()
+        titles: list[str] = self.dataset.items()["title"].to_pylist()
         return titles
 
     @cached_property
     def item_ids(self) -> list[str]:
         """The id of each item."""
-        item_ids: list[str] = self._dataset.items()["item_id"].to_pylist()
+        item_ids: list[str] = self.dataset.items()["item_id"].to_pylist()
         return item_ids
 
     @cached_property
     def first_times_I(self) -> IntArray:
         """The time of the first interaction with each item, of any split (`samples.first_times`)."""
-        return first_times(self._dataset)
+        return first_times(self.dataset)
 
     @cached_property
     def training_interactions(self) -> TrainingInteractions:
         """The items of all users up to their last training targets."""
         self._check(Need.TRAINING_INTERACTIONS)
-        return training_interactions(self._dataset)
+        return training_interactions(self.dataset)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -88,16 +90,22 @@ class Resources:
     def trained(self, name: str) -> Trained:
         """Return the weights that jobs/train.py left. Raises InputError as `Trained.load` does."""
         self._check(Need.TRAINED)
-        return Trained.load(self._dataset, name)
+        return Trained.load(self.dataset, name)
 
     def index(self, key: IndexKey, prior: float = 0.0) -> ShardedIndex:
         """Return an index whose L2D-G has this prior."""
         self._check(Need.INDEX)
         if (key, prior) not in self._indexes:
             self._indexes[key, prior] = (
-                self.index(key).with_prior(prior) if prior else ShardedIndex.open(self._workspace, self._paths[key])
+                self.index(key).with_prior(prior) if prior else ShardedIndex.open(self._workspace, self.indexes[key])
             )
         return self._indexes[key, prior]
+
+    def recommender(self, named: NamedRecommender) -> Recommender:
+        """Make a recommender from these parts, or return the one that was made before."""
+        if named not in self._made:
+            self._made[named] = named.make(self)
+        return self._made[named]
 
     def once(self, derive: Callable[["Resources"], PartT]) -> PartT:
         """Return `derive(self)`, which is computed at the first call only: a part that several recommenders share."""

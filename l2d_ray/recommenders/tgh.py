@@ -29,7 +29,7 @@ from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_of_all
 from l2d_ray.core.query import Query, known_items
 from l2d_ray.data.samples import TrainingInteractions
-from l2d_ray.recommenders.contract import Declaration, Need, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Recommender, logits
 from l2d_ray.recommenders.title_knn import title_directions
 from l2d_ray.recommenders.tuned import TunedOptions
 
@@ -120,4 +120,5 @@ DECLARATION = Declaration(
         resources.once(_graph), resources.once(title_directions), BUDGETS[options.sources]
     ),
     needs=frozenset({Need.TRAINING_INTERACTIONS, Need.TITLE_STATES}),
+    log_scores=logits,
 )

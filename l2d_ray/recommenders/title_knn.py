@@ -13,7 +13,7 @@ import numpy as np
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.decoding import NO_ITEMS, ScoredItems, best_of_all
 from l2d_ray.core.query import Query, indexed_items
-from l2d_ray.recommenders.contract import Declaration, Need, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Recommender, logits
 from l2d_ray.recommenders.tuned import TunedOptions
 
 if TYPE_CHECKING:
@@ -70,4 +70,5 @@ DECLARATION = Declaration(
     options=TitleOptions,
     make=lambda options, resources: TitleKnn(resources.once(title_directions), options.last_items),
     needs=frozenset({Need.TITLE_STATES}),
+    log_scores=logits,
 )

@@ -23,7 +23,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, training_interactions
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logits
 from l2d_ray.recommenders.trained import Epoch, read_record, record_of
 
 if TYPE_CHECKING:  # imports transformers, which takes seconds
@@ -168,6 +168,7 @@ def declare_trained(
         make=make,
         needs=frozenset({Need.TRAINED, *needs}),
         trainer=trainer,
+        log_scores=logits,
     )
 
 

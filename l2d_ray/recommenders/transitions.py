@@ -15,7 +15,7 @@ from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query
 from l2d_ray.core.transitions import Mixture, TransitionCounts, Transitions
 from l2d_ray.data.samples import TrainingInteractions
-from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender
+from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logarithms
 
 if TYPE_CHECKING:
     from l2d_ray.recommenders.resources import Resources
@@ -62,4 +62,5 @@ DECLARATION = Declaration(
     options=Options,
     make=lambda _, resources: resources.once(transitions),
     needs=frozenset({Need.TRAINING_INTERACTIONS}),
+    log_scores=logarithms,
 )

@@ -1,6 +1,6 @@
 """The interface between the HTTP application and the recommender behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.recommenders import L2D
+from l2d_ray.serve.schemas import Explanation
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Answer:
     """Shards that did not answer, where partial answers are allowed."""
     model: str | None = None
     """Identifier of what answered, if that is not the model of the release."""
+    log_probabilities: bool = False
+    """Whether scores are natural logarithms of probabilities, which add up to 1 over the catalogue."""
+    explanations: Sequence[Explanation | None] | None = None
+    """For each item, if the query asks for explanations. None where a shard did not answer."""
 
 
 class OverloadedError(Exception):

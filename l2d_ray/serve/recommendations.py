@@ -25,10 +25,10 @@ class RecommendationRoutes:
 
     def add_to(self, router: APIRouter) -> None:
         """Add the routes to a router; beam search only if `serve.beams` offers it."""
-        router.post("/recommend", tags=["recommend"])(self.recommend)
-        router.post("/recommend/batch", tags=["recommend"])(self.recommend_batch)
+        router.post("/recommend", tags=["recommend"], response_model_exclude_unset=True)(self.recommend)
+        router.post("/recommend/batch", tags=["recommend"], response_model_exclude_unset=True)(self.recommend_batch)
         if self._settings.beams:
-            router.post("/beam_search", tags=["recommend"])(self.beam_search)
+            router.post("/beam_search", tags=["recommend"], response_model_exclude_unset=True)(self.beam_search)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Recommend items after one history."""
@@ -84,4 +84,6 @@ class RecommendationRoutes:
     def _log(self, method: str, requests: Sequence[RecommendRequest], responses: Sequence[RecommendResponse]) -> None:
         if self._settings.log_histories:
             for request, response in zip(requests, responses, strict=True):
-                logger.info(method, extra={"request": request.model_dump(), "response": response.model_dump()})
+                logger.info(
+                    method, extra={"request": request.model_dump(), "response": response.model_dump(exclude_unset=True)}
+                )

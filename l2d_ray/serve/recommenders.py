@@ -4,13 +4,15 @@ They are made from the dataset and from `recommenders/`, either of which may be 
 A release therefore records what it was planned with.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.contract import MODEL_NEEDS, Need, Recommender
+from l2d_ray.recommenders.contract import MODEL_NEEDS, IndexKey, Recommender
+from l2d_ray.recommenders.fused import read_fusion
 from l2d_ray.recommenders.registry import NamedRecommender, find
+from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.workspace import Workspace
 
 L2D = "l2d"
@@ -30,16 +32,21 @@ def find_served(name: str, config: Config, setting: str = SETTING) -> NamedRecom
     for refused, reason in (
         (declared.writes_text, "writes text, which takes seconds"),
         (declared.samples_only, "has lists for the samples of an evaluation only"),
-        (Need.INDEX in declared.needs, "searches another index than the endpoint"),
+        ({*named.options.indexes} - {served_index(config)}, "searches another index than the endpoint"),
     ):
         if refused:
             raise InputError(f"{setting}={name!r}: cannot be served, because it {reason}; leave it out")
     return named
 
 
+def served_index(config: Config) -> IndexKey:
+    """Return the index that L2D searches."""
+    return IndexKey(config.index.space)
+
+
 def runs_model(names: Iterable[str], config: Config) -> bool:
     """Return whether one of these recommenders needs the language model."""
-    return any(find_served(name, config).declaration.needs & MODEL_NEEDS for name in names)
+    return any(find_served(name, config).needs & MODEL_NEEDS for name in names)
 
 
 def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[str, str]:
@@ -58,27 +65,30 @@ def served_weights(names: Iterable[str], config: Config, dataset: str) -> dict[s
             f"{found.workspace.path('dataset')}: is not the dataset of the memory, so {named[0].name} cannot be served;"
             f" run jobs/build_memory.py and jobs/build_index.py, or leave {SETTING} out"
         )
-    weights = {one.name: weights_of(one, found) for one in named}
+    weights = {one.name: weights_of(one, found, config) for one in named}
     for one in named:
         one.options.check_model(config, found)
     return weights
 
 
-def weights_of(named: NamedRecommender, dataset: Dataset) -> str:
-    """Return the checksum of a recommender's weights; empty if it is one that jobs/train.py does not train.
+def weights_of(named: NamedRecommender, dataset: Dataset, config: Config) -> str:
+    """Return the checksum of a recommender's weights, or of the record of a fusion; empty if it has none.
 
-    Raises InputError if it was not trained yet or on another dataset, or if it cannot be made from this one.
+    Raises InputError if it was not trained or fitted yet, or on another dataset, or if it cannot be made from this one.
     """
     named.options.check(dataset, [])
-    if Need.TRAINED not in named.declaration.needs:
-        return ""
-    from l2d_ray.recommenders.trained import read_record  # not above: it imports PyTorch
-
-    return read_record(dataset, named.name).sha256
+    if named.options.parts:
+        return read_fusion(named.options, dataset, _indexes(named, config)).digest()
+    return named.checksum(dataset)
 
 
 def make(named: NamedRecommender, config: Config) -> Recommender:
     """Make a recommender of parts that it shares with no other. Raises InputError if weights are missing or damaged."""
     from l2d_ray.recommenders.resources import Resources  # not above: it imports PyTorch
 
-    return named.make(Resources(config, named.declaration.needs, {}))
+    return named.make(Resources(config, named.needs, _indexes(named, config)))
+
+
+def _indexes(named: NamedRecommender, config: Config) -> Mapping[IndexKey, str]:
+    """Return the path of the manifest of the served index, if a recommender searches it, too."""
+    return {key: plan_index(config).manifest for key in named.options.indexes}

@@ -47,6 +47,8 @@ class Release(Record):
     """`IndexReader.digest` of that index."""
     recommenders: dict[str, str] = Field({})
     """Recommenders next to L2D, each with the checksum of its weights (`served_weights`)."""
+    log_probabilities: list[str] = Field([])
+    """Those of them whose scores are natural logarithms of probabilities."""
 
     @classmethod
     def plan(cls, config: Config, recommenders: Iterable[str] | None = None) -> "Release":
@@ -62,11 +64,13 @@ class Release(Record):
         if not workspace.exists(path):
             raise InputError(f"{workspace.path(path)}: not found; run jobs/build_index.py with the same settings first")
         reader = IndexReader.open(workspace, path)
+        weights = served_weights(names, config, reader.manifest.dataset)
         release = cls(
             settings=config.model_dump(mode="json"),
             index=path,
             manifest=reader.digest,
-            recommenders=served_weights(names, config, reader.manifest.dataset),
+            recommenders=weights,
+            log_probabilities=[name for name in weights if find_served(name, config).options.log_probabilities],
         )
         release.items()
         return release

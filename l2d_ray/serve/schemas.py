@@ -72,6 +72,35 @@ class RecommendRequest(Body):
     """The only item ids to recommend. Unknown ids are ignored. null: all items."""
     unknown_items: Literal["refuse", "skip"] = "refuse"
     """Treatment of item ids in the history that the catalogue does not know: answer 422, or skip them."""
+    explain: bool = False
+    """Whether to explain each item, which takes some milliseconds more. Only for `aggregation: posterior` of L2D."""
+
+
+class PastItem(BaseModel):
+    """An item of the history, and how much it says about a recommended item."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    item_id: str
+    title: str
+    share: float
+    """Share of the recommended item's probability, given the last items alone, that comes from this item."""
+
+
+class Explanation(BaseModel):
+    """The reasons for the score of an item."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    terms: dict[str, float]
+    """Terms in nats, which add up to the score. `state`: the model's state after the history is near the sequences that
+    the item followed; `title` if it followed none. `transitions`: the item followed the last items more often than
+    others. `popularity`: logarithm of its share of all sequences. `repetition`: it is in the history.
+    `normalisation`: the same for all items."""
+    after: list[PastItem]
+    """Last items of the history that the item often followed, the largest share first."""
+    sequences: list[list[str]]
+    """Titles of the training sequences that the item followed and that are nearest to the history."""
 
 
 class Recommendation(BaseModel):
@@ -85,6 +114,10 @@ class Recommendation(BaseModel):
     """L2D-G and L2D-L: 1 / distance between history and item; in L2D-G the distance includes the item's prior. null:
     the distance is zero. `posterior`: natural logarithm of the probability. Beam search: that of the title. Another
     recommender: its own score."""
+    probability: float | None = None
+    """Probability that this item comes next, among all items of the catalogue. Only for `posterior` and for fusions."""
+    explanation: Explanation | None = None
+    """Only if the request has `explain`."""
 
 
 class Timing(BaseModel):

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.query import Query
+from l2d_ray.index.aggregations import l2d_posterior
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer, ServedRelease
 from l2d_ray.serve.problems import invalid
+from l2d_ray.serve.recommenders import L2D
 from l2d_ray.serve.schemas import Recommendation, RecommendRequest, RecommendResponse, Timing
 
 Location = tuple[str | int, ...]
@@ -23,8 +26,8 @@ def query_of(
     """Return the query of a request, and the unknown item ids that were left out of its history.
 
     `location` is the path of the request in the body. Raises RequestValidationError, naming the field, if a limit of
-    `settings` is exceeded, if the recommender is not served or the index does not offer the aggregation, if an unknown
-    item is to be refused, or if no known item is left.
+    `settings` is exceeded, if the recommender is not served, the index does not offer the aggregation or it cannot be
+    explained, if an unknown item is to be refused, or if no known item is left.
     """
     _check_sizes(request, location, settings)
     if request.recommender not in release.recommenders:
@@ -32,6 +35,9 @@ def query_of(
         raise invalid((*location, "recommender"), f"not served; give one of {served} (serve.recommender)")
     if request.aggregation not in release.aggregations:
         raise invalid((*location, "aggregation"), f"not offered by this index; use {' or '.join(release.aggregations)}")
+    if request.explain and (request.recommender, request.aggregation) != (L2D, l2d_posterior.NAME):
+        reason = f"explains only the scores of l2d with aggregation={l2d_posterior.NAME}; give these, or leave it out"
+        raise invalid((*location, "explain"), reason)
     catalogue, at_history = release.catalogue, (*location, "history")
     unknown = catalogue.unknown(item for item in request.history if isinstance(item, str))
     if unknown and request.unknown_items == "refuse":
@@ -52,23 +58,15 @@ def query_of(
         allow=None if request.allow is None else _indices(request.allow, catalogue),
         aggregation=request.aggregation,
         top_m=request.top_m or release.top_m,
+        explain=request.explain,
     )
     return query, unknown
 
 
 def response_of(answer: Answer, release: ServedRelease, skipped: list[str], seconds: float) -> RecommendResponse:
     """Return the response to a request that took `seconds` and whose unknown items were `skipped`."""
-    catalogue = release.catalogue
-    scored = zip(answer.items.items_I.tolist(), answer.items.scores_I.tolist(), strict=True)
     return RecommendResponse(
-        items=[
-            Recommendation(
-                item_id=catalogue.ids[item],
-                title=catalogue.titles[item],
-                score=score if math.isfinite(score) else None,
-            )
-            for item, score in scored
-        ],
+        items=_recommendations(answer, release.catalogue),
         version=release.version,
         snapshot=release.snapshot,
         model=answer.model or release.model,
@@ -79,6 +77,20 @@ def response_of(answer: Answer, release: ServedRelease, skipped: list[str], seco
         partial=bool(answer.missing_shards),
         missing_shards=answer.missing_shards,
     )
+
+
+def _recommendations(answer: Answer, catalogue: ItemCatalogue) -> list[Recommendation]:
+    """Return the items of an answer. Fields that do not apply to it stay unset."""
+    found = []
+    for number, (item, score) in enumerate(zip(answer.items.items_I, answer.items.scores_I.tolist(), strict=True)):
+        more: dict[str, Any] = {}
+        if answer.log_probabilities:
+            more["probability"] = math.exp(score)
+        if answer.explanations is not None:
+            more["explanation"] = answer.explanations[number]
+        shown = score if math.isfinite(score) else None
+        found.append(Recommendation(item_id=catalogue.ids[item], title=catalogue.titles[item], score=shown, **more))
+    return found
 
 
 def check_limit(count: int, limit: int, location: Location, unit: str, setting: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l2d_ray.recommenders.contract import Need
+from l2d_ray.recommenders.fused import FusionRecord
 from l2d_ray.recommenders.registry import MODULES, NamedRecommender
 from l2d_ray.recommenders.trained import TrainingRecord, record_of
 from l2d_ray.stages.tuning import report_of
@@ -38,15 +39,25 @@ class Allowance:
     """Seconds of training that the search took."""
 
 
-def allowances_of(plan: "Plan", choices: Mapping[str, Mapping[str, float]]) -> list[Allowance]:
-    """Return the search of each recommender, in the order of the plan, given the choices of the validation."""
-    return [_allowance(one, plan, choices) for one in plan.recommenders]
+def allowances_of(
+    plan: "Plan", choices: Mapping[str, Mapping[str, float]], fusions: Mapping[str, FusionRecord]
+) -> list[Allowance]:
+    """Return the search of each recommender, in the order of the plan.
+
+    `choices` are those of the validation, `fusions` the weights of each fusion.
+    """
+    return [
+        Allowance(one.name, 1, ["weights"], fusions[one.name].samples, "cross-entropy")
+        if one.name in fusions
+        else _allowance(one, plan, choices)
+        for one in plan.recommenders
+    ]
 
 
 def _allowance(one: NamedRecommender, plan: "Plan", choices: Mapping[str, Mapping[str, float]]) -> Allowance:
     if one.module == MODULES["file"]:
         return Allowance(one.name, None, [])
-    if Need.TRAINED in one.declaration.needs:
+    if Need.TRAINED in one.needs:
         return _training(one.name, Workspace.open(plan.config.workspace))
     compared, settings = {one.options.chosen(choices)}, list[str]()
     for study in one.options.studies(plan.config):

@@ -92,7 +92,7 @@ def finetuning_is_due(config: Config, recommenders: Sequence[NamedRecommender]) 
     workspace, given = Workspace.open(config.workspace), config.given()
     folders = [config.finetune.name] if "finetune.name" in given else workspace.folders()
     there = [MEMORY, "memory/snapshots", *(f"{folder}/training.json" for folder in folders)]
-    needed = any(one.declaration.needs & MODEL_NEEDS for one in recommenders)
+    needed = any(one.needs & MODEL_NEEDS for one in recommenders)
     return needed and "model.adapter" not in given and not any(map(workspace.exists, there))
 
 

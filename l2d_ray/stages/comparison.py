@@ -1,5 +1,6 @@
 """The report of a comparison in Markdown: every table of an evaluation, for people, and its short form for a screen."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,6 +28,8 @@ def document(report: Report, figure: str) -> str:
         ("Paired ratios", _ratios(report)),
         ("Allowed search", _allowances(report.allowances)),
         ("Seeds", _seeds(report.results)),
+        ("Fusions", _fusions(report)),
+        ("Calibration", _calibrations(report)),
     ]
     texts = [f"## {title}\n\n{text}" for title, text in sections if text]
     return "\n\n".join([f"# {report.plan.config.evaluate.name}", _about(report), *texts]) + "\n"
@@ -156,6 +159,36 @@ def _seeds(rows: Sequence[Row]) -> str:
         return ""
     head = ["recommender", "mean Recall@20", "by seed"]
     return "Trained with several seeds. The language model is fine-tuned with one.\n\n" + _table(head, lines)
+
+
+def _fusions(report: Report) -> str:
+    """Return the weights of each fusion; "" if there is none."""
+    if not report.fusions:
+        return ""
+    head = ["recommender", "weights of the parts", "factor of items already seen", "nats", "validation samples"]
+    lines = []
+    for name, record in report.fusions.items():
+        weights = ", ".join(f"{part} {weight:g}" for part, weight in record.parts.items())
+        nats = "" if record.nats is None else f"{record.nats:.3f}"
+        lines.append([name, weights, f"{math.exp(record.log_repeat):.3g}", nats, f"{record.samples:,}"])
+    return (
+        "The log-probabilities of the parts are added with these weights, which were fitted on validation samples. Nats"
+        " are the mean of -log p(target) there.\n\n" + _table(head, lines)
+    )
+
+
+def _calibrations(report: Report) -> str:
+    """Return how far the probabilities are from the shares that came next; "" if there are no probabilities."""
+    if not report.calibrations:
+        return ""
+    head = ["recommender", "first 20 items", "first item", "mean probability of the first item", "share that came next"]
+    lines = []
+    for name, one in report.calibrations.items():
+        lines.append([name, *map(percent, (one.listed.error, one.first.error, *one.first.means))])
+    return (
+        "Expected calibration error in percent: the difference between the probability of an item and the share of such"
+        " items that came next, in ten bins of equal size.\n\n" + _table(head, lines)
+    )
 
 
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

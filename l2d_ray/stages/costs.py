@@ -41,21 +41,22 @@ def costs_of(
     workspace = Workspace.open(config.workspace)
     searched = {key for one in recommenders for key in one.options.indexes}
     cost_of_index = {key: _index(workspace, indexes[key]) for key in searched}
-    needed = {need for one in recommenders for need in one.declaration.needs}
+    needed = {need for one in recommenders for need in one.needs}
     model = _model(config) if needed & MODEL_NEEDS else Cost()
     counted = Cost(bytes=_bytes(workspace, "dataset/histories"))
     costs = {}
     for one in recommenders:
         if one.module == MODULES["file"]:
             continue
-        needs = one.declaration.needs
+        needs = one.needs
         parts = [cost_of_index[key] for key in one.options.indexes]
         if needs & MODEL_NEEDS:
             parts.append(model)
         if Need.TRAINING_INTERACTIONS in needs:
             parts.append(counted)
-        if Need.TRAINED in needs:
-            parts.append(_trained(workspace, one.name))
+        for part in one.options.parts or [one]:
+            if Need.TRAINED in part.needs:
+                parts.append(_trained(workspace, part.name))
         costs[one.name] = sum(parts, Cost())
     return costs
 

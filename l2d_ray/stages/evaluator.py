@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.arrays import Integers
 from l2d_ray.core.metrics import target_ranks
 from l2d_ray.core.query import Query
-from l2d_ray.recommenders.contract import IndexKey, Outcome, Recommender
+from l2d_ray.recommenders.contract import IndexKey, Outcome
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.recommenders.resources import Resources
 from l2d_ray.stages.summary import CUTOFFS, TOP
@@ -28,9 +27,8 @@ class Evaluator:
         """Load nothing yet. `runs` has the recommenders of each run, by its label."""
         self._runs, self._exclude_seen = runs, config.recommend.exclude_seen
         self._appeared = config.evaluate.candidates == "appeared"
-        needs = {need for named in runs.values() for one in named for need in one.declaration.needs}
+        needs = {need for named in runs.values() for one in named for need in one.needs}
         self._resources = Resources(config, needs, indexes)
-        self._made: dict[NamedRecommender, Recommender] = {}
         self._warm: set[str] = set()
 
     def ranks(self, samples: Columns) -> dict[str, NDArray[Any]]:
@@ -38,8 +36,8 @@ class Evaluator:
 
         `samples` has the columns `run`, `sample_id`, `user_hash`, `history`, `target` and `timestamp` (of the target).
         The rows have `run`, `number` (of the recommender in its run), `recommender`, `sample_id`, `user_hash`,
-        `target`, `rank`, `top`, `seconds` and `tokens`. `top` has the first 20 items. The last two are means over the
-        batch.
+        `target`, `rank`, `top`, `log_probabilities`, `seconds` and `tokens`. `top` has the first 20 items, and the next
+        column their scores if they are log-probabilities. The last two are means over the batch.
         """
         parts = [
             self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
@@ -49,7 +47,7 @@ class Evaluator:
 
     def recommend(self, named: Sequence[NamedRecommender], queries: Sequence[Query]) -> list[Outcome]:
         """Return what each recommender answers to the queries; those of one class may share work."""
-        recommenders = [self._recommender(one) for one in named]
+        recommenders = [self._resources.recommender(one) for one in named]
         outcomes: dict[int, Outcome] = {}
         for kind in dict.fromkeys(type(one) for one in recommenders):
             numbers = [number for number, one in enumerate(recommenders) if type(one) is kind]
@@ -73,7 +71,15 @@ class Evaluator:
             "user_hash": np.tile(samples["user_hash"], len(outcomes)),
             "target": np.tile(targets, len(outcomes)),
             "rank": np.concatenate(ranks),
-            "top": _as_column([items.items_I[:TOP] for outcome in outcomes for items in outcome.lists]),
+            "top": _as_column([items.items_I[:TOP] for outcome in outcomes for items in outcome.lists], np.int32),
+            "log_probabilities": _as_column(
+                [
+                    items.scores_I[: TOP if one.options.log_probabilities else 0]
+                    for one, outcome in zip(named, outcomes, strict=True)
+                    for items in outcome.lists
+                ],
+                np.float32,
+            ),
             "seconds": np.repeat([outcome.seconds / size for outcome in outcomes], size),
             "tokens": np.repeat([outcome.tokens / size for outcome in outcomes], size),
         }
@@ -93,14 +99,9 @@ class Evaluator:
             for history, time, sample_id in zip(*columns, strict=True)
         ]
 
-    def _recommender(self, named: NamedRecommender) -> Recommender:
-        if named not in self._made:
-            self._made[named] = named.make(self._resources)
-        return self._made[named]
 
-
-def _as_column(lists: Sequence[Integers]) -> NDArray[Any]:
-    """Return lists of items as an array of objects, which pyarrow reads as lists."""
+def _as_column(lists: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    """Return lists of numbers as an array of objects, which pyarrow reads as lists."""
     column = np.empty(len(lists), object)
-    column[:] = [items.astype(np.int32) for items in lists]
+    column[:] = [numbers.astype(dtype) for numbers in lists]
     return column

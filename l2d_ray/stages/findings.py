@@ -1,13 +1,15 @@
 """The findings of an evaluation: the report of its ranks, with costs, paired ratios and the searches behind it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from l2d_ray.recommenders.contract import IndexKey
+from l2d_ray.recommenders.fused import FusionRecord
 from l2d_ray.stages.allowances import Allowance, allowances_of
+from l2d_ray.stages.calibration import Calibration
 from l2d_ray.stages.costs import Cost, costs_of
 from l2d_ray.stages.evaluation import SAME_SAMPLES, Plan, Run, Share, Validation
 from l2d_ray.stages.summary import ItemFrequencies, PairedRatio, Row, ratios_to, summarise
@@ -32,6 +34,10 @@ class Report:
     """Recall@20 of the reference over that of each other recommender; empty without a reference."""
     allowances: list[Allowance]
     """The search behind each recommender."""
+    fusions: Mapping[str, FusionRecord] = field(default_factory=dict)
+    """The weights of each fusion, by its name."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """The calibration of each recommender whose scores are probabilities, by its name."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `reports/<evaluate.name>.json`."""
@@ -40,6 +46,8 @@ class Report:
             "same_users": [row.to_json() for row in self.same_users],
             "ratios": [ratio.to_json() for ratio in self.ratios],
             "allowed": [asdict(allowance) for allowance in self.allowances],
+            "fusions": {name: record.model_dump() for name, record in self.fusions.items()},
+            "calibration": {name: one.to_json() for name, one in self.calibrations.items()},
             "validation": {
                 "samples": len(self.plan.valid),
                 "results": [trial.values | trial.row.to_json() for trial in self.validation.trials],
@@ -55,12 +63,18 @@ class Report:
 
 
 def report(
-    plan: Plan, indexes: Mapping[IndexKey, str], validation: Validation, runs: Sequence[Run], ranks: pa.Table
+    plan: Plan,
+    indexes: Mapping[IndexKey, str],
+    validation: Validation,
+    runs: Sequence[Run],
+    ranks: pa.Table,
+    fusions: Mapping[str, FusionRecord],
 ) -> Report:
-    """Summarise the ranks of `final_runs`."""
+    """Summarise the ranks of `final_runs`. `fusions` has the weights of each fusion."""
     rows, *others = (rows_of(run, ranks, plan.frequencies) for run in runs)
     same_users = others[0] if others else []
     row_of = {row.recommender: row for row in [*same_users, *rows]}
+    names = {one.name for one in plan.recommenders}
     silent = [one for one in plan.recommenders if not one.declaration.writes_text]
     return Report(
         plan=plan,
@@ -71,7 +85,13 @@ def report(
         shares=[(share, row_of[share.recommender.name]) for share in plan.shares(silent)],
         costs=costs_of(plan.recommenders, plan.config, indexes),
         ratios=_ratios(plan, runs, ranks),
-        allowances=allowances_of(plan, validation.choices),
+        allowances=allowances_of(plan, validation.choices, fusions),
+        fusions=fusions,
+        calibrations={
+            one.name: Calibration.of(table)
+            for one, table in zip(runs[0].recommenders, _tables(runs[0], ranks), strict=True)
+            if one.options.log_probabilities and one.name in names
+        },
     )
 
 

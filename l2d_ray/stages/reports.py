@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from l2d_ray.stages.finetuning import Training
 from l2d_ray.stages.summary import CUTOFFS, GROUPS, Row
 
@@ -36,12 +38,13 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def plot(report: "Report") -> "Figure":
-    """Draw three plots: accuracy against cost, Recall@20 against M, and Recall@20 against the size of the memory.
+    """Draw accuracy against cost, Recall@20 against M and against the size of the memory, and the calibration if any.
 
     The area of a mark in the first one grows with the hours of training.
     """
-    figure = _figure(width=15)
-    cost, neighbours, size = figure.subplots(1, 3)
+    panels = 4 if report.calibrations else 3
+    figure = _figure(width=5 * panels)
+    cost, neighbours, size, *calibrated = figure.subplots(1, panels)
     _accuracy_against_cost(cost, report)
     cost.legend(fontsize=7, markerscale=0.5)
     by_m = [
@@ -53,6 +56,8 @@ def plot(report: "Report") -> "Figure":
     _curves(neighbours, by_m, "M, rows averaged", "values of M, validation data")
     _curves(size, by_size, "share of the memory", "size of the memory, test data")
     neighbours.set_xscale("log")
+    for axes in calibrated:
+        _reliability(axes, report)
     return figure
 
 
@@ -135,6 +140,22 @@ def _accuracy_against_cost(axes: "Axes", report: "Report") -> None:
     axes.set_xlabel("seconds a user")
     axes.set_ylabel("Recall@20")
     axes.set_title("accuracy against cost, test data", fontsize=10)
+
+
+def _reliability(axes: "Axes", report: "Report") -> None:
+    """Draw the share that came next against the probability, for the items of the first 20 places."""
+    for name, one in report.calibrations.items():
+        label = f"{name}, expected calibration error {percent(one.listed.error)}%"
+        axes.plot(one.listed.predicted_B, one.listed.observed_B, marker="o", label=label)
+    predicted_B = np.concatenate([one.listed.predicted_B for one in report.calibrations.values()])
+    ends = [predicted_B.min(), predicted_B.max()]
+    axes.plot(ends, ends, color="gray", linewidth=0.8, label="perfect")
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_xlabel("probability of an item among the first 20")
+    axes.set_ylabel("share of these items that came next")
+    axes.set_title("reliability of probabilities, test data", fontsize=10)
+    axes.legend(fontsize=7)
 
 
 def _curves(axes: "Axes", points: Sequence[tuple[str, float, float]], label: str, title: str) -> None:

@@ -13,6 +13,7 @@ from l2d_ray.stages.evaluation import (
 )
 from l2d_ray.stages.evaluator import Evaluator
 from l2d_ray.stages.findings import Report, report, rows_of
+from l2d_ray.stages.fusion import fit_fusion
 
 
 def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
@@ -36,5 +37,6 @@ def evaluate(plan: Plan, indexes: dict[IndexKey, str]) -> Report:
     compared = validation_runs(plan)
     rows = [row for run in compared for row in rows_of(run, rank(plan, [run], indexes), plan.frequencies)]
     validation = choose(plan, rows)
+    fusions = {one.name: fit_fusion(plan.config, one, indexes) for one in plan.recommenders if one.options.parts}
     runs = final_runs(plan, validation)
-    return report(plan, indexes, validation, runs, rank(plan, runs, indexes))
+    return report(plan, indexes, validation, runs, rank(plan, runs, indexes), fusions)

@@ -17,15 +17,15 @@ ODD_TITLES = {7: SCRIPT, 8: "W" * 150, 9: "Film\u202eback"}
 """Titles that a page could display wrongly, by item."""
 MILLISECONDS = 30_000
 """Patience of every expectation."""
-LISTS = (("L2D-G", "global"), ("L2D-L", "local"), ("L2D w", "posterior"))
+LISTS = (("L2D w", "posterior"), ("L2D-G", "global"), ("L2D-L", "local"))
 """The lists of L2D: the beginning of each heading, and the aggregation."""
 READ_LISTS = """lists => lists.map((list) => [
   list.querySelector("h3").textContent.slice(0, 5),
-  [...list.querySelectorAll("li")].map((item) => [
-    item.querySelector("bdi").textContent, Number(item.querySelector(".score").textContent),
+  [...list.querySelectorAll(".items > li")].map((item) => [
+    item.querySelector("bdi").textContent, parseFloat(item.querySelector(".score").textContent),
   ]),
 ])"""
-"""Script that reads all lists at one moment: the beginning of each heading, titles and scores."""
+"""Script that reads all lists at one moment: the beginning of each heading, titles, and scores or percentages."""
 
 
 @dataclass
@@ -127,8 +127,9 @@ def expect_beam_list(page: Page, beams_url: str, items: list[Any]) -> None:
 
 
 def scored_titles(answer: dict[str, Any]) -> list[list[Any]]:
-    """Return titles and scores of a response; the page shows scores with four digits."""
-    return [[item["title"], pytest.approx(item["score"], rel=1e-3)] for item in answer["items"]]
+    """Return titles and scores of a response; the page shows four digits, and of probabilities three, in percent."""
+    shown = [100 * item["probability"] if "probability" in item else item["score"] for item in answer["items"]]
+    return [[item["title"], pytest.approx(value, rel=6e-3)] for item, value in zip(answer["items"], shown, strict=True)]
 
 
 def beam_search(page: Page) -> Locator:
@@ -141,3 +142,8 @@ def open_with_beams(page: Page, engine: LocalEngine, beams_url: str) -> None:
     engine.beams = 4
     page.goto(beams_url)
     expect(page.locator("#served")).to_contain_text("30 items")
+
+
+def choice(page: Page, name: str) -> Locator:
+    """Return the box that puts a list next to the others."""
+    return page.get_by_role("group", name="Side by side").get_by_role("checkbox", name=name, exact=True)

@@ -8,6 +8,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from l2d_ray.serve.catalogue import ItemCatalogue
+from l2d_ray.serve.explanations import Explainer
+from l2d_ray.workspace import Workspace
 from support.chromium import CHROMIUM
 from support.live_endpoint import LIMITS, application, listening
 from support.page_actions import MILLISECONDS, ODD_TITLES, Console
@@ -20,6 +22,7 @@ def page_engine(engine: LocalEngine) -> LocalEngine:
     titles = [ODD_TITLES.get(number, title) for number, title in enumerate(engine.catalogue.titles)]
     odd = copy.copy(engine)
     odd.catalogue = ItemCatalogue(pa.table({"item_id": engine.catalogue.ids, "title": titles}))
+    odd.explainer = Explainer(Workspace.open(engine.config.workspace), engine.dataset, odd.catalogue.ids, titles)
     return odd
 
 

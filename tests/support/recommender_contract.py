@@ -99,7 +99,7 @@ class RecommenderContract:
         self, recommender: Recommender, named: NamedRecommender
     ) -> None:
         lists, tokens = recommender.recommend_counted(queries(5))
-        assert (tokens > 0) == bool(named.declaration.needs & MODELS)
+        assert (tokens > 0) == bool(named.needs & MODELS)
         for found, expected in zip(lists, recommender.recommend(queries(5)), strict=True):
             assert_alike(found, expected)
 

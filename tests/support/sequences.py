@@ -60,4 +60,4 @@ def trained(config: Config, report: Report = lambda _: None) -> TrainingRecord:
 def loaded(config: Config) -> Recommender:
     """Load a trained recommender."""
     named = find(config.recommender, config, "recommender")
-    return named.make(Resources(config, named.declaration.needs, {}))
+    return named.make(Resources(config, named.needs, {}))

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from l2d_ray.recommenders.constrained_beam import ConstrainedBeam
 from l2d_ray.recommenders.contract import Recommender
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer, UnavailableError
+from l2d_ray.serve.explanations import Explainer
 from l2d_ray.serve.recommenders import L2D, find_served, make
+from l2d_ray.serve.schemas import Explanation
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.settings import record_index, record_memory
 from l2d_ray.stages.training import plan_training, train
@@ -74,7 +77,9 @@ class LocalEngine:
 
     def __init__(self, config: Config) -> None:
         self.config, workspace = config, Workspace.open(config.workspace)
-        self.catalogue = ItemCatalogue(Dataset.open(workspace).items())
+        dataset = Dataset.open(workspace)
+        self.catalogue, self.dataset = ItemCatalogue(dataset.items()), dataset.digest
+        self.explainer = Explainer(workspace, self.dataset, self.catalogue.ids, self.catalogue.titles)
         self.encoder = HistoryEncoder(config, self.catalogue.titles)
         prior = config.index.prior_in(config.index.space)
         self.index = ShardedIndex.open(workspace, plan_index(config).manifest).with_prior(prior)
@@ -105,6 +110,11 @@ class LocalEngine:
         states_UD = self.encoder.encode([query.history]).states_UD
         (items,) = self.index.recommend(states_UD, [query])
         return items
+
+    def explain(self, query: Query, found: ScoredItems) -> Sequence[Explanation | None]:
+        """Explain the items of one query, without a server."""
+        (state_D,) = self.encoder.encode([query.history]).states_UD
+        return self.explainer.explain(found.items_I.tolist(), self.index.explain(state_D, query.history, found))
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -138,7 +148,11 @@ class LocalEngine:
             raise self.failure
         started = time.perf_counter()
         await asyncio.sleep(self.delay)
-        return Answer(self.answer(query), 1000 * (time.perf_counter() - started), 0.0)
+        found = self.answer(query)
+        explanations = self.explain(query, found) if query.explain else None
+        known = query.aggregation == "posterior"
+        milliseconds = 1000 * (time.perf_counter() - started)
+        return Answer(found, milliseconds, 0.0, log_probabilities=known, explanations=explanations)
 
     async def beam_search(self, query: Query) -> Answer:
         self.beam_searches += 1

@@ -9,8 +9,10 @@ from l2d_ray.core.samples import last_window
 from l2d_ray.distributed.serving.metrics import milliseconds_since
 from l2d_ray.distributed.serving.replicas import Replicas
 from l2d_ray.index import aggregations
+from l2d_ray.index.aggregations import l2d_posterior
 from l2d_ray.serve.catalogue import ItemCatalogue
 from l2d_ray.serve.engine import Answer
+from l2d_ray.serve.explanations import Explainer
 from l2d_ray.serve.recommenders import L2D
 from l2d_ray.serve.releases import Release
 
@@ -33,6 +35,10 @@ class RemoteRelease:
         }
         self.aggregations = aggregations.offered(reader.posterior is not None)
         self.catalogue = ItemCatalogue(release.items())
+        self._explainer = Explainer(
+            reader.workspace, reader.manifest.dataset, self.catalogue.ids, self.catalogue.titles
+        )
+        self._log_probabilities = release.log_probabilities
         self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
         self._manifest, self._space, self._window = reader.manifest, reader.space, config.history
         self._replicas = replicas
@@ -51,10 +57,21 @@ class RemoteRelease:
             else:
                 query_UD = self._space(state_D[None])
             items, missing = await replicas.shards.search(self.version, shards, query, query_UD)
+            explanations = None
+            if query.explain:
+                explained = await replicas.shards.explain(self.version, shards, query, query_UD, items)
+                explanations = await asyncio.to_thread(self._explainer.explain, items.items_I.tolist(), explained)
             total_ms = milliseconds_since(started)
             outcomes.append("partial" if missing else "ok")
         replicas.metrics.phases(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
-        return Answer(items, encode_ms, total_ms - encode_ms, missing)
+        return Answer(
+            items,
+            encode_ms,
+            total_ms - encode_ms,
+            missing,
+            log_probabilities=query.aggregation == l2d_posterior.NAME,
+            explanations=explanations,
+        )
 
     async def _recommend_by(self, name: str, query: Query) -> Answer:
         """Answer one query by a recommender next to L2D."""
@@ -63,7 +80,8 @@ class RemoteRelease:
             started = time.perf_counter()
             items = await replicas.recommend_by(self.version, name, query)
             outcomes.append("ok")
-        return Answer(items, 0.0, milliseconds_since(started), model=self.recommenders[name])
+        known = name in self._log_probabilities
+        return Answer(items, 0.0, milliseconds_since(started), model=self.recommenders[name], log_probabilities=known)
 
     async def beam_search(self, query: Query) -> Answer:
         """Answer one query by constrained beam search."""

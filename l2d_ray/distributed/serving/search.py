@@ -7,7 +7,7 @@ requests to all shards (`index/exchange.py`).
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,11 +16,13 @@ from ray.serve.handle import DeploymentHandle
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.explanation import ItemExplanation
 from l2d_ray.core.query import Query
 from l2d_ray.distributed.serving.hedging import ATTEMPTS, UNAVAILABLE, hedge, retry
 from l2d_ray.distributed.serving.metrics import GatewayMetrics, milliseconds_since
 from l2d_ray.index import aggregations
 from l2d_ray.index.exchange import Exchange, partition
+from l2d_ray.index.explanation import explain
 from l2d_ray.serve.engine import UnavailableError
 
 T = TypeVar("T")
@@ -44,6 +46,25 @@ class ShardGroups:
         `shards` is the number of shards of the index. `query_UD` is the mapped hidden state, one row. Raises
         UnavailableError if a shard is unavailable; with partial answers, only if all are.
         """
+        return await self._with_available(shards, lambda sizes: self._search_groups(version, query, query_UD, sizes))
+
+    async def explain(
+        self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
+    ) -> dict[int, ItemExplanation]:
+        """Explain the items of a query (`index.explanation`), in one more round. Raises as `search` does."""
+
+        def attempt(sizes: dict[int, int]) -> Awaitable[dict[int, ItemExplanation]]:
+            return self._drive(version, explain(query_UD[0], query.history, found), sizes)
+
+        return (await self._with_available(shards, attempt))[0]
+
+    async def _with_available(
+        self, shards: int, attempt: Callable[[dict[int, int]], Awaitable[T]]
+    ) -> tuple[T, list[int]]:
+        """Return what `attempt` makes of the groups that are available, and the shards that are not.
+
+        It gets the number of shards of each group.
+        """
         groups, unavailable = partition(shards, len(self.handles)), set[int]()
         while True:
             missing = [shard for number in sorted(unavailable) for shard in groups[number]]
@@ -51,7 +72,7 @@ class ShardGroups:
                 raise UnavailableError(f"shards {missing} of the index are unavailable; try again later")
             sizes = {number: len(group) for number, group in enumerate(groups) if group and number not in unavailable}
             try:
-                return await self._search_groups(version, query, query_UD, sizes), missing
+                return await attempt(sizes), missing
             except _GroupsUnavailableError as error:
                 unavailable |= error.numbers
 

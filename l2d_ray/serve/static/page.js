@@ -1,13 +1,18 @@
-// The page: a history on the left, the recommendations of each aggregation on the right, and others to compare with.
+// The page: a history on the left, and lists of recommendations side by side on the right, with reasons.
+import { chart, element, listItem, reasonsFor } from "./parts.js";
+
 const HINT = "Press Enter to add the first title found, or the text itself if there is none.";
+const EMPTY = "Add an item to the history to see recommendations.";
 const NOTHING = "No items left to recommend.";
+const EXPLAINED = "posterior"; // the aggregation whose scores the server explains
 const byId = (id) => document.getElementById(id);
 const history = []; // {item_id, title}, or {title} for an item that the catalogue does not know
 let found = []; // items found by the last search, in the same form
-let aggregations = null; // descriptions by name, once the server has told them
+let offered = []; // {title, choice} of every list, once the server has told them
 let beams = null; // number of beams, if the server offers constrained beam search
 let shownL2d = null; // {request, seconds} of the L2D-G list that is shown
 let version = null; // version of the release that the footer describes
+let asked = null; // {item, reasons}: the item to explain, and where
 
 async function fetchJson(signal, path, body) {
   const headers = { "Content-Type": "application/json" };
@@ -30,7 +35,7 @@ async function fetchJson(signal, path, body) {
   return answer;
 }
 
-// The tasks are searchTitles, recommend, searchBeams and showRelease. A new run of a task aborts its previous run.
+// The tasks are searchTitles, recommend, explain, searchBeams and showRelease. A new run of a task aborts its previous run.
 const running = new Map(); // task -> AbortController of its last run
 const problems = new Map(); // task -> error message of its last run
 
@@ -48,23 +53,16 @@ async function run(task) {
   return !controller.signal.aborted && !problems.has(task);
 }
 
+function stop(task) {
+  running.get(task)?.abort();
+  problems.delete(task);
+  showProblems();
+}
+
 function showProblems() {
   if (!problems.size && byId("problem").contains(document.activeElement)) byId("search").focus();
   byId("message").textContent = [...new Set(problems.values())].join(" · ");
   byId("problem").hidden = !problems.size;
-}
-
-function element(tag, text, className) {
-  const node = document.createElement(tag);
-  node.textContent = text;
-  if (className) node.className = className;
-  return node;
-}
-
-function listItem(...parts) {
-  const node = document.createElement("li");
-  node.append(...parts);
-  return node;
 }
 
 function button(content, label, action) {
@@ -123,59 +121,93 @@ async function searchTitles(signal) {
   );
 }
 
-function listItems(answer) {
-  return answer.items.map((item) => listItem(
-    element("bdi", item.title),
-    element("span", item.score === null ? "∞" : item.score.toPrecision(4), "score"),
-  ));
+function requestOf(choice) {
+  return {
+    history: history.map((item) => item.item_id ?? { title: item.title }),
+    k: Number(byId("k").value),
+    ...choice,
+  };
 }
 
-function card(title, answer, seconds) {
+function card({ title, choice }, answer, seconds) {
   const node = document.createElement("article");
   const { encode, search, total } = answer.timing_ms;
   const parts = encode ? `model ${encode.toFixed(0)} ms, search ${search.toFixed(0)} ms, ` : "";
   const durations = `${parts}total ${total.toFixed(0)} ms`
     + ` (in this browser ${(1000 * seconds).toFixed(0)} ms)`;
   const partial = answer.partial ? `; partial: shards ${answer.missing_shards.join(", ")} are missing` : "";
-  const list = document.createElement("ol");
-  list.append(...listItems(answer));
-  node.append(element("h3", title), element("p", durations + partial, "hint"), list);
+  const [name, ...rest] = title.split(", ");
+  const heading = element("h3", name);
+  if (rest.length) heading.append(element("small", rest.join(", ")));
+  const list = chart(answer.items, choice.aggregation === EXPLAINED ? (item) => whyButton(item) : null);
+  node.append(heading, element("p", durations + partial, "hint"), list);
   if (!answer.items.length) node.append(element("p", NOTHING, "hint"));
   return node;
 }
 
+// A button that opens the reasons for an item below it. Only one item's reasons are open at a time.
+function whyButton(item) {
+  const node = button("Why?", `Why ${item.title}?`, () => {
+    const open = node.getAttribute("aria-expanded") === "true";
+    closeReasons();
+    if (open) return;
+    const reasons = element("div", "…", "reasons");
+    reasons.id = "reasons";
+    reasons.setAttribute("aria-live", "polite");
+    node.setAttribute("aria-expanded", "true");
+    node.setAttribute("aria-controls", "reasons");
+    node.after(reasons);
+    asked = { item, node, reasons };
+    run(explain);
+  });
+  node.className = "why";
+  node.setAttribute("aria-expanded", "false");
+  return node;
+}
+
+function closeReasons() {
+  stop(explain);
+  asked?.reasons.remove();
+  asked?.node.setAttribute("aria-expanded", "false");
+  asked?.node.removeAttribute("aria-controls");
+  asked = null;
+}
+
+async function explain(signal) {
+  const { item, reasons } = asked;
+  const choice = { aggregation: EXPLAINED, explain: true, allow: [item.item_id], k: 1 };
+  const { items } = await fetchJson(signal, "v1/recommend", requestOf(choice));
+  reasons.replaceChildren(...reasonsFor(items[0] ?? item));
+}
+
 async function recommend(signal) {
-  running.get(searchBeams)?.abort();
+  stop(searchBeams);
+  closeReasons();
   shownL2d = null;
-  byId("nothing").hidden = history.length > 0;
-  if (!history.length || !aggregations) { show(); return; }
-  const request = {
-    history: history.map((item) => item.item_id ?? { title: item.title }),
-    k: Number(byId("k").value),
-  };
-  const lists = Object.entries(aggregations).map(([aggregation, title]) => ({ title, choice: { aggregation } }));
-  const recommender = byId("recommender").value;
-  if (recommender) lists.push({ title: recommender, choice: { recommender } });
+  const lists = offered.filter((list) => list.box.checked);
+  byId("nothing").hidden = history.length > 0 && (lists.length > 0 || !offered.length);
+  byId("nothing").textContent = history.length ? "Choose a list to see recommendations." : EMPTY;
+  if (!history.length || !lists.length) { show(); return; }
   byId("lists").setAttribute("aria-busy", "true");
-  const settled = await Promise.allSettled(lists.map(async ({ title, choice }) => {
+  const settled = await Promise.allSettled(lists.map(async (list) => {
+    const request = requestOf(list.choice);
     const started = performance.now();
-    const answer = await fetchJson(signal, "v1/recommend", { ...request, ...choice });
-    return { title, answer, seconds: (performance.now() - started) / 1000 };
+    const answer = await fetchJson(signal, "v1/recommend", request);
+    return { list, request, answer, seconds: (performance.now() - started) / 1000 };
   }));
   if (signal.aborted) return;
   const answers = settled.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
-  const l2d = settled[0].value;
-  show(l2d && { request, seconds: l2d.seconds }, answers);
+  show(answers.find(({ list }) => list.choice.aggregation === "global"), answers);
   if (answers.some(({ answer }) => answer.version !== version)) run(showRelease); // another release is served now
   const failed = settled.find(({ status }) => status === "rejected");
   if (failed) throw failed.reason;
 }
 
-function show(shown = null, answers = []) {
+function show(l2d = null, answers = []) {
   byId("shown").textContent = answers.length ? `${answers[0].answer.items.length} recommendations in each list.` : "";
-  byId("lists").replaceChildren(...answers.map(({ title, answer, seconds }) => card(title, answer, seconds)));
+  byId("lists").replaceChildren(...answers.map(({ list, answer, seconds }) => card(list, answer, seconds)));
   byId("lists").removeAttribute("aria-busy");
-  shownL2d = shown;
+  shownL2d = l2d;
   run(searchBeams);
 }
 
@@ -195,7 +227,7 @@ async function searchBeams(signal) {
   try {
     const answer = await fetchJson(signal, "v1/beam_search", shownL2d.request);
     const factor = seconds() / shownL2d.seconds;
-    byId("beam-items").replaceChildren(...listItems(answer));
+    byId("beam-items").replaceChildren(...chart(answer.items).children);
     byId("progress").textContent = `${seconds().toFixed(1)} s, ${factor.toFixed(factor < 10 ? 1 : 0)} × the time of L2D-G`
       + `; scores are log-probabilities${answer.items.length ? "" : `. ${NOTHING}`}`;
     byId("clock").textContent = "";
@@ -219,27 +251,40 @@ async function showRelease(signal) {
   const names = ["version", "snapshot", "model"].filter((name) => name in status).map((name) => `${name} ${status[name]}`);
   version = status.version;
   byId("served").textContent = [...counts, ...names].join(", ");
-  if (!aggregations) {
-    ({ aggregations } = status);
-    showRecommenders(Object.keys(status.recommenders).filter((name) => name !== "l2d"));
+  if (!offered.length) {
+    offerLists(status.aggregations, Object.keys(status.recommenders).filter((name) => name !== "l2d"));
     run(recommend);
   }
   if (beams === (status.beams ?? null)) return;
   beams = status.beams ?? null;
   byId("beams-title").textContent = `Constrained beam search, ${beams} beams`;
-  showWidth();
   run(searchBeams);
 }
 
-// The first recommender next to L2D is compared with it, unless the user chooses another one or none.
-function showRecommenders(names) {
-  byId("recommender").replaceChildren(...names.map((name) => new Option(name)), new Option("nothing", ""));
-  byId("choice").hidden = !names.length;
-  showWidth();
+// The lists of L2D and the first other recommender are shown, unless the user chooses others.
+function offerLists(aggregations, recommenders) {
+  const ofL2d = Object.entries(aggregations).map(([aggregation, title]) => ({ title, choice: { aggregation } }));
+  ofL2d.sort((one, other) => (other.choice.aggregation === EXPLAINED) - (one.choice.aggregation === EXPLAINED));
+  const others = recommenders.map((recommender) => ({ title: recommender, choice: { recommender } }));
+  offered = [...ofL2d, ...others].map((list, number) => {
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    box.checked = number <= ofL2d.length;
+    box.addEventListener("change", () => run(recommend));
+    const label = element("label", list.title.split(", ")[0]);
+    label.prepend(box);
+    byId("choice").append(label);
+    return { ...list, box };
+  });
+  byId("choice").hidden = false;
 }
 
-function showWidth() {
-  document.body.classList.toggle("wide", beams !== null || !byId("choice").hidden);
+// The item under the pointer, or with the focus, is marked in every list.
+function markSame(event) {
+  const place = event.target.closest(".items > li");
+  for (const item of byId("cards").querySelectorAll(".items > li")) {
+    item.classList.toggle("same", place !== null && item !== place && item.dataset.item === place.dataset.item);
+  }
 }
 
 let delay;
@@ -270,7 +315,6 @@ byId("k").addEventListener("change", () => {
   byId("k").value = Math.round(Math.min(100, Math.max(1, Number(byId("k").value) || 10)));
   update();
 });
-byId("recommender").addEventListener("change", () => run(recommend));
 byId("key-form").addEventListener("submit", (event) => event.preventDefault());
 byId("key").addEventListener("change", () => {
   for (const task of new Set([showRelease, ...problems.keys()])) run(task);
@@ -278,6 +322,14 @@ byId("key").addEventListener("change", () => {
 byId("again").addEventListener("click", () => {
   for (const task of [...problems.keys()]) run(task);
 });
+byId("cards").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !asked) return;
+  asked.node.focus();
+  closeReasons();
+});
+byId("cards").addEventListener("pointerover", markSame);
+byId("cards").addEventListener("focusin", markSame);
+byId("cards").addEventListener("pointerleave", markSame);
 showHistory();
 showFound([], HINT);
 run(showRelease);
