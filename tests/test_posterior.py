@@ -21,7 +21,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.calibration import ValidationScores
 from l2d_ray.core.decoding import ScoredItems
-from l2d_ray.core.posterior import ItemScorer, Parameters
+from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
@@ -54,6 +54,12 @@ class Case:
         values = random.uniform([0.01, 0.5, 0.1, 0.1, 0.5, 0.01, 0.1, 0.1], [2, 2, 0.99, 1, 50, 2, 2, 5])
         self.parameters = Parameters(*values.tolist())
 
+    @property
+    def unseen(self) -> list[int]:
+        """The items that are no training target."""
+        seen = {item for history in self.histories for item in history[1:]}
+        return [item for item in range(self.num_items) if item not in seen]
+
     def counts(self, targets_V: NDArray[np.int64]) -> TransitionCounts:
         offsets = np.cumsum([0, *map(len, self.histories)])
         is_target = np.ones(offsets[-1], np.bool_)
@@ -68,8 +74,10 @@ class Case:
         shards = []
         for shard in range(count):
             items_V = np.flatnonzero(shard_of_V == shard)
-            transitions = self.counts(items_V).weigh(self.parameters.lag_decay, self.parameters.floor)
-            scorer = ItemScorer(items_V, self.means_ID[items_V], np.zeros(DIMENSION), transitions, self.parameters)
+            counts, means_VD = self.counts(items_V), self.means_ID[items_V]
+            transitions = counts.weigh(self.parameters.lag_decay, FLOOR)
+            unseen_V = counts.samples_V == 0
+            scorer = ItemScorer(items_V, means_VD, np.zeros(DIMENSION), unseen_V, transitions, self.parameters)
             shards.append(SimpleNamespace(scorer=scorer))
         return shards
 
@@ -101,7 +109,7 @@ def test_one_two_and_seven_shards_recommend_what_the_formula_says(seed: int, num
     whole = case.recommend(1, states, queries)
     for found, state, query in zip(whole, states, queries, strict=True):
         prior_I = prior(case.histories, num_items, query.history, case.parameters)
-        expected = log_posterior(case.means_ID, state, prior_I, query.history, case.parameters)
+        expected = log_posterior(case.means_ID, state, prior_I, case.unseen, query.history, case.parameters)
         assert np.exp(expected).sum() == pytest.approx(1)
         everything = ScoredItems(np.arange(num_items), expected).permitted(query.exclude, query.allow)
         assert len(found) == min(query.k, len(everything))
@@ -122,9 +130,9 @@ def test_the_score_of_an_item_does_not_depend_on_the_other_items(dimension: int)
     means_ID, state = random.standard_normal((211, dimension)).astype(np.float32), random.standard_normal(dimension)
 
     def scores(items: slice) -> Float64:
-        return ItemScorer(np.arange(0), means_ID[items].copy(), np.zeros(dimension), None, Parameters()).state_scores(
-            state
-        )
+        nothing, means_VD = np.arange(0), means_ID[items].copy()
+        scorer = ItemScorer(nothing, means_VD, np.zeros(dimension), nothing > 0, None, Parameters())
+        return scorer.state_scores(state)
 
     for items in (slice(1, None), slice(7, 20), slice(210, 211), slice(None, None, 3)):
         np.testing.assert_array_equal(scores(items), scores(slice(None))[items])
@@ -138,11 +146,11 @@ def test_an_index_without_parameters_refuses_the_aggregation() -> None:
         )
 
 
-def validation(samples: int, repeats: float = 0.0, title: float = 1.0, floor: float = 0.5) -> ValidationScores:
+def validation(samples: int, repeats: float = 0.0, title: float = 1.0, unseen: float = 10.0) -> ValidationScores:
     """Return samples that follow the model with other parameters than the defaults."""
     case, random = Case(1, 30), np.random.default_rng(5)
     case.parameters = Parameters(
-        tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9), title=title, floor=floor
+        tau=0.5, age_decay=0.4, lag_decay=0.5, smoothing=4, repeat=max(repeats, 1e-9), title=title, unseen=unseen
     )
     case.histories = [[item for item in history if item < 20] for history in case.histories]
     histories = [random.integers(0, 20, random.integers(1, 12)) for _ in range(samples)]
@@ -151,7 +159,7 @@ def validation(samples: int, repeats: float = 0.0, title: float = 1.0, floor: fl
     means_ID, targets = case.means_ID + title * titles_ID, []
     for history, state in zip(histories, states, strict=True):
         prior_I = prior(case.histories, 30, history.tolist(), case.parameters)
-        p = np.exp(log_posterior(means_ID, state, prior_I, history.tolist(), case.parameters))
+        p = np.exp(log_posterior(means_ID, state, prior_I, case.unseen, history.tolist(), case.parameters))
         targets.append(random.choice(30, p=p))
     return ValidationScores(
         state_scores_UV=states @ case.means_ID.T - np.vecdot(case.means_ID, case.means_ID) / 2,
@@ -172,10 +180,10 @@ def test_the_fit_finds_the_weight_of_the_state_and_that_nothing_is_repeated() ->
     assert scores.cross_entropy(found) < scores.cross_entropy(Parameters()) - 0.1
 
 
-def test_the_fit_finds_the_weight_of_titles_and_the_floor_of_items_without_samples() -> None:
-    found = validation(400, title=0.3, floor=5.0).fit()
-    assert found.title == pytest.approx(0.3, rel=0.3)
-    assert 2.5 < found.floor < 10
+def test_the_fit_finds_the_weight_of_titles_and_of_items_without_samples() -> None:
+    found = validation(400, title=0.8, unseen=2.0).fit()
+    assert found.title == pytest.approx(0.8, rel=0.3)
+    assert 1 < found.unseen < 6
 
 
 def test_the_fit_finds_repetitions() -> None:
@@ -233,10 +241,13 @@ def test_an_index_from_files_gives_the_probabilities_of_the_formula(fitted: tupl
         places = np.searchsorted(items_V, shard.items_I)
         np.testing.assert_allclose(of_rows_VD[places], shard.centroids.vectors_ND, atol=1e-5)
     states = np.random.default_rng(1).standard_normal((2, means_ID.shape[1])).astype(np.float32)
+    unseen = np.setdiff1d(np.arange(ITEM_COUNT), training.targets).tolist()
     queries = [Query([3, 4, "unknown"], ITEM_COUNT, aggregation="posterior"), Query([9], 5, aggregation="posterior")]
     for found, state, query in zip(index.recommend(states, queries), states, queries, strict=True):
         prior_I = prior(histories, ITEM_COUNT, query.history, record.parameters)
-        expected = log_posterior(means_ID, index.space(state[None])[0], prior_I, query.history, record.parameters)
+        expected = log_posterior(
+            means_ID, index.space(state[None])[0], prior_I, unseen, query.history, record.parameters
+        )
         np.testing.assert_allclose(found.scores_I, np.sort(expected)[::-1][: query.k], rtol=1e-4, atol=1e-5)
     assert np.exp(index.recommend(states, queries)[0].scores_I).sum() == pytest.approx(1)
 

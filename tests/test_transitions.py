@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.l2d_definitions import prior, transition_counts
 
-from l2d_ray.core.posterior import Parameters
+from l2d_ray.core.posterior import FLOOR, Parameters
 from l2d_ray.core.transitions import Mixture, TransitionCounts, Transitions, last_items
 from l2d_ray.data.samples import TrainingInteractions
 
-NUM_ITEMS, FLOOR = 12, 0.5
+NUM_ITEMS = 12
 HISTORIES = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=25), max_size=8)
 
 
@@ -42,7 +42,7 @@ def test_the_counts_are_those_of_a_loop(histories: list[list[int]], lag_decay: f
 def test_probabilities_are_those_of_the_formula_and_add_up_to_one(
     histories: list[list[int]], history: list[int | str]
 ) -> None:
-    parameters = Parameters(age_decay=0.6, lag_decay=0.7, smoothing=3, floor=FLOOR)
+    parameters = Parameters(age_decay=0.6, lag_decay=0.7, smoothing=3)
     found = count(histories).weigh(parameters.lag_decay, FLOOR).probabilities(history, parameters.mixture)
     np.testing.assert_allclose(found, prior(histories, NUM_ITEMS, history, parameters), rtol=1e-9)
     assert found.sum() == pytest.approx(1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.moments import add_rows
-from l2d_ray.core.posterior import ItemScorer, Parameters
+from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
@@ -154,11 +154,11 @@ def _shards(memory: _Memory, factory: str, num_shards: int) -> Iterator[tuple[Ca
         index = engine.from_bytes(empty.to_bytes())
         targets_V = shard_items(num_items, num_shards, number)
         counts, parameters = TransitionCounts.count([memory.interactions], num_items, targets_V), Parameters()
-        transitions = counts.weigh(parameters.lag_decay, parameters.floor)
+        transitions, unseen_V = counts.weigh(parameters.lag_decay, FLOOR), counts.samples_V == 0
         shard = _shard(index, memory.rows_MD[rows_M], memory.items_M[rows_M], number)
         means_VD = np.zeros((targets_V.size, dimension), np.float32)
         means_VD[np.searchsorted(targets_V, shard.items_I)] = shard.centroids.vectors_ND
-        scorer = ItemScorer(targets_V, means_VD, shard.centroids.offset_D, transitions, parameters)
+        scorer = ItemScorer(targets_V, means_VD, shard.centroids.offset_D, unseen_V, transitions, parameters)
         yield index, replace(shard, scorer=scorer)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import optimize, special
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
-from l2d_ray.core.posterior import Parameters
+from l2d_ray.core.posterior import FLOOR, Parameters
 from l2d_ray.core.transitions import TransitionCounts, last_items
 
 _IS_DECAY_T = np.array([field.name.endswith("decay") for field in fields(Parameters)])
@@ -47,11 +47,12 @@ class ValidationScores:
 
     def cross_entropy(self, parameters: Parameters) -> float:
         """Return the mean of -log p(target | history), in nats."""
-        transitions = self.counts.weigh(parameters.lag_decay, parameters.floor)
+        transitions = self.counts.weigh(parameters.lag_decay, FLOOR)
         prior_UV = transitions.probabilities_after(self._last_items_UA, parameters.mixture)
         scores_UV = parameters.prior_weight * np.log(prior_UV)
         scores_UV += parameters.tau * self._state_scores(parameters.title)
         scores_UV[self._seen] += np.log(parameters.repeat)
+        scores_UV[:, self.counts.samples_V == 0] += np.log(parameters.unseen)
         of_targets_U = scores_UV[np.arange(self.targets_U.size), self.targets_U]
         return float((special.logsumexp(scores_UV, axis=1) - of_targets_U).mean())
 

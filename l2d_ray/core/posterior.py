@@ -1,6 +1,7 @@
 """One score in nats: the probability of each item of the catalogue, from the state and from the last items.
 
-    log p(v | history) = TAU (m_v . h - |m_v|^2 / 2) + W log p(v | last items) + [v in history] log REPEAT - log Z
+    log p(v | history) = TAU (m_v . h - |m_v|^2 / 2) + W log p(v | last items)
+                         + [v in history] log REPEAT + [v without training samples] log UNSEEN - log Z
 
 h is the state of the history and m_v the estimate of item v, both in the space of the index. In `whiten-within`, the
 first term with TAU = 1 is the log-likelihood of the state in linear discriminant analysis, up to what all items share.
@@ -8,9 +9,10 @@ TAU is far below 1: the directions of a state are not independent, and the last 
 the prompt. m_v is a posterior mean: it moves from TITLE times what the title predicts (`core.titles`) to the mean of
 memory rows as these come (`space.ItemMeans`). An item without rows is recommended by its title.
 
-The prior p(v | last items) is `core.transitions`. FLOOR training samples more for every item give each a
-probability. A weight W above 1 sharpens it; validation samples prefer that, together with more smoothing. REPEAT is
-the factor for items that the user had already. Z normalises over the catalogue.
+The prior p(v | last items) is `core.transitions`, with a floor that gives every item of the catalogue a probability. A
+weight W above 1 sharpens it; validation samples prefer that, together with more smoothing. REPEAT is the factor for
+items that the user had already. UNSEEN is the factor for items that no training sample has: the floor alone takes a new
+item for one that nobody wants. Z normalises over the catalogue.
 
 Shapes: V items of a shard, D hidden size.
 """
@@ -24,6 +26,9 @@ from numpy.typing import NDArray
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.query import History, indexed_items
 from l2d_ray.core.transitions import Mixture, Transitions
+
+FLOOR = 0.5
+"""Training samples added to those of every item (Krichevsky and Trofimov, 1981)."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,10 @@ class Parameters:
     """Weight of the popularity, in training samples."""
     repeat: float = 1.0
     """Factor of the probability of items of the history."""
-    title: float = 1.0
-    """TITLE: factor of the mean that the title predicts."""
-    floor: float = 0.5
-    """FLOOR: training samples added to those of every item. 0.5 is the estimate of Krichevsky and Trofimov (1981)."""
+    title: float = 3.0
+    """Factor of the mean that the title predicts."""
+    unseen: float = 10.0
+    """Factor of the probability of items without training samples: with W = 1 they count as five samples."""
 
     @property
     def mixture(self) -> Mixture:
@@ -66,6 +71,8 @@ class ItemScorer:
     """m_v - c. c is the mean of all rows, where the space does not subtract it."""
     offset_D: Float64
     """c."""
+    unseen_V: NDArray[np.bool_]
+    """Whether no training sample has the item."""
     transitions: Transitions
     """With the items of the shard as targets."""
     parameters: Parameters
@@ -90,6 +97,7 @@ class ItemScorer:
         scores_V: Float64 = parameters.prior_weight * np.log(prior_V)
         scores_V += parameters.tau * self.state_scores(query_D)
         scores_V[np.isin(self.items_V, indexed_items(history))] += np.log(parameters.repeat)
+        scores_V[self.unseen_V] += np.log(parameters.unseen)
         return scores_V
 
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from l2d_ray.core.arrays import Float64, IntArray
-from l2d_ray.core.posterior import ItemScorer
+from l2d_ray.core.posterior import FLOOR, ItemScorer
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
 from l2d_ray.index.files import read_array, read_bytes, write_arrays
@@ -39,6 +39,7 @@ def open_scorer(
         items_V=counts.targets_V,
         means_VD=np.asarray(read_array(workspace, posterior.means[shard], shape, verify)),
         offset_D=offset_D,
-        transitions=counts.weigh(posterior.parameters.lag_decay, posterior.parameters.floor),
+        unseen_V=counts.samples_V == 0,
+        transitions=counts.weigh(posterior.parameters.lag_decay, FLOOR),
         parameters=posterior.parameters,
     )

@@ -8,9 +8,9 @@
 The counts belong to the snapshot, the parameters to one index of it, or to all with the same map. What is there is not
 computed again, and counts are added to those of an older snapshot.
 
-The fit weighs titles, and the floor of items without training samples, by how often validation targets are such items.
-A split by time has them. Leave-one-out has few, so there the fit expects few. Without validation samples the parameters
-are the defaults: the titles count as much as the regression says.
+The fit weighs titles, and items without training samples, by how often such items are targets of validation samples. A
+split by time has them. Leave-one-out has few, so there the fit expects few. Without validation samples the parameters
+are the defaults, with which an item without training samples counts as one with five.
 """
 
 import time

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import ScoredItems, aggregate, best_items, nearest, scores_of, squared_distances
-from l2d_ray.core.posterior import Parameters
+from l2d_ray.core.posterior import FLOOR, Parameters
 from l2d_ray.core.transitions import PLACES
 
 
@@ -37,7 +37,7 @@ def transition_counts(histories: Sequence[Sequence[int]], num_items: int, lag_de
 def prior(histories: Sequence[Sequence[int]], num_items: int, history: Sequence[int | str], p: Parameters) -> Float64:
     """Return p(v | last items) of each item, item by item."""
     counts_II = transition_counts(histories, num_items, p.lag_decay)
-    popularity_I = np.full(num_items, p.floor)
+    popularity_I = np.full(num_items, FLOOR)
     for training in histories:
         np.add.at(popularity_I, training[1:], 1)
     popularity_I /= popularity_I.sum()
@@ -51,11 +51,17 @@ def prior(histories: Sequence[Sequence[int]], num_items: int, history: Sequence[
 
 
 def log_posterior(
-    means_ID: FloatArray, query_D: FloatArray, prior_I: Float64, history: Sequence[int | str], p: Parameters
+    means_ID: FloatArray,
+    query_D: FloatArray,
+    prior_I: Float64,
+    unseen: Sequence[int],
+    history: Sequence[int | str],
+    p: Parameters,
 ) -> Float64:
-    """Return log p(v | history) of each item, given its mean, which is 0 for an item without rows."""
+    """Return log p(v | history) of each item, given its mean. `unseen` are the items without training samples."""
     means_ID = means_ID.astype(np.float64)
     odds_I = np.exp(p.tau * (means_ID @ query_D - (means_ID**2).sum(axis=1) / 2)) * prior_I**p.prior_weight
     for item in range(len(odds_I)):
         odds_I[item] *= p.repeat if item in history else 1
+        odds_I[item] *= p.unseen if item in unseen else 1
     return np.log(odds_I / odds_I.sum())
