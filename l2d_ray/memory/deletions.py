@@ -119,8 +119,8 @@ def read_deletions(workspace: Workspace, vector: DeletionVector) -> Places:
 def open_rows(workspace: Workspace, units: Sequence[LiveUnit]) -> ds.Dataset:
     """Return the rows that are left in units as a pyarrow dataset, read as they are used.
 
-    If rows were erased, it has the column `unit`: pyarrow filters rows by their values, and a sample that was erased
-    from one unit may have a row in a later one.
+    If rows were erased, it has the column `unit`, because pyarrow filters rows by their values alone. A sample that was
+    erased from one unit may have a row in a later one.
     """
     files = [(unit, file) for unit in units for file in unit.data_files()]
     paths = [workspace.path(file.path) for _, file in files]

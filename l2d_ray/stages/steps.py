@@ -18,8 +18,8 @@ def on_newest(
 ) -> Result:
     """Return the result of work on the state that `read` finds. States with the same `key` are the same.
 
-    Work that fails starts again if another job has changed the state meanwhile: it came second to write the next
-    record, or a file that it was reading has been removed.
+    Work that fails starts again if another job has changed the state meanwhile. It may have come second to write the
+    next record, or have read a file that was removed.
     """
     while True:
         state = read()
