@@ -25,7 +25,7 @@ from l2d_ray.serve.releases import Release
 from l2d_ray.stages.comparison import document
 from l2d_ray.stages.evaluation import plan_evaluation
 from l2d_ray.stages.findings import Report
-from l2d_ray.stages.fusion import fit_fusion
+from l2d_ray.stages.fusion import fit_fusions
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png
 from l2d_ray.workspace import Workspace
@@ -192,7 +192,7 @@ def test_an_item_that_a_part_does_not_list_has_its_least_score(prepared: Config)
 
 def test_weights_are_fitted_anew_only_if_a_part_has_changed(config: Config, report: Report) -> None:
     named, dataset = find("fused", config, "x"), Dataset.open(Workspace.open(config.workspace))
-    assert fit_fusion(config, named, indexes_of(config)) == report.fusions["fused"]
+    assert fit_fusions(config, [named], indexes_of(config)) == [report.fusions["fused"]]
     before = record_path(named.options, dataset, indexes_of(config))
     shutil.rmtree(Path(config.workspace) / "recommenders/sasrec")
     train_recommender(config, **{"train.seed": 1})
@@ -202,7 +202,7 @@ def test_weights_are_fitted_anew_only_if_a_part_has_changed(config: Config, repo
     )
     with pytest.raises(InputError, match=message):
         Release.plan(config, ["fused"])
-    fit_fusion(config, named, indexes_of(config))
+    fit_fusions(config, [named], indexes_of(config))
     assert Release.plan(config, ["fused"]).log_probabilities == ["fused"]
 
 

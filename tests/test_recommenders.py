@@ -33,7 +33,7 @@ from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration
 from l2d_ray.recommenders.resources import Resources
 from l2d_ray.records import check_query
 from l2d_ray.schema import Split
-from l2d_ray.stages.fusion import fit_fusion
+from l2d_ray.stages.fusion import fit_fusions
 from l2d_ray.stages.training import plan_training, train
 from l2d_ray.workspace import Workspace
 
@@ -73,7 +73,7 @@ class World:
             for part in named.options.parts:
                 self.recommender(part.name)
             if named.options.parts:
-                fit_fusion(self.config, named, self.indexes)
+                fit_fusions(self.config, [named], self.indexes)
             if named.declaration.trainer:
                 train(plan_training(self.config.replace({"recommender": name, "train.epochs": 2})))
             self._made[name] = named.make(Resources(self.config, named.needs, self.indexes))

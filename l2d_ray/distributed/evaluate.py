@@ -10,6 +10,7 @@ nodes share one, and are read into memory from an object store. Where a node has
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -42,7 +43,7 @@ from l2d_ray.stages.evaluation import (
 )
 from l2d_ray.stages.evaluator import Columns, Evaluator
 from l2d_ray.stages.findings import Report, report, rows_of
-from l2d_ray.stages.fusion import fit_fusion
+from l2d_ray.stages.fusion import fit_fusions
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.reports import plot, png, table
 from l2d_ray.workspace import Workspace
@@ -121,9 +122,9 @@ def _build(config: Config, key: IndexKey, fitted: bool) -> str:
 def _fit_fusions(plan: Plan, indexes: Mapping[IndexKey, str]) -> dict[str, FusionRecord]:
     """Fit the weights of all fusions that are not fitted yet, and return them by name."""
     fusions = [one for one in plan.recommenders if one.options.parts]
-    calls = [(plan.config, one, indexes) for one in fusions]
-    records = run_tasks("weights of fusions", plan.config, fit_fusion, calls, gpus=plan.config.workers.gpus)
-    return dict(zip((one.name for one in fusions), records, strict=True))
+    calls = [(plan.config, fusions, indexes)] if fusions else []
+    records = run_tasks("weights of fusions", plan.config, fit_fusions, calls, gpus=plan.config.workers.gpus)
+    return dict(zip((one.name for one in fusions), chain(*records), strict=True))
 
 
 def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:

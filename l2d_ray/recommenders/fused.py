@@ -54,7 +54,7 @@ class FusionRecord(Record):
     nats: float | None
     """Mean of -log p(target | history) over these samples; None without samples."""
     seconds: float
-    """Seconds of the fit, with the scores of all parts."""
+    """Seconds of the fit, with the scores of the parts that no fit before it had."""
 
     @property
     def weights(self) -> FusionWeights:

@@ -13,7 +13,7 @@ from l2d_ray.stages.evaluation import (
 )
 from l2d_ray.stages.evaluator import Evaluator
 from l2d_ray.stages.findings import Report, report, rows_of
-from l2d_ray.stages.fusion import fit_fusion
+from l2d_ray.stages.fusion import fit_fusions
 
 
 def rank(plan: Plan, runs: list[Run], indexes: dict[IndexKey, str]) -> pa.Table:
@@ -37,6 +37,8 @@ def evaluate(plan: Plan, indexes: dict[IndexKey, str]) -> Report:
     compared = validation_runs(plan)
     rows = [row for run in compared for row in rows_of(run, rank(plan, [run], indexes), plan.frequencies)]
     validation = choose(plan, rows)
-    fusions = {one.name: fit_fusion(plan.config, one, indexes) for one in plan.recommenders if one.options.parts}
+    fused = [one for one in plan.recommenders if one.options.parts]
+    records = fit_fusions(plan.config, fused, indexes) if fused else []
+    fusions = dict(zip((one.name for one in fused), records, strict=True))
     runs = final_runs(plan, validation)
     return report(plan, indexes, validation, runs, rank(plan, runs, indexes), fusions)
