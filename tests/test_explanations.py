@@ -96,10 +96,11 @@ def test_the_named_samples_are_the_nearest_rows_of_the_item(engine: LocalEngine)
     _, _, explanations = explained(engine)
     (mapped_D,) = engine.index.space(engine.encoder.encode([HISTORY]).states_UD)
     for shard in engine.index.shards:
+        (segment,) = shard.segments
         for item in shard.items_I.tolist():
-            rows = np.flatnonzero(shard.row_items_M == item)
-            distances = np.square(shard.rows.vectors_ND[rows].astype(np.float64) - mapped_D).sum(axis=1)
-            nearest = shard.sample_ids_M[rows[np.argsort(distances)[:2]]]
+            rows = np.flatnonzero(segment.row_items_M == item)
+            distances = np.square(segment.rows.vectors_ND[rows].astype(np.float64) - mapped_D).sum(axis=1)
+            nearest = segment.sample_ids_M[rows[np.argsort(distances)[:2]]]
             assert explanations[item].sample_ids == nearest.tolist()
 
 

@@ -4,7 +4,7 @@
 
     state           TAU (m_v . h - |m_v|^2 / 2)
     transitions     W log(p(v | last items) / p(v))
-    popularity      W log p(v)
+    popularity      W log p(v), plus log UNSEEN for an item without training samples
     repetition      log REPEAT for an item of the history, else 0
     normalisation   -log Z
 
@@ -44,9 +44,10 @@ def terms(scorer: ItemScorer, query_D: Float64, history: History) -> dict[str, F
     parameters, transitions = scorer.parameters, scorer.transitions
     prior_V = transitions.probabilities(history, parameters.mixture)
     seen_V = np.isin(scorer.items_V, indexed_items(history))
+    popularity_V = parameters.prior_weight * np.log(transitions.popularity_V)
     others = {
         "transitions": parameters.prior_weight * np.log(prior_V / transitions.popularity_V),
-        "popularity": parameters.prior_weight * np.log(transitions.popularity_V),
+        "popularity": popularity_V + np.where(scorer.unseen_V, np.log(parameters.unseen), 0.0),
         "repetition": np.where(seen_V, np.log(parameters.repeat), 0.0),
     }
     return {"state": scorer.log_scores(query_D, history) - sum(others.values())} | others
