@@ -45,7 +45,7 @@ def test_a_user_is_erased_and_the_files_are_compacted(tmp_path: Path, capsys: py
     keep = config.replace({f"compact.{name}": value for name, value in AT_ONCE.items()})
     assert compact(keep).pinned == [1]
     assert (
-        "snapshot 1 of the memory is kept, because its index was built last; run jobs/build_index"
+        "snapshots [1] of the memory are kept, because their index was built last or is served; run jobs/build_index"
         in capsys.readouterr().err
     )
     build(Workspace.open(str(folder)), space="none")
