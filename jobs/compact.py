@@ -3,9 +3,9 @@
     python jobs/compact.py workspace=… [key=value …]
 
 Merges the generations of the dataset and the small units of the memory, and writes units again that lost rows
-(jobs/erase.py). Removes older snapshots, their indexes and their versions of the dataset. Of what was erased before,
-no kept file has a trace then. Run it when the dataset has grown some times, or from time to time. Killed at any moment,
-the same command does the rest. The last line on stdout is one JSON object (`CompactResult`).
+(jobs/erase.py). Removes older snapshots, their indexes and their versions of the dataset, but for those whose index was
+built last or is served. Run it when the dataset has grown some times, or from time to time. Killed at any moment, the
+same command does the rest. The last line on stdout is one JSON object (`CompactResult`).
 """
 
 from l2d_ray.distributed.job import run

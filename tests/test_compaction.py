@@ -74,8 +74,11 @@ def test_nothing_of_an_erased_user_is_in_any_file(folder: Path) -> None:
     assert {path.split("/")[1] for path in old if path.startswith("memory")} == {"data", "quarantine"}
     erased(folder, users=[VICTIM])
     assert traces(folder, VICTIM, ids) == old  # older snapshots are there for their readers
-    build(workspace, space="none")
-    compacted(folder, **AT_ONCE)
+    compacted(folder)
+    assert traces(folder, VICTIM, ids) == old
+    plan, _ = build(workspace, space="none")
+    record_index(Config(workspace=str(folder), index=plan.config), plan.snapshot.number)
+    assert compacted(folder, **AT_ONCE).pinned == []
     assert traces(folder, VICTIM, ids) == set()
     left = states_of(folder)
     assert left.keys() == states.keys() - set(ids)
@@ -147,11 +150,11 @@ def test_the_snapshot_whose_index_was_built_last_is_kept(folder: Path) -> None:
     _, manifest = build(workspace, space="none", snapshot=2)
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 2)
     result = compacted(folder, **AT_ONCE)
-    assert (result.pinned, result.removed_snapshots) == (2, 3)
+    assert (result.pinned, result.removed_snapshots) == ([2], 3)
     assert all(workspace.exists(file.path) for file in manifest.all_files())
     build(workspace, space="none")
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 5)
-    assert compacted(folder, **AT_ONCE).pinned is None
+    assert compacted(folder, **AT_ONCE).pinned == []
     assert {path.split("/")[1].split("-")[0] for path in files(folder) if path.startswith("index/")} == {
         "5",
         "settings.json",
@@ -238,3 +241,12 @@ def test_a_build_that_lists_replaced_units_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"snapshots: another job replaced units meanwhile \(.*\); run the same comm"):
         store_of(folder).take_snapshot(old.units, old.dataset, 1.0, old.units)
     assert sorted(expected_ids(folder)) == expected_ids(folder)
+
+
+def test_the_snapshot_whose_index_is_served_is_kept(folder: Path) -> None:
+    workspace = Workspace.open(str(folder))
+    plan, _ = build(workspace, space="none", snapshot=2)
+    workspace.write_json("serving/release.json", {"releases": [{"index": plan.manifest}]})
+    assert compacted(folder, **AT_ONCE).pinned == [2]
+    workspace.delete("serving")
+    assert compacted(folder, **AT_ONCE).pinned == []

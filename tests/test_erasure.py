@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from support.growing import Log, append, build_without_model, prepare, random_log, titles_of
+from support.growing import Log, append, build_without_model, histories_of, prepare, random_log, titles_of
 from support.keeping import erased, opened
 from support.small_workspace import expected_ids, states_of, write_dataset
 
@@ -58,16 +58,8 @@ def folder(built: Path, tmp_path: Path) -> Path:
 
 def history(dataset: Dataset) -> Histories:
     """Return what is left of the histories, with times in days."""
-    ids = dataset.items()["item_id"].to_pylist()
-    return {
-        user["user_id"]: [
-            (ids[item], time // DAY)
-            for item, time in zip(user["item_indices"], user["timestamps"], strict=True)
-            if item >= 0
-        ]
-        for users in dataset.iter_users()
-        for user in users.to_pylist()
-    }
+    found = histories_of(dataset)
+    return {user: [(item, at // DAY) for item, at in interactions] for user, interactions in found.items()}
 
 
 def left_of(log: Log, users: Sequence[str] = (), items: Sequence[str] = (), before: date = DAY_0) -> Histories:
@@ -135,7 +127,7 @@ def test_what_was_erased_does_not_come_back(folder: Path) -> None:
     assert grown.rows == snapshot.rows + 2
     assert grown.deletions == snapshot.deletions
     assert sorted(states_of(folder)) == expected_ids(folder)
-    # Nor if all is built again from the dataset, where units of before the erasure are still committed.
+    # Nor if all is built again from the dataset, while older units are still committed.
     build_without_model(folder, fraction=0.5)
     build_without_model(folder)
     assert sorted(states_of(folder)) == expected_ids(folder)

@@ -2,20 +2,26 @@
 
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.growing import append, histories_of, prepare
+from support.growing import append, build_without_model, histories_of, prepare
+from support.keeping import run_here
 from support.s3_server import Faults, S3Server, faulty_proxy, free_port
 from support.small_memory import identity, rows
 
+from l2d_ray.command_line import load_config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.verify import verify
 from l2d_ray.memory.writer import UnitWriter
+from l2d_ray.stages.compaction import compact
+from l2d_ray.stages.erasure import erase
 from l2d_ray.workspace import Workspace
 
 PART = 10 << 20
@@ -161,6 +167,25 @@ def test_files_and_folders_are_listed_copied_and_deleted(workspace: Workspace, t
     for name in ("a/1.json", "a", "not there"):
         workspace.delete(name)
     assert workspace.files("") == ["c/3.txt"]
+
+
+def test_a_user_is_erased_and_the_files_are_compacted(workspace: Workspace, tmp_path: Path) -> None:
+    log = [(f"u{number % 5}", f"i{number % 7}", number) for number in range(60)]
+    titles = {f"i{number}": f"Title {number}" for number in range(7)}
+    dataset = prepare(workspace.uri, log[:40], titles)
+    build_without_model(workspace.uri)
+    append(dataset, log[40:], titles)
+    build_without_model(workspace.uri)
+    (tmp_path / "users.txt").write_text("u3")
+    keep = ["compact.keep_snapshots=1", "compact.keep_days=0", "compact.grace_hours=0"]
+    config = load_config([f"workspace={workspace.uri}", f"erase.users={tmp_path / 'users.txt'}", *keep])
+    assert (erase(config, run_here).users, compact(config, run_here).units) == (1, 1)
+    written = workspace.times("")
+    assert all(abs(at - time.time()) < 600 for at in written.values())
+    folders = Counter("/".join(path.split("/")[:2]) for path in written)
+    assert folders["dataset/histories"] == folders["memory/snapshots"] == folders["memory/units"] == 1
+    assert histories_of(Dataset.open(workspace)).keys() == {"u0", "u1", "u2", "u4"}
+    assert verify(workspace).problems == []
 
 
 def test_a_store_that_ignores_conditions_is_refused(workspace: Workspace, faults: Faults) -> None:

@@ -8,7 +8,7 @@ from l2d_ray.config.section import File, Section
 
 
 class EraseConfig(Section):
-    """What jobs/erase.py erases. l2d_ray/data/erasure.py has the rules."""
+    """Erasure of users, items or a time, jobs/erase.py. l2d_ray/data/erasure.py has the rules."""
 
     users: File | None = None
     """File or URI with the ids of users to erase, one a line, whose whole histories go."""
@@ -19,7 +19,7 @@ class EraseConfig(Section):
 
 
 class CompactConfig(Section):
-    """What jobs/compact.py keeps, for those who read it or may go back to it."""
+    """Retention of snapshots and versions, jobs/compact.py."""
 
     keep_snapshots: int = Field(2, ge=1)
     """Number of memory snapshots to keep, the newest ones, each with its index and its version of the dataset."""

@@ -1,9 +1,8 @@
 """Compaction of a dataset: the same histories and items in fewer files.
 
 Generations are merged from the newest on, as long as the next older one is not much larger than all newer ones
-together. So there are few, each much larger than the one after it, and an interaction is written again a few times at
-most: the rule of log-structured merge trees (O'Neil et al., Acta Informatica 33, 1996). A generation of which the
-memory has no samples yet stays as it is.
+together. So they are few, and an interaction is written again a few times at most: the rule of log-structured merge
+trees (O'Neil et al., Acta Informatica 33, 1996). A generation of which the memory has no samples yet stays as it is.
 """
 
 import hashlib

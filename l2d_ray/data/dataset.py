@@ -3,9 +3,9 @@
     dataset/dataset.json                    the first version: its settings, counts and files
     dataset/items.parquet                   its items
     dataset/histories/*.parquet             its histories
-    dataset/versions/<n>.json               version n, from 2 on, made with data.append=true
-    dataset/items/<n>/*.parquet             the items that it added, if any
-    dataset/histories/<n>/*.parquet         the generation that it added (`generations`)
+    dataset/versions/<n>.json               version n, from 2 on: grown, with data.append=true, erased from or compacted
+    dataset/items/<n>/*.parquet             the items that it added, if any, or all items
+    dataset/histories/<n>/*.parquet         the histories that it added (`generations`) or wrote again
 
 All data are plain Parquet: `schema.ITEMS` and `schema.HISTORIES`. The name of a part has a digest of its content, so
 that a new dataset never overwrites a part that an old record lists.

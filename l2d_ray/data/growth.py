@@ -1,7 +1,8 @@
 """The rules by which a dataset grows, with `data.append=true`.
 
 Nothing that the dataset has ever changes: no index or title of an item, no place of an interaction in its user's
-history, no sample id. So hidden states that were made of it stay valid. An interaction is its user, item and time.
+history, no sample id. So hidden states that were made of it stay valid. Only jobs/erase.py takes something away
+(`erasure`). An interaction is its user, item and time.
 Those that are given enter, except for the ones below, which are counted by reason:
 
 repeated

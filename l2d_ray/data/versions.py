@@ -18,8 +18,8 @@ class GenerationRecord(Record):
     """Files of histories that one version added."""
 
     version: str
-    """Digest of that version. After an erasure from the generation, or a merge, another digest, which no version has:
-    units of the memory that were planned before have other rows and must not be taken for its units."""
+    """Digest of that version. After an erasure or a merge it is another one, which no version has. So no unit of the
+    memory that was planned before passes for a unit of the changed generation."""
     new_users: int
     """Users that no earlier generation has."""
     files: list[Part]

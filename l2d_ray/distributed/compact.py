@@ -10,9 +10,9 @@ from l2d_ray.stages.compaction import CompactResult
 def compact(config: Config) -> CompactResult:
     """Run jobs/compact.py, as `stages.compaction.compact` says."""
     result = compaction.compact(config, lambda label, step, calls: run_tasks(label, config, step, calls))
-    if result.pinned is not None:
+    if result.pinned:
         say(
-            f"snapshot {result.pinned} of the memory is kept, because its index was built last; run jobs/build_index.py"
-            " and jobs/promote.py, and compact again"
+            f"snapshots {result.pinned} of the memory are kept, because their index was built last or is served; run"
+            " jobs/build_index.py and jobs/promote.py, and compact again"
         )
     return result

@@ -11,8 +11,8 @@ def erase(config: Config) -> EraseResult:
     """Run jobs/erase.py, as `stages.erasure.erase` says."""
     result = erasure.erase(config, lambda label, step, calls: run_tasks(label, config, step, calls))
     say(
-        f"{result.users:,} users, {result.samples:,} samples and {result.rows:,} rows of the memory are gone; run"
-        " jobs/build_index.py and jobs/promote.py, then jobs/compact.py, which removes them from the files"
+        f"{result.users:,} users, {result.samples:,} samples and {result.rows:,} rows of the memory are gone; to have"
+        " them in no file, run jobs/compact.py, jobs/build_index.py, jobs/promote.py, and jobs/compact.py again"
     )
     if result.left:
         say(f"these hold samples of users, too; delete them or make them again: {', '.join(result.left)}")

@@ -6,6 +6,7 @@
     memory/deletions/<unit>/*.parquet                   places of erased rows, which later snapshots leave out
     memory/snapshots/<n>.json                           the units of snapshot n, and what was erased from them
     memory/items/<dataset>.parquet                      the items of a dataset
+    memory/removals/*.json                              files that a compaction is about to remove
 
 Plain pyarrow can read it: a snapshot lists its units and what was erased from them, and a unit's record lists its
 files. The command `python -m l2d_ray.memory verify WORKSPACE` checks every checksum and count.

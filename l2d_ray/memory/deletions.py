@@ -119,7 +119,7 @@ def read_deletions(workspace: Workspace, vector: DeletionVector) -> Places:
 def open_rows(workspace: Workspace, units: Sequence[LiveUnit]) -> ds.Dataset:
     """Return the rows that are left in units as a pyarrow dataset, read as they are used.
 
-    If rows were erased, it has the column `unit`, because pyarrow filters rows by their values alone: a sample that was
+    If rows were erased, it has the column `unit`, because pyarrow filters rows by their values alone. A sample that was
     erased from one unit may have a row in a later one.
     """
     files = [(unit, file) for unit in units for file in unit.data_files()]

@@ -18,17 +18,18 @@ from l2d_ray.data.compaction import ITEM_FILES, merge_generations, merged_versio
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.versions import commit_version
 from l2d_ray.memory.compaction import merge_units, plan_merges, with_merged
-from l2d_ray.memory.manifest import Snapshot
+from l2d_ray.memory.deletions import LiveUnit
+from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.stages.erasure import Run
 from l2d_ray.stages.extraction import SAMPLES_PER_UNIT
 from l2d_ray.stages.retention import expire
+from l2d_ray.stages.steps import Run, on_newest
 from l2d_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class CompactResult:
-    """What is left in the workspace, and what this run removed."""
+    """Counts of the workspace after a compaction, and of what this run removed."""
 
     version: int
     """Number of the dataset's newest version."""
@@ -43,8 +44,8 @@ class CompactResult:
     removed_versions: int
     removed_files: int
     """Files of all kinds, records included."""
-    pinned: int | None
-    """Number of an older snapshot that is kept only because its index was built last; None if there is none."""
+    pinned: list[int]
+    """Numbers of older snapshots that are kept only for their index, which was built last or is served."""
     seconds: float
 
 
@@ -71,8 +72,9 @@ def compact(config: Config, run: Run) -> CompactResult:
 def _compact_dataset(workspace: Workspace, run: Run) -> Dataset:
     """Return the newest version of the dataset, after a merge of its generations if there is something to merge."""
     store = MemoryStore(workspace)
-    while True:
-        old, snapshots = Dataset.open(workspace), store.snapshots()
+
+    def work(old: Dataset) -> Dataset:
+        snapshots = store.snapshots()
         pending: list[str] = []
         if snapshots and snapshots[-1].dataset in old.version.lineage:
             pending = old.version.since(snapshots[-1].dataset)
@@ -84,24 +86,31 @@ def _compact_dataset(workspace: Workspace, run: Run) -> Dataset:
         number = old.version.number + 1
         (parts,) = run("merge histories", merge_generations, [(old, places, number)]) if places else [[]]
         version = merged_version(old, places, parts, {snapshot.dataset for snapshot in snapshots})
-        try:
-            commit_version(workspace, version)
-            return Dataset(workspace, old.manifest, version)
-        except FileExistsError:
-            pass  # another job changed the dataset meanwhile
+        commit_version(workspace, version)
+        return Dataset(workspace, old.manifest, version)
+
+    return on_newest(lambda: Dataset.open(workspace), work, key=lambda dataset: dataset.version)
 
 
 def _compact_memory(workspace: Workspace, run: Run) -> Snapshot | None:
     """Return the newest snapshot, after a merge of its units if there is something to merge; None without a memory."""
     store = MemoryStore(workspace)
-    while newest := store.newest():
-        groups = plan_merges(store.live_units(newest), SAMPLES_PER_UNIT)
+
+    def work(newest: Snapshot | None) -> Snapshot | None:
+        groups = plan_merges(store.live_units(newest), SAMPLES_PER_UNIT) if newest else []
         if not groups:
             return newest
         merged = run("merge units", merge_units, [(workspace.uri, group) for group in groups])
-        while (base := store.newest()) and (after := with_merged(base, groups, [unit.unit for unit in merged])):
-            try:
-                return store.add_snapshot(after)
-            except FileExistsError:
-                pass  # another job took a snapshot meanwhile
-    return None
+        return on_newest(store.newest, lambda base: _replace(store, base, groups, merged))
+
+    return on_newest(store.newest, work)
+
+
+def _replace(
+    store: MemoryStore, newest: Snapshot | None, groups: list[list[LiveUnit]], merged: list[UnitRecord]
+) -> Snapshot:
+    """Take the snapshot with merged units. Raises FileExistsError if the newest one is without the units before."""
+    after = with_merged(newest, groups, [unit.unit for unit in merged]) if newest else None
+    if after is None:
+        raise FileExistsError(f"{store.workspace.path('memory')}: another job replaced units that were merged")
+    return store.add_snapshot(after)

@@ -9,10 +9,8 @@ it finds.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,10 +31,9 @@ from l2d_ray.memory.deletions import LiveUnit
 from l2d_ray.memory.erasure import RowErasure, erase_rows
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
+from l2d_ray.stages.steps import Run, on_newest
 from l2d_ray.workspace import Workspace
 
-Run = Callable[[str, Callable[..., Any], list[tuple[Any, ...]]], list[Any]]
-"""Runner of steps: a label, a function and the arguments of its calls become the results, in the same order."""
 UNITS_PER_TASK = 16
 NO_IDS, NO_ITEMS = np.empty(0, np.int64), np.empty(0, np.int32)
 
@@ -66,7 +63,7 @@ class EraseResult:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the settings name."""
+    """Ids and a time that the settings name."""
 
     user_ids: pa.Array
     item_ids: pa.Array
@@ -101,34 +98,52 @@ def erase(config: Config, run: Run) -> EraseResult:
     Raises InputError if there is no dataset, if nothing would be left of it, or if the memory lacks samples of it.
     """
     started, workspace, selection = time.monotonic(), Workspace.open(config.workspace), Selection.read(config.erase)
-    while True:
-        old = Dataset.open(workspace)
-        erasure = Erasure(selection.user_ids, selection.in_items(old.items()), selection.before(old))
-        _finish_erasure(old, selection, erasure.before, run)
-        found = old.find_users(erasure.user_ids, erasure.user_hashes)
-        if not erasure.of_users_alone:
-            (emptied,) = run("users with nothing left", find_emptied, [(old, erasure)])
-            erasure = erasure.with_users(emptied)
-        parts = _erase_parts(old, erasure, run)
-        try:
-            new = _commit(old, parts)
-            break
-        except FileExistsError:
-            pass  # another job changed the dataset meanwhile
-    lost = [part.without_history for of_generation in parts for part in of_generation]
-    snapshots = _erase_memory(new, selection, erasure.before, np.concatenate([NO_IDS, *lost]), run)
-    unknown = len(selection.user_ids) - len(found) + len(selection.item_ids) - erasure.items.size
+    change = on_newest(
+        lambda: Dataset.open(workspace),
+        lambda dataset: _erase_dataset(dataset, selection, run),
+        key=lambda dataset: dataset.version,
+    )
+    old, new = change.old, change.new
+    before, after = _erase_memory(new, selection, change.before, change.without_history, run) or (None, None)
     return EraseResult(
         version=new.version.number,
         users=old.num_users - new.num_users,
         samples=_num_samples(old) - _num_samples(new),
-        snapshot=snapshots[1].number if snapshots else None,
-        rows=snapshots[0].rows - snapshots[1].rows if snapshots else 0,
-        quarantined=snapshots[0].quarantined - snapshots[1].quarantined if snapshots else 0,
-        unknown=unknown,
+        snapshot=after.number if after else None,
+        rows=before.rows - after.rows if before and after else 0,
+        quarantined=before.quarantined - after.quarantined if before and after else 0,
+        unknown=change.unknown,
         left=[*workspace.files("reports", ".parquet"), *workspace.files("export")],
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A dataset before and after an erasure, which are the same if nothing was erased."""
+
+    old: Dataset
+    new: Dataset
+    before: int | None
+    """Time before which all was erased, in the unit of the dataset."""
+    without_history: IntArray
+    """Ids of samples that lost their whole history."""
+    unknown: int
+    """Ids that were given and that the old dataset does not have."""
+
+
+def _erase_dataset(old: Dataset, selection: Selection, run: Run) -> _Change:
+    """Erase from the dataset. Raises FileExistsError if another job changed it meanwhile."""
+    erasure = Erasure(selection.user_ids, selection.in_items(old.items()), selection.before(old))
+    _finish_erasure(old, selection, erasure.before, run)
+    known = len(old.find_users(erasure.user_ids, erasure.user_hashes)) + erasure.items.size
+    if not erasure.of_users_alone:
+        (emptied,) = run("users with nothing left", find_emptied, [(old, erasure)])
+        erasure = erasure.with_users(emptied)
+    parts = _erase_parts(old, erasure, run)
+    lost = [part.without_history for of_generation in parts for part in of_generation]
+    unknown = len(selection.user_ids) + len(selection.item_ids) - known
+    return _Change(old, _commit(old, parts), erasure.before, np.concatenate([NO_IDS, *lost]), unknown)
 
 
 def _finish_erasure(dataset: Dataset, selection: Selection, before: int | None, run: Run) -> None:
@@ -147,7 +162,7 @@ def _erase_parts(dataset: Dataset, erasure: Erasure, run: Run) -> list[list[Eras
 
 
 def _commit(old: Dataset, parts: list[list[ErasedPart]]) -> Dataset:
-    """Make these parts the next version, if anything changed. Raises FileExistsError if another run was first."""
+    """Make these parts the next version, if anything changed. Raises FileExistsError if another job was first."""
     if not any(part.changed for of_generation in parts for part in of_generation):
         return old
     where, version = old.workspace.path("dataset"), next_version(old, parts)
@@ -172,8 +187,8 @@ def _erase_memory(
     If nothing is to be erased, both are the same.
     """
     store = MemoryStore(dataset.workspace)
-    while True:
-        newest = store.newest()
+
+    def work(newest: Snapshot | None) -> tuple[Snapshot, Snapshot] | None:
         if newest is None:
             return None
         items = selection.in_items(store.items(newest.dataset)) if len(selection.item_ids) else NO_ITEMS
@@ -187,10 +202,9 @@ def _erase_memory(
             store.keep_items(after.dataset, dataset.items())
         elif after.deletions == newest.deletions and after.units == newest.units:
             return newest, newest
-        try:
-            return newest, store.add_snapshot(after)
-        except FileExistsError:
-            pass  # another job took a snapshot meanwhile
+        return newest, store.add_snapshot(after)
+
+    return on_newest(store.newest, work)
 
 
 def _without(newest: Snapshot, units: list[LiveUnit], dataset: Dataset) -> Snapshot:

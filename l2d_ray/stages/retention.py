@@ -1,8 +1,9 @@
 """The removal of what no kept snapshot and no kept version of the dataset names.
 
 Kept are the newest `compact.keep_snapshots` snapshots, those that were replaced less than `compact.keep_days` ago, and
-the one whose index was built last. Kept versions of the dataset are the newest, those of kept snapshots, and those that
-were replaced less than `compact.keep_days` ago. Indexes of other snapshots go, but for files that a kept index names.
+those whose index was built last or is served. Of the dataset, the newest version is kept, those of kept snapshots, and
+those that were replaced less than `compact.keep_days` ago. Indexes of other snapshots go, but for files that a kept
+index names.
 
 A record goes before the files that it names. Before both, a list of them is written, so that the next run ends what a
 killed one began. A file that no record names may be one that a job is about to name: it stays `compact.grace_hours`.
@@ -37,20 +38,20 @@ from l2d_ray.memory.store import (
 from l2d_ray.stages.settings import INDEX, IndexSettings
 from l2d_ray.workspace import Workspace
 
-REMOVALS_FOLDER = "memory/removals"
+RELEASES_FOLDER, REMOVALS_FOLDER = "serving", "memory/removals"
 DAY, HOUR = 86_400, 3_600
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What was removed."""
+    """Counts of a removal."""
 
     snapshots: int
     versions: int
     files: int
     """Files of all kinds, records included."""
-    pinned: int | None
-    """Number of a snapshot that is kept only because its index was built last."""
+    pinned: list[int]
+    """Numbers of snapshots that are kept only for their index, which was built last or is served."""
 
 
 def expire(workspace: Workspace, config: CompactConfig) -> Removal:
@@ -125,19 +126,23 @@ def _remove(workspace: Workspace, paths: list[str], lists: Iterable[str]) -> Non
 
 def _kept_snapshots(
     workspace: Workspace, snapshots: list[Snapshot], config: CompactConfig, now: float
-) -> tuple[list[Snapshot], int | None]:
-    """Return the snapshots to keep, and the number of one that is kept for its index alone."""
+) -> tuple[list[Snapshot], list[int]]:
+    """Return the snapshots to keep, and the numbers of those that are kept for their index alone."""
     written = workspace.times(SNAPSHOTS_FOLDER)
     kept = snapshots[-config.keep_snapshots :]
     for snapshot, successor in pairwise(snapshots):
         is_recent = written[snapshot_path(successor.number)] > now - config.keep_days * DAY
         if is_recent and snapshot not in kept:
             kept.append(snapshot)
-    if workspace.exists(INDEX):
-        number = IndexSettings.read(workspace, INDEX).index.snapshot
-        pinned = [snapshot for snapshot in snapshots if snapshot.number == number and snapshot not in kept]
-        return kept + pinned, pinned[0].number if pinned else None
-    return kept, None
+    last = IndexSettings.read(workspace, INDEX).index.snapshot if workspace.exists(INDEX) else None
+    releases = " ".join(_text(workspace, path) for path in workspace.files(RELEASES_FOLDER))
+    served = set(re.findall(rf'"{INDEX_FOLDER}/([^/"]+)/', releases))
+    pinned = [
+        snapshot
+        for snapshot in snapshots
+        if snapshot not in kept and (snapshot.number == last or _index_folder(snapshot) in served)
+    ]
+    return kept + pinned, [snapshot.number for snapshot in pinned]
 
 
 def _kept_versions(
@@ -159,13 +164,20 @@ def _indexes(workspace: Workspace, snapshots: list[Snapshot], kept: list[Snapsho
     A snapshot newer than the newest of `snapshots` was taken meanwhile.
     """
     newest = max((snapshot.number for snapshot in snapshots), default=0)
-    folders = {snapshot_folder(snapshot.number, snapshot.digest()) for snapshot in kept}
+    folders = set(map(_index_folder, kept))
     found, named = set(), set()
     for path in workspace.files(INDEX_FOLDER):
         folder = path.split("/")[1]
         if folder in folders and path.endswith(".json"):
-            text = workspace.storage.read(workspace.path(path)).decode()
-            named |= {*re.findall(rf'"({INDEX_FOLDER}/[^"]+)"', text)}
+            named |= {*re.findall(rf'"({INDEX_FOLDER}/[^"]+)"', _text(workspace, path))}
         elif folder not in folders and re.match(r"\d+-", folder) and int(folder.partition("-")[0]) <= newest:
             found.add(path)
     return found - named
+
+
+def _index_folder(snapshot: Snapshot) -> str:
+    return snapshot_folder(snapshot.number, snapshot.digest())
+
+
+def _text(workspace: Workspace, path: str) -> str:
+    return workspace.storage.read(workspace.path(path)).decode()

@@ -10,7 +10,6 @@ holds none, because logs and records show it.
 import io
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import GCSStore, S3Store
 from pyarrow import fs as pafs
 
 from l2d_ray.errors import InputError, one_line
 from l2d_ray.storage.aws_credentials import AwsCredentials
+from l2d_ray.storage.object_errors import as_os_error
 
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig
@@ -131,7 +131,7 @@ class ObjectStorage:
     @contextmanager
     def create(self, path: str) -> Iterator["_Upload"]:
         """Open a stream, as `Storage.create` says."""
-        with _as_os_error(path):
+        with as_os_error(path):
             writer = obstore.open_writer(self.bucket, self._key(path))
         upload = _Upload(writer, path)
         try:
@@ -139,7 +139,7 @@ class ObjectStorage:
         except BaseException as error:
             writer.__exit__(type(error), error, error.__traceback__)  # nothing appears
             raise
-        with _as_os_error(path):
+        with as_os_error(path):
             try:
                 writer.close()
             except BaseError:
@@ -153,7 +153,7 @@ class ObjectStorage:
         A response may be lost, and the repeated request then finds the file of the first. So a file with the same
         content counts as written by this call.
         """
-        with _as_os_error(path):
+        with as_os_error(path):
             try:
                 obstore.put(self.bucket, self._key(path), content, mode="create" if new else "overwrite")
             except AlreadyExistsError:
@@ -167,26 +167,25 @@ class ObjectStorage:
 
     def read(self, path: str) -> bytes:
         """Return the content of a file in one request, as `Storage.read` says."""
-        with _as_os_error(path):
+        with as_os_error(path):
             return bytes(obstore.get(self.bucket, self._key(path)).bytes())
 
     def delete(self, path: str) -> None:
         """Remove a file or all files of a folder, as `Storage.delete` says."""
-        with _as_os_error(path):
-            obstore.delete(self.bucket, [self._key(file) for file in [path, *self.files(path)]])
+        self.remove([path, *self.files(path)])
 
     def files(self, folder: str) -> list[str]:
-        """Return the paths of all files below a folder, as `Storage.files` says. A request lists 1,000."""
-        return [f"{self._bucket_name}/{entry['path']}" for entry in self._list(folder)]
+        """Return the paths of all files below a folder, as `Storage.files` says."""
+        return list(self.times(folder))
 
     def times(self, folder: str) -> dict[str, float]:
-        """Return when each file below a folder was written, as `Storage.times` says."""
-        found = self._list(folder)
-        return {f"{self._bucket_name}/{entry['path']}": entry["last_modified"].timestamp() for entry in found}
+        """Return when each file below a folder was written, as `Storage.times` says. A request lists 1,000."""
+        name = self._bucket_name
+        return {f"{name}/{entry['path']}": entry["last_modified"].timestamp() for entry in self._list(folder)}
 
     def remove(self, paths: Sequence[str]) -> None:
         """Remove files, as `Storage.remove` says. A request removes 1,000."""
-        with _as_os_error(self.root):
+        with as_os_error(self.root):
             obstore.delete(self.bucket, [self._key(path) for path in paths])
 
     def versions(self) -> dict[str, str]:
@@ -194,14 +193,14 @@ class ObjectStorage:
         return {entry["path"]: entry["e_tag"] or str(entry["last_modified"]) for entry in self._list(self.root)}
 
     def _list(self, folder: str) -> list[Any]:
-        with _as_os_error(folder):
+        with as_os_error(folder):
             found = obstore.list(self.bucket, f"{self._key(folder)}/".removeprefix("/"))
             return [entry for batch in found for entry in batch]
 
     def check(self) -> None:
         """Create an object twice; the second attempt must fail. Later checks of the workspace take one request."""
         path = f"{self.root}/{PROBE}"
-        with _as_os_error(path):
+        with as_os_error(path):
             for _ in range(2):
                 try:
                     obstore.put(self.bucket, self._key(path), b"", mode="create")
@@ -276,7 +275,7 @@ class _Upload(io.RawIOBase):
     def write(self, data: Any) -> int:
         """Write anything that has a buffer, and return its size in bytes."""
         view = memoryview(data).cast("B")
-        with _as_os_error(self._path):
+        with as_os_error(self._path):
             self._writer.write(view)
         self.size += view.nbytes
         return view.nbytes
@@ -284,23 +283,3 @@ class _Upload(io.RawIOBase):
     def writable(self) -> bool:
         """Return True."""
         return True
-
-
-@contextmanager
-def _as_os_error(path: str) -> Iterator[None]:
-    """Raise what obstore reports as OSError, in one line with the path."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: {_reason(error)}") from None
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise PermissionError(f"{path}: {_reason(error)}") from None
-    except BaseError as error:
-        raise OSError(f"{path}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Return what a server says in its XML, or else obstore's message, without its debugging text."""
-    text = one_line(str(error).partition("Debug source:")[0])
-    code, message = (re.search(f"<{tag}>([^<]*)", text) for tag in ("Code", "Message"))
-    return f"{code[1]}: {message[1]}" if code and message else text

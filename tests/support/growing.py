@@ -18,7 +18,7 @@ from l2d_ray.data.splits import everything
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.schema import HISTORIES, ITEMS, SAMPLES, Split
+from l2d_ray.schema import ERASED_ITEM, HISTORIES, ITEMS, SAMPLES, Split
 from l2d_ray.stages.extraction import UnitExtractor, plan_growth
 from l2d_ray.workspace import Workspace
 from support.small_memory import DIMENSION, identity
@@ -67,11 +67,13 @@ def append(dataset: Dataset, log: Log, titles: dict[str, str], k: int = 1) -> tu
 
 
 def histories_of(dataset: Dataset) -> dict[str, list[tuple[str, int]]]:
-    """Return the items and times of each user, in the order of the dataset."""
+    """Return the items and times of each user, in the order of the dataset, without what was erased."""
     ids = dataset.items()["item_id"].to_pylist()
     return {
         user["user_id"]: [
-            (ids[item], time) for item, time in zip(user["item_indices"], user["timestamps"], strict=True)
+            (ids[item], time)
+            for item, time in zip(user["item_indices"], user["timestamps"], strict=True)
+            if item != ERASED_ITEM
         ]
         for users in dataset.iter_users()
         for user in users.to_pylist()
