@@ -19,7 +19,7 @@ def test_a_newer_index_is_served_without_a_failed_request_and_a_roll_back_stays(
         first = endpoint.version()
         with load(endpoint.url, bodies, rate=10) as replies:
             grow_endpoint(config)
-            wait_for(lambda: endpoint.version() != first, seconds=120)
+            wait_for(lambda: any(reply.status == 200 and reply.body["version"] != first for reply in replies), 120)
         assert {reply.status for reply in replies} == {200}
         versions = [reply.body["version"] for reply in sorted(replies, key=lambda reply: reply.sent + reply.seconds)]
         assert len(set(versions)) == 2

@@ -6,7 +6,7 @@ and in any order, and a memory grows without being read again. Source: L2D (arXi
 Shapes: M memory rows, D hidden size, I items.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,15 +73,19 @@ class Moments:
         zero = cls.zero(sums_ID.shape[1])
         return cls(0, int(known_I.sum()), zero.sum_D, zero.outer_DD, scaled_ID.T @ scaled_ID)
 
-    def of_rows_plus(self, other: "Moments", sign: int = 1) -> "Moments":
-        """Return the moments of the rows of both, or with `sign` -1 without those of `other`, and none of items."""
-        return Moments(
-            self.rows + sign * other.rows,
-            0,
-            self.sum_D + sign * other.sum_D,
-            self.outer_DD + sign * other.outer_DD,
-            np.zeros_like(self.outer_DD),
+    def with_rows(self, other: "Moments", sign: int = 1) -> "Moments":
+        """Return the moments with the rows of `other` added, or taken out (`sign` -1); those of items stay."""
+        return replace(
+            self,
+            rows=self.rows + sign * other.rows,
+            sum_D=self.sum_D + sign * other.sum_D,
+            outer_DD=self.outer_DD + sign * other.outer_DD,
         )
+
+    def with_items(self, other: "Moments", sign: int = 1) -> "Moments":
+        """Return the moments with the items of `other` added, or taken out (`sign` -1); those of rows stay."""
+        items_DD = self.item_outer_DD + sign * other.item_outer_DD
+        return replace(self, items=self.items + sign * other.items, item_outer_DD=items_DD)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(

@@ -34,18 +34,19 @@ class ShardMoments:
     def plus(self, other: "ShardMoments", sign: int = 1) -> "ShardMoments":
         """Return the sums over the rows of both. With `sign` -1, `other` are rows to take out, all of which are here.
 
-        The moments of items are those of the result, whatever they are in both.
+        `other` may be without the moments of its items (`Moments.of_items`). Only those of items that it has change.
         """
         items_I = np.union1d(self.items_I, other.items_I)
         counts_I, sums_ID = np.zeros(items_I.size, np.int64), np.zeros((items_I.size, self.sums_ID.shape[1]))
-        for part, factor in ((self, 1), (other, sign)):
-            places_I = np.searchsorted(items_I, part.items_I)
-            counts_I[places_I] += factor * part.counts_I
-            sums_ID[places_I] += factor * part.sums_ID
+        places, changed = np.searchsorted(items_I, self.items_I), np.searchsorted(items_I, other.items_I)
+        counts_I[places], sums_ID[places] = self.counts_I, self.sums_ID
+        moments = self.moments.with_rows(other.moments, sign)
+        moments = moments.with_items(Moments.of_items(sums_ID[changed], counts_I[changed]), -1)
+        counts_I[changed] += sign * other.counts_I
+        sums_ID[changed] += sign * other.sums_ID
+        moments = moments.with_items(Moments.of_items(sums_ID[changed], counts_I[changed]))
         left_I = counts_I > 0
-        items_I, counts_I, sums_ID = items_I[left_I], counts_I[left_I], sums_ID[left_I]
-        of_rows = self.moments.of_rows_plus(other.moments, sign)
-        return ShardMoments(items_I, counts_I, sums_ID, of_rows + Moments.of_items(sums_ID, counts_I))
+        return ShardMoments(items_I[left_I], counts_I[left_I], sums_ID[left_I], moments)
 
     def write(self, workspace: Workspace, path: str) -> None:
         """Write the sums as one .npz."""

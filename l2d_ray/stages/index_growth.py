@@ -12,13 +12,17 @@ index.max_drift (`core.space.drift`).
 
 import logging
 from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
 
 from l2d_ray.core.moments import Moments
 from l2d_ray.core.space import drift
 from l2d_ray.errors import InputError
-from l2d_ray.index.files import read_map
+from l2d_ray.index.files import read_array, read_map
 from l2d_ray.index.manifest import Fitted, IndexManifest, IndexQuality, SegmentRecord
-from l2d_ray.index.moments import read_moments
+from l2d_ray.index.moments import ShardMoments, read_moments
 from l2d_ray.stages.index_plan import IndexPlan
 
 logger = logging.getLogger(__name__)
@@ -84,6 +88,23 @@ def kept_segments(plan: IndexPlan, fitted: Fitted, shard: int) -> Sequence[Segme
     if not fitted.older or not fitted.kept:
         return []
     return IndexManifest.read(plan.workspace, fitted.older).shards[shard].segments[: fitted.kept]
+
+
+def kept_centroids(
+    plan: IndexPlan, fitted: Fitted, shard: int, sums: ShardMoments
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return an estimate for each item of a shard, and whether it is that of the older index. Others are arbitrary."""
+    centroids_ID, known_I = np.empty(sums.sums_ID.shape, np.float32), np.zeros(sums.items_I.size, np.bool_)
+    workspace, older = plan.workspace, fitted.older
+    path = older and plan.moments_below(str(PurePosixPath(older).parents[1]), shard)
+    if not older or not path or not workspace.exists(path):
+        return centroids_ID, known_I
+    old, record = ShardMoments.read(workspace, path), IndexManifest.read(workspace, older).shards[shard]
+    _, here, there = np.intersect1d(sums.items_I, old.items_I, assume_unique=True, return_indices=True)
+    same = (sums.sums_ID[here] == old.sums_ID[there]).all(axis=1) & (sums.counts_I[here] == old.counts_I[there])
+    old_ID = read_array(workspace, record.files["centroids"], (record.items, plan.dimension))
+    centroids_ID[here[same]], known_I[here[same]] = old_ID[there[same]], True
+    return centroids_ID, known_I
 
 
 def kept_setting(plan: IndexPlan, fitted: Fitted) -> tuple[str, IndexQuality] | None:

@@ -79,7 +79,11 @@ class IndexPlan:
 
     def moments(self, shard: int) -> str:
         """Return the path of the sums of a shard, which the indexes of a snapshot share."""
-        return f"{self.base}/moments/{self.config.sample_fraction!r}/shard={shard}.npz"
+        return self.moments_below(self.base, shard)
+
+    def moments_below(self, base: str, shard: int) -> str:
+        """Return that path for another snapshot, given the folder of all its indexes."""
+        return f"{base}/moments/{self.config.sample_fraction!r}/shard={shard}.npz"
 
     @property
     def units(self) -> list[str]:

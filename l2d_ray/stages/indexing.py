@@ -3,7 +3,7 @@
 1. `sum_moments`, per shard: item sums and second moments of its rows. Those of an older snapshot are added to.
 2. `fit`, once: the map of the space, and an empty index, trained on a sample of all shards if it needs training. Or
    those of an older index, with its segments (`stages.index_growth`).
-3. `build_shard`, per shard: mapped rows and the index of the rows for what is new, and all item means.
+3. `build_shard`, per shard: mapped rows and the index of the rows for what is new, and the item means that changed.
 4. `index.tuning` over all shards (`open_shard`), if the base is new: the search setting that reaches the target recall.
 5. `finish`, once: the manifest.
 
@@ -32,7 +32,7 @@ from l2d_ray.index.moments import ShardMoments, write_moments
 from l2d_ray.index.shard import IndexShard
 from l2d_ray.records import Record
 from l2d_ray.schema import hidden_states
-from l2d_ray.stages.index_growth import grow, kept_segments
+from l2d_ray.stages.index_growth import grow, kept_centroids, kept_segments
 from l2d_ray.stages.index_plan import IndexPlan
 from l2d_ray.workspace import Workspace
 
@@ -143,15 +143,13 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     if workspace.exists(record_path):
         return ShardRecord.read(workspace, record_path)
     started, folder = time.monotonic(), f"{plan.folder}/shard={shard}/{uuid.uuid4().hex[:8]}"
-    space, _ = read_map(workspace, fitted.map)
     sums = ShardMoments.read(workspace, plan.moments(shard))
     segments = list(kept_segments(plan, fitted, shard))
     new_rows = sums.moments.rows - sum(segment.rows for segment in segments)
     for units in fitted.segments[len(segments) :]:  # at most one
         segments.append(_build_segment(plan, fitted, shard, units, new_rows, folder))
-    means_ID = read_means(workspace, fitted.means)(space(sums.sums_ID / sums.counts_I[:, None]), sums.counts_I)
     arrays: dict[str, NDArray[Any]] = {"items": sums.items_I, "counts": sums.counts_I}
-    arrays["centroids"] = means_ID.astype(np.float32)
+    arrays["centroids"] = _estimate_items(plan, fitted, shard, sums)
     record = ShardRecord(
         shard=shard,
         rows=sums.moments.rows,
@@ -164,6 +162,16 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
         seconds=round(time.monotonic() - started, 3),
     )
     return commit(record, workspace, record_path)
+
+
+def _estimate_items(plan: IndexPlan, fitted: Fitted, shard: int, sums: ShardMoments) -> NDArray[np.float32]:
+    """Return the estimate of each item; those of items whose rows have not changed are those of the older index."""
+    centroids_ID, known_I = kept_centroids(plan, fitted, shard, sums)
+    space, _ = read_map(plan.workspace, fitted.map)
+    counts_I = sums.counts_I[~known_I]
+    means_ID = space(sums.sums_ID[~known_I] / counts_I[:, None])
+    centroids_ID[~known_I] = read_means(plan.workspace, fitted.means)(means_ID, counts_I)
+    return centroids_ID
 
 
 def _build_segment(

@@ -5,7 +5,7 @@ import logging
 import time
 
 from l2d_ray.config import Config
-from l2d_ray.distributed.serving.promotion import promote_release
+from l2d_ray.distributed.serving.promotion import OtherPromotionError, promote_release
 from l2d_ray.serve.following import NewestIndex
 from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
 from l2d_ray.serve.releases import ReleaseFile
@@ -31,11 +31,16 @@ class Follower(ReleaseReplica):
             self._search = asyncio.ensure_future(asyncio.to_thread(self._follow))
 
     def _follow(self) -> None:
-        """Promote a newer index. The served one stays if that fails, and the next attempt waits."""
+        """Promote a newer index. The served one stays if that fails, and the next attempt waits.
+
+        If jobs/promote.py changes what is served meanwhile, that stays.
+        """
         try:
             if release := self._newest.take():
                 result = promote_release(release)
                 logger.info("%s: served now, in place of %s", result.index, result.previous_index)
+        except OtherPromotionError as error:
+            logger.warning("the newest index is not followed: %s", error)
         except Exception as error:  # whatever it is, the endpoint has to go on
             logger.warning("cannot follow the newest index, trying again in %d s: %s", RETRY_SECONDS, error)
             self._newest.offer_again()

@@ -31,6 +31,10 @@ LOST = (RayError, RayServeException, TimeoutError)
 """Errors of a call that may mean that a replica died."""
 
 
+class OtherPromotionError(InputError):
+    """Another promotion has changed what is served."""
+
+
 class NoReplicaError(InputError):
     """Replicas of a component died, and no other one answered in time."""
 
@@ -124,9 +128,9 @@ class _Endpoint:
         """The releases that the file names, the served one first."""
 
     def name(self, *releases: Release) -> None:
-        """Write the release file. Raises InputError if another promotion has changed it."""
+        """Write the release file. Raises OtherPromotionError if another promotion has changed it."""
         if self._file.read() != self.named:
-            raise InputError(UNDER_WAY)
+            raise OtherPromotionError(UNDER_WAY)
         self._file.write(releases)
         self.named = list(releases)
 
@@ -168,7 +172,7 @@ def _broadcast(deployment: DeploymentHandle, method: str, done: Callable[[list[s
     """Call a method of every replica of a deployment until the versions that each returns are right.
 
     Raises NoReplicaError if no replica answers for `patience` seconds, within which Ray Serve replaces one that died;
-    its successor reads the release file itself. Raises InputError if the versions stay wrong.
+    its successor reads the release file itself. Raises OtherPromotionError if the versions stay wrong.
     """
     deadline, attempts = time.monotonic() + patience, 0
     while attempts < ATTEMPTS:
@@ -186,7 +190,7 @@ def _broadcast(deployment: DeploymentHandle, method: str, done: Callable[[list[s
                 return
             attempts += 1
         time.sleep(1)
-    raise InputError(UNDER_WAY)
+    raise OtherPromotionError(UNDER_WAY)
 
 
 def _loss(deployment: DeploymentHandle, error: Exception, patience: float) -> str:
