@@ -38,14 +38,14 @@ def fit_fusions(
 
 @dataclass(frozen=True)
 class _Scores:
-    """What the parts of fusions say of validation samples."""
+    """Scores of validation samples by the parts of fusions."""
 
     resources: Resources
     samples: Sequence[Sample]
     logs: dict[NamedRecommender, NDArray[np.float32]] = field(default_factory=dict)
 
     def of(self, fusion: NamedRecommender) -> FusionSamples:
-        """Return what the parts of one fusion say. Each part runs when it is first needed."""
+        """Return the scores by the parts of one fusion. Each part runs when it is first needed."""
         parts, num_items = parts_of(fusion.options, self.resources), len(self.resources.titles)
         logs_KUI = np.zeros((len(parts), len(self.samples), num_items), np.float32)
         for logs_UI, part in zip(logs_KUI, parts, strict=True):
