@@ -42,6 +42,7 @@ def test_a_user_is_erased_and_the_files_are_compacted(tmp_path: Path, capsys: py
         f"1 users, {len(ids)} samples and {len(ids)} rows of the memory are gone; to have them in no file, run" in said
     )
     assert "these hold samples of users, too; delete them or make them again: reports/evaluation.parquet" in said
+    (folder / "reports/evaluation.parquet").unlink()
     keep = config.replace({f"compact.{name}": value for name, value in AT_ONCE.items()})
     assert compact(keep).pinned == [1]
     assert (
