@@ -106,6 +106,7 @@ def test_the_memory_of_a_grown_dataset_equals_one_built_at_once(raw: Path, tmp_p
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_two_runs_that_append_at_once_both_enter(raw: Path, tmp_path: Path) -> None:
     prepared(raw, tmp_path, "0-300.parquet")

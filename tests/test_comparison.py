@@ -89,7 +89,7 @@ def test_what_a_recommender_is_loaded_from_and_was_made_with_is_its_cost(l2d: Re
     workspace = Workspace.open(l2d.plan.config.workspace)
     model = sum((Path(workspace.uri) / "model" / name).stat().st_size for name in ("config.json", "model.safetensors"))
     index = IndexManifest.read(workspace, l2d.indexes[IndexKey("whiten-within")])
-    files = [index.map, *(file for shard in index.shards for file in shard.files.values())]
+    files = [index.fitted.map, *(file for shard in index.shards for file in shard.all_files())]
     histories = [Path(workspace.path(path)) for path in workspace.files("dataset/histories")]
     assert writing.bytes == model
     assert local.bytes == model + sum(file.bytes for file in files)

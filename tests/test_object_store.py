@@ -169,6 +169,7 @@ def test_files_and_folders_are_listed_copied_and_deleted(workspace: Workspace, t
     assert workspace.files("") == ["c/3.txt"]
 
 
+@pytest.mark.slow
 def test_a_user_is_erased_and_the_files_are_compacted(workspace: Workspace, tmp_path: Path) -> None:
     log = [(f"u{number % 5}", f"i{number % 7}", number) for number in range(60)]
     titles = {f"i{number}": f"Title {number}" for number in range(7)}

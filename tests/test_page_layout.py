@@ -1,5 +1,6 @@
 """Layout and contrast of the page, in a real browser."""
 
+import pytest
 from playwright.sync_api import Page, expect
 from support.chromium import needs_chromium
 from support.page_actions import LISTS, articles, choice, found, open_with_beams, search_field, take
@@ -27,6 +28,7 @@ def luminance(colour: list[int]) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+@pytest.mark.parametrize("page", [1280, 360], ids=["desktop", "phone"], indirect=True)
 def test_every_control_fits_the_width_and_has_a_name(page: Page, beams_url: str, page_engine: LocalEngine) -> None:
     page_engine.offer("most-popular")
     open_with_beams(page, page_engine, beams_url)

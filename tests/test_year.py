@@ -24,6 +24,7 @@ def pass_a_day(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_files_and_records_stay_few_and_small_for_a_year(tmp_path: Path) -> None:
     folder = tmp_path / "ws"
     log = list(dict.fromkeys(random_log(FIRST + DAYS * A_DAY, users=60, items=40)))

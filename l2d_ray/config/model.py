@@ -68,9 +68,9 @@ class FinetuneConfig(Section):
     valid_samples: int = Field(1000, ge=1)
     """Approximate number of validation samples for the loss after each epoch."""
     vocabulary: Literal["catalogue", "all"] = "all"
-    """Tokens that the loss compares the next token with: `all` of the model's, or only those of the catalogue's titles.
-    `catalogue` computes no other logits, which saves most of the output layer. Only recommenders that generate free
-    text, such as gpt4rec, then write worse. The losses of the two cannot be compared."""
+    """Tokens that the loss chooses from: `all` of the model's, or those of the catalogue's titles. `catalogue` computes
+    no other logits, which saves most of the output layer. Only recommenders that generate free text, such as gpt4rec,
+    then write worse. The losses of the two cannot be compared."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: slower, but needs a fraction of the memory."""
     zero_stage: int = Field(0, ge=0, le=3)

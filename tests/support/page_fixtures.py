@@ -55,7 +55,7 @@ def console() -> Console:
     return Console()
 
 
-@pytest.fixture(params=[1280, 360], ids=["desktop", "phone"])
+@pytest.fixture(params=[pytest.param(1280, id="desktop"), pytest.param(360, id="phone", marks=pytest.mark.slow)])
 def page(
     browser: Browser, url: str, page_engine: LocalEngine, console: Console, request: pytest.FixtureRequest
 ) -> Iterator[Page]:

@@ -95,6 +95,7 @@ if __name__ == "__main__":
         _system_config=KEEP_IDLE_WORKERS,
     )
     try:
-        print(json.dumps(main(target)))
+        found = main(target)
     finally:
         ray.shutdown()
+    print(json.dumps(found))  # after Ray's last message
