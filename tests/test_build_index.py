@@ -202,7 +202,7 @@ def test_a_damaged_index_is_refused_by_name(
 ) -> None:
     settings = SETTINGS | {"evaluate.recommenders": '["l2d-local"]'}
     index = Path(build_index(config_of(folder, **settings)).index)
-    file = folder / json.loads(index.read_text())["shards"][1]["files"]["faiss"]["path"]
+    file = folder / json.loads(index.read_text())["shards"][1]["segments"][0]["files"]["faiss"]["path"]
     file.write_bytes(file.read_bytes()[:-10])
     *_, line = refusal("evaluate", folder, monkeypatch, capsys, **settings)
     assert line.startswith(f"error: {file}: ")

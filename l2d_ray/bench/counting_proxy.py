@@ -78,7 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", response.length or str(len(response.content)))
         self.end_headers()
-        self.wfile.write(response.content)
+        if self.command != "HEAD":  # its answer has no content, and what follows would be taken for the next one
+            self.wfile.write(response.content)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 

@@ -1,14 +1,17 @@
 """Settings and results of a training of a tiny model on few samples."""
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.train
 import torch
+from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from l2d_ray.distributed.serving.haproxy import free_ports
+from l2d_ray.distributed.training import driver
 from support.small_workspace import wait_for
 
 USERS = 12
@@ -23,8 +26,8 @@ LEARNING = {
 
 
 def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Ray Train run the one worker of a training here, in its local mode, which spares the start of six actors."""
-    monkeypatch.setattr(ray.train, "ScalingConfig", partial(_without_workers, ray.train.ScalingConfig))
+    """Let Ray Train run the one worker of a fine-tuning here, in its local mode, which spares six actors."""
+    monkeypatch.setattr(driver, "TorchTrainer", _trainer_without_workers)
     one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
     for name, value in (one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1).pop()}).items():
         monkeypatch.setenv(name, str(value))
@@ -32,8 +35,8 @@ def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(of_an_earlier_training, None)
 
 
-def _without_workers(scaling: type[ray.train.ScalingConfig], **settings: object) -> ray.train.ScalingConfig:
-    return scaling(**settings | {"num_workers": 0})
+def _trainer_without_workers(train: Callable[[Any], Any], **settings: Any) -> TorchTrainer:
+    return TorchTrainer(train, **settings | {"scaling_config": ray.train.ScalingConfig(num_workers=0)})
 
 
 def wait_for_checkpoint(folder: Path) -> None:
