@@ -18,7 +18,7 @@ import l2d_ray
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.interactions import user_hashes
-from l2d_ray.data.samples import iter_samples, training_interactions
+from l2d_ray.data.samples import first_times, iter_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.memory.verify import verify
@@ -99,6 +99,18 @@ def test_dataset_and_memory_are_without_what_was_erased(folder: Path, selection:
     assert (result.users, result.samples) == (old.num_users - new.num_users, len(old_states) - samples)
     assert result.rows == result.samples
     assert result.unknown == ("nobody" in selection.get("users", []))
+
+
+def test_an_item_appears_with_its_first_interaction_that_is_left(folder: Path) -> None:
+    erased(folder, items=["i2"])
+    dataset, expected = opened(folder), dict[str, int]()
+    for interactions in histories_of(dataset).values():
+        for item, time in interactions:
+            expected[item] = min(time, expected.get(item, time))
+    never = np.iinfo(np.int64).max
+    item_ids = dataset.items()["item_id"].to_pylist()
+    assert "i2" not in expected
+    assert first_times(dataset).tolist() == [expected.get(item, never) for item in item_ids]
 
 
 def test_older_versions_and_snapshots_stay_as_they_were(folder: Path) -> None:

@@ -163,8 +163,9 @@ def first_times(dataset: Dataset) -> IntArray:
     """Return the time of the first interaction with each item [I], of any split; the largest time without any."""
     times_I = np.full(len(dataset.items()), np.iinfo(np.int64).max)
     for users in dataset.iter_users():
-        items, timestamps = (Lists.of(users[name]).values for name in ("item_indices", "timestamps"))
-        np.minimum.at(times_I, items, timestamps)
+        items, timestamps = Lists.of(users["item_indices"]), Lists.of(users["timestamps"])
+        is_left, _ = without_erased(items)
+        np.minimum.at(times_I, items.values[is_left], timestamps.values[is_left])
     return times_I
 
 
