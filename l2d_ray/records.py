@@ -38,6 +38,20 @@ class Record(BaseModel):
         workspace.write_json(path, self.model_dump(), exclusive=True)
 
 
+def record_numbers(workspace: Workspace, folder: str) -> list[int]:
+    """Return the numbers of the records `<number>.json` in a folder, ascending."""
+    return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in workspace.files(folder, ".json"))
+
+
+def add_record(workspace: Workspace, folder: str, number: int, record: Record) -> None:
+    """Write the next numbered record of a folder. Raises FileExistsError if it is not the newest one then."""
+    path = f"{folder}/{number}.json"
+    record.write(workspace, path)
+    if record_numbers(workspace, folder)[-1] > number:  # the number was free again, because its record expired
+        workspace.delete(path)
+        raise FileExistsError(f"{workspace.path(path)}: there is a newer one")
+
+
 class MemoryIdentity(Record):
     """Everything that decides the numbers in a memory. States that differ in any of it cannot be compared."""
 

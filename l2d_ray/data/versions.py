@@ -8,7 +8,7 @@ is without what was erased (`erasure`), or has the content of the one before in 
 from pydantic import Field
 
 from l2d_ray.data.generations import Part
-from l2d_ray.records import Record
+from l2d_ray.records import Record, add_record, record_numbers
 from l2d_ray.workspace import Workspace
 
 VERSIONS_FOLDER = "dataset/versions"
@@ -63,14 +63,9 @@ def version_path(number: int) -> str:
 
 def version_numbers(workspace: Workspace) -> list[int]:
     """Return the numbers of the versions that have a record, the newest first."""
-    paths = workspace.files(VERSIONS_FOLDER, ".json")
-    return sorted((int(path.rpartition("/")[2].removesuffix(".json")) for path in paths), reverse=True)
+    return record_numbers(workspace, VERSIONS_FOLDER)[::-1]
 
 
 def commit_version(workspace: Workspace, version: Version) -> None:
     """Write the record of the next version. Raises FileExistsError if it is not the newest one then."""
-    path = version_path(version.number)
-    version.write(workspace, path)
-    if version_numbers(workspace)[0] > version.number:  # the number was free again, because its version expired
-        workspace.delete(path)
-        raise FileExistsError(f"{workspace.path(path)}: there is a newer version")
+    add_record(workspace, VERSIONS_FOLDER, version.number, version)

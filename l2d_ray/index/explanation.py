@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64
+from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.decoding import ScoredItems, nearest, squared_distances
 from l2d_ray.core.explanation import ItemExplanation, shares_after, terms
 from l2d_ray.core.query import History
@@ -33,19 +33,21 @@ def explain_items(
     items_K, scores_K = found.items_I[here_I], found.scores_I[here_I]
     places_K = np.searchsorted(scorer.items_V, items_K)
     named = {name: values_V[places_K].tolist() for name, values_V in terms(scorer, query_D, history).items()}
+    row_items_M = np.concatenate([segment.row_items_M for segment in shard.segments])
     explained = {}
     for number, (item, after) in enumerate(zip(items_K.tolist(), shares_after(scorer, history, places_K), strict=True)):
         of_item = {name: values[number] for name, values in named.items()}
         if item not in shard.items_I:  # no rows: its place is what the title says
             of_item["title"] = of_item.pop("state")
         of_item["normalisation"] = float(scores_K[number]) - sum(of_item.values())
-        explained[item] = ItemExplanation(of_item, after, _nearest_samples(shard, query_D, item))
+        explained[item] = ItemExplanation(
+            of_item, after, _nearest_samples(shard, query_D, np.flatnonzero(row_items_M == item))
+        )
     return explained
 
 
-def _nearest_samples(shard: IndexShard, query_D: Float64, item: int) -> list[int]:
-    """Return the samples of the rows of an item that are nearest to the query."""
-    rows_M = np.flatnonzero(np.concatenate([segment.row_items_M for segment in shard.segments]) == item)
+def _nearest_samples(shard: IndexShard, query_D: Float64, rows_M: IntArray) -> list[int]:
+    """Return the samples of those of these rows that are nearest to the query."""
     vectors_MD, _, sample_ids_M = shard.read_rows(rows_M)
     near = nearest(squared_distances(query_D, vectors_MD), sample_ids_M, rows_M, NEAREST)
     samples: list[int] = near.sample_ids_M.tolist()

@@ -78,6 +78,11 @@ def write_arrays(workspace: Workspace, path: str, arrays: dict[str, Any]) -> Ind
     return write_bytes(workspace, path, [stream.getbuffer()])
 
 
+def read_arrays(workspace: Workspace, file: IndexFile) -> dict[str, NDArray[Any]]:
+    """Return the arrays that `write_arrays` wrote. Raises InputError as `read_bytes` does."""
+    return dict(np.load(io.BytesIO(read_bytes(workspace, file))))
+
+
 def write_map(workspace: Workspace, path: str, space: LinearMap, offset_D: Float64) -> IndexFile:
     """Write the map of a space, and the offset that is subtracted from mapped vectors before float32."""
     return write_arrays(workspace, path, {"mean": space.mean_D, "matrix": space.matrix_DD, "offset": offset_D})
@@ -85,8 +90,8 @@ def write_map(workspace: Workspace, path: str, space: LinearMap, offset_D: Float
 
 def read_map(workspace: Workspace, file: IndexFile) -> tuple[LinearMap, Float64]:
     """Return the map and the offset that `write_map` wrote."""
-    with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
-        return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
+    parts = read_arrays(workspace, file)
+    return LinearMap(parts.get("mean"), parts.get("matrix")), parts["offset"]
 
 
 def write_means(workspace: Workspace, path: str, means: ItemMeans) -> IndexFile:
@@ -96,8 +101,8 @@ def write_means(workspace: Workspace, path: str, means: ItemMeans) -> IndexFile:
 
 def read_means(workspace: Workspace, file: IndexFile) -> ItemMeans:
     """Return the estimate that `write_means` wrote."""
-    with np.load(io.BytesIO(read_bytes(workspace, file))) as parts:
-        return ItemMeans(parts.get("axes"), parts.get("signal"))
+    parts = read_arrays(workspace, file)
+    return ItemMeans(parts.get("axes"), parts.get("signal"))
 
 
 def _check_digest(workspace: Workspace, file: IndexFile, digest: Any) -> None:

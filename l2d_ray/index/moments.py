@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.moments import Moments
 from l2d_ray.errors import InputError
-from l2d_ray.index.files import read_bytes, write_arrays
+from l2d_ray.index.files import read_arrays, write_arrays
 from l2d_ray.index.manifest import IndexFile
 from l2d_ray.workspace import Workspace
 
@@ -76,5 +76,5 @@ def write_moments(workspace: Workspace, path: str, moments: Moments) -> IndexFil
 
 def read_moments(workspace: Workspace, file: IndexFile) -> Moments:
     """Return the moments that `write_moments` wrote. Raises InputError if the file differs from its record."""
-    arrays = dict(np.load(io.BytesIO(read_bytes(workspace, file))))
+    arrays = read_arrays(workspace, file)
     return Moments(rows=int(arrays.pop("rows")), items=int(arrays.pop("items")), **arrays)

@@ -1,14 +1,12 @@
 """The files behind the aggregation `posterior`, and the scorer of a shard that is made from them."""
 
-import io
-
 import numpy as np
 
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.posterior import FLOOR, ItemScorer
 from l2d_ray.core.samples import item_shards
 from l2d_ray.core.transitions import TransitionCounts
-from l2d_ray.index.files import read_array, read_bytes, write_arrays
+from l2d_ray.index.files import read_array, read_arrays, write_arrays
 from l2d_ray.index.manifest import IndexFile, PosteriorRecord
 from l2d_ray.workspace import Workspace
 
@@ -25,7 +23,7 @@ def write_counts(workspace: Workspace, path: str, counts: TransitionCounts) -> I
 
 def read_counts(workspace: Workspace, file: IndexFile) -> TransitionCounts:
     """Return the counts that `write_counts` wrote. Raises InputError if the file differs from its record."""
-    arrays = dict(np.load(io.BytesIO(read_bytes(workspace, file))))
+    arrays = read_arrays(workspace, file)
     return TransitionCounts(samples=int(arrays.pop("samples")), **arrays)
 
 

@@ -13,7 +13,7 @@ from l2d_ray.errors import InputError, one_line
 from l2d_ray.memory.deletions import LiveUnit
 from l2d_ray.memory.manifest import Snapshot, UnitRecord
 from l2d_ray.memory.writer import UnitWriter
-from l2d_ray.records import MemoryIdentity
+from l2d_ray.records import MemoryIdentity, add_record, record_numbers
 from l2d_ray.workspace import Workspace
 
 DATA_FOLDER, QUARANTINE_FOLDER = "memory/data", "memory/quarantine"
@@ -88,8 +88,7 @@ class MemoryStore:
 
     def snapshot_numbers(self) -> list[int]:
         """Return the numbers of all snapshots, ascending."""
-        paths = self.workspace.files(SNAPSHOTS_FOLDER, ".json")
-        return sorted(int(path.rpartition("/")[2].removesuffix(".json")) for path in paths)
+        return record_numbers(self.workspace, SNAPSHOTS_FOLDER)
 
     def snapshots(self) -> list[Snapshot]:
         """Read all snapshots, the oldest first."""
@@ -146,11 +145,7 @@ class MemoryStore:
 
     def add_snapshot(self, snapshot: Snapshot) -> Snapshot:
         """Write the record of the next snapshot. Raises FileExistsError if it is not the newest one then."""
-        path = snapshot_path(snapshot.number)
-        snapshot.write(self.workspace, path)
-        if self.snapshot_numbers()[-1] > snapshot.number:  # the number was free again, because its snapshot expired
-            self.workspace.delete(path)
-            raise FileExistsError(f"{self.workspace.path(path)}: there is a newer snapshot")
+        add_record(self.workspace, SNAPSHOTS_FOLDER, snapshot.number, snapshot)
         return snapshot
 
     def _committed_alike(self, names: list[str]) -> list[UnitRecord]:

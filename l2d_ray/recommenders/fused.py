@@ -85,7 +85,7 @@ class FusedOptions(Options):
 
     @property
     def log_probabilities(self) -> bool:
-        """Whether scores are log-probabilities: they are."""
+        """True: scores are log-probabilities."""
         return True
 
     @property
