@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.growing import Log, histories_of, random_log, titles_of
-from support.small_workspace import JOBS, config_of, environment, expected_ids, result_of, states_of
+from support.small_workspace import JOBS, config_of, environment_of_cluster, expected_ids, states_of
 
 from l2d_ray.config import Config, DataConfig
 from l2d_ray.data.dataset import Dataset
@@ -127,14 +127,18 @@ def test_two_runs_that_append_at_once_both_enter(raw: Path, tmp_path: Path) -> N
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
 def test_killed_runs_leave_the_old_version_or_the_new_one(raw: Path, tmp_path: Path) -> None:
+    prepared(raw, tmp_path, "0-300.parquet")
     job = [sys.executable, str(JOBS / "prepare_data.py"), f"workspace={tmp_path}"]
-    files = [f"data.interactions={raw / '0-300.parquet'}", f"data.items={raw / 'items.parquet'}"]
-    first = [*job, "data.source=table", "data.split=none", "data.min_interactions=1", *files]
-    result_of(subprocess.run(first, env=environment(), capture_output=True, text=True, check=False))
     grow = [*job, "data.append=true", f"data.interactions={raw / 'all.parquet'}"]
+
+    def started_run() -> subprocess.Popen[bytes]:
+        silent = subprocess.DEVNULL
+        return subprocess.Popen(grow, env=environment_of_cluster(), stdout=silent, stderr=silent)
+
     old, started = opened(tmp_path).version, time.monotonic()
-    whole = subprocess.Popen(grow, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    whole = started_run()
     parts = tmp_path / "dataset/histories/2"
     # Kill one run as soon as it has written a part, and others at arbitrary moments before.
     while not parts.exists() and whole.poll() is None:
@@ -144,14 +148,14 @@ def test_killed_runs_leave_the_old_version_or_the_new_one(raw: Path, tmp_path: P
     seconds = time.monotonic() - started
     assert opened(tmp_path).version.number in (1, 2)
     for share in (0.5, 0.8, 0.95):
-        run = subprocess.Popen(grow, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        run = started_run()
         time.sleep(share * seconds)
         run.kill()
         run.wait()
         version = opened(tmp_path).version
         assert version == old or version.number == 2
-    done = result_of(subprocess.run(grow, env=environment(), capture_output=True, text=True, check=False))
-    assert (done["version"], done["interactions"]) == (2, len(LOG))
+    done = appended(raw / "all.parquet", tmp_path)
+    assert (done.version, done.interactions) == (2, len(LOG))
     listed = {part.path for part in opened(tmp_path).parts}
     assert set(Workspace.open(str(tmp_path)).files("dataset/histories", ".parquet")) == listed
     assert sum(map(len, histories_of(opened(tmp_path)).values())) == len(LOG)

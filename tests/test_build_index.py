@@ -1,5 +1,8 @@
 """jobs/build_index.py and jobs/evaluate.py on Ray: complete, killed, repeated, and with unsuitable input."""
 
+import contextlib
+import dataclasses
+import io
 import json
 import re
 import shutil
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from support.small_workspace import ITEM_COUNT, command, config_of, environment, refusal, run_job, write_dataset
+from support.small_workspace import ITEM_COUNT, command, config_of, environment_of_cluster, refusal, write_dataset
 
 from l2d_ray.core.metrics import recall
 from l2d_ray.distributed.build_index import build_index
@@ -69,7 +72,7 @@ def test_an_index_of_another_model_is_built_without_parameters_and_says_so(
 def test_the_same_command_completes_a_killed_job(folder: Path) -> None:
     settings = SETTINGS | {"index.factory": "IVF4,Flat"}  # tuning, after the shards, leaves time to kill the job
     job = command("build_index", folder, **settings)
-    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(job, env=environment_of_cluster(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(folder.glob("index/*/*/shard=*.json")):
         assert time.monotonic() < deadline
@@ -124,7 +127,7 @@ def test_a_share_of_the_memory_too_small_for_the_index_is_named(folder: Path) ->
 
 @pytest.fixture(scope="module")
 def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """Return a workspace with an evaluation, run as a command."""
+    """Return a workspace with an evaluation, and its result with what it printed."""
     folder = tmp_path_factory.mktemp("evaluated")
     shutil.copytree(built, folder, dirs_exist_ok=True)
     names = '["most-popular","co-occurrence","l2d-global-none","l2d-local","l2d-global","l2d-global+prior","l2d"'
@@ -136,9 +139,9 @@ def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "evaluate.batch_size": 16,
         "workers.max": 2,
     }
-    process = run_job("evaluate", folder, **SETTINGS, **settings)
-    assert process.returncode == 0, process.stderr
-    return folder, {"stdout": process.stdout, **json.loads(process.stdout.splitlines()[-1])}
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        result = evaluate(config_of(folder, **SETTINGS, **settings))
+    return folder, {"stdout": stdout.getvalue(), **json.loads(json.dumps(dataclasses.asdict(result)))}
 
 
 def test_the_report_the_plots_and_every_rank_are_left_behind(evaluated: tuple[Path, dict]) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -10,10 +11,10 @@ import pytest
 from support.small_workspace import (
     command,
     config_of,
-    environment,
+    environment_of_cluster,
+    environment_of_scripts,
     expected_ids,
     kill_worker,
-    result_of,
     states_of,
     wait_for,
     write_dataset,
@@ -136,7 +137,8 @@ def test_a_killed_driver_loses_no_committed_unit(
     folder: Path, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     job = command("build_memory", folder, **{"memory.units": UNITS, "workers.max": 2})
-    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(job, env=environment_of_cluster(), stdout=silent, stderr=silent)
     wait_for(lambda: committed(folder) >= 5)
     process.kill()
     process.wait()
@@ -163,45 +165,34 @@ def test_a_killed_worker_is_replaced(
     assert_whole(folder, uninterrupted)
 
 
-FULL_DISK = """
-set -u
-mount -t tmpfs -o size=250k tmpfs "$1" && cp -r "$2/dataset" "$1/"
-shift 2
-"$@" >full.out 2>full.err; echo "full: $?"
-mount -o remount,size=100m "$WORKSPACE"
-mount -o remount,ro "$WORKSPACE"
-"$@" >readonly.out 2>readonly.err; echo "readonly: $?"
-mount -o remount,rw "$WORKSPACE"
-"$@" >resumed.out 2>resumed.err; echo "resumed: $?"
-cp -r "$WORKSPACE/memory" memory
-"""
-
-
 def test_after_a_full_or_a_read_only_disk_the_same_command_resumes(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, uninterrupted: tuple[dict[int, np.ndarray], BuildResult]
 ) -> None:
     scratch = tmp_path_factory.mktemp("scratch")
-    mounted = scratch / "workspace"
-    mounted.mkdir()
-    job = command("build_memory", folder, **{"memory.units": UNITS, "workspace": mounted})
+    disk = scratch / "workspace"
+    disk.mkdir()
+    _, *job = command("build_memory", folder, **{"memory.units": UNITS, "workspace": disk})
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", sys.executable]
     process = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c", FULL_DISK, "-", mounted, folder, *job],
-        env=environment() | {"WORKSPACE": str(mounted)},
+        [*namespace, Path(__file__).parent / "support/failing_disk.py", disk, folder, *job],
+        env=environment_of_scripts(),
         cwd=scratch,
         capture_output=True,
         text=True,
         check=False,
     )
-    statuses = dict(line.split(": ") for line in process.stdout.splitlines())
-    assert statuses == {"full": "1", "readonly": "1", "resumed": "0"}, process.stderr
-    for fault, message in (("full", "No space left on device"), ("readonly", "Read-only file system")):
-        errors = [line for line in (scratch / f"{fault}.err").read_text().splitlines() if "error" in line.lower()]
-        assert len(errors) == 1, errors
-        assert errors[0].startswith("error: ")
-        assert message in errors[0]
-        assert "run the same command again" in errors[0]
-    resumed = subprocess.CompletedProcess([], 0, (scratch / "resumed.out").read_text(), "")
-    assert 0 < result_of(resumed)["units_reused"] < UNITS
+    assert process.returncode == 0, process.stderr
+    runs = json.loads(process.stdout.splitlines()[-1])
+    for fault, message in (("full", "No space left on device"), ("read-only", "Read-only file system")):
+        status, _, stderr = runs[fault]
+        (error,) = [line for line in stderr.splitlines() if "error" in line.lower()]
+        assert status == 1
+        assert error.startswith("error: ")
+        assert message in error
+        assert "run the same command again" in error
+    status, stdout, _ = runs["resumed"]
+    assert status == 0
+    assert 0 < json.loads(stdout.splitlines()[-1])["units_reused"] < UNITS
     shutil.copytree(scratch / "memory", folder / "memory")
     assert_whole(folder, uninterrupted)
 

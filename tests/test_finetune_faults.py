@@ -8,10 +8,9 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from support.small_training import LEARNING, USERS, assert_same, wait_for_checkpoint, weights
-from support.small_workspace import command, config_of, environment, kill_worker, wait_for, workers
+from support.small_workspace import command, config_of, environment_of_cluster, kill_worker, wait_for, workers
 
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.training.driver import finetune, identify_run
@@ -36,17 +35,16 @@ LONG = LEARNING | {
 
 
 @pytest.fixture(scope="module")
-def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted(dataset: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """Return a workspace whose training was killed with its driver."""
     folder = tmp_path_factory.mktemp("interrupted")
     shutil.copytree(dataset, folder, dirs_exist_ok=True)
-    job = command("finetune", folder, **LONG)
-    process = subprocess.Popen(job, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job, silent = command("finetune", folder, **LONG), subprocess.DEVNULL
+    process = subprocess.Popen(job, env=environment_of_cluster(), stdout=silent, stderr=silent)
     wait_for_checkpoint(folder)
-    rays = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    psutil.wait_procs(rays, timeout=60)  # they write for some seconds more
+    wait_for(lambda: not workers("RayTrainWorker"))  # they write for some seconds more
     assert not (folder / "adapter" / "training.json").exists()
     return folder
 

@@ -16,7 +16,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 from support.served_items import BEAMS, SINGLE
 from support.small_endpoint import LocalEngine, write_endpoint
-from support.small_workspace import config_of, run_job
+from support.small_workspace import config_of, refusal, run_job
 
 from l2d_ray.distributed.serving.deployments import REPLICA_VARIABLES
 from l2d_ray.distributed.serving.endpoint import serve_until_stopped
@@ -63,17 +63,11 @@ def test_an_endpoint_that_cannot_be_served_is_refused(engine: LocalEngine, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_models_that_never_fit_are_refused_instead_of_waited_for(engine: LocalEngine) -> None:
-    (port,) = free_ports(1)
-    settings = {
-        "serve.port": port,
-        "serve.encoders": 2,
-        "serve.beams": BEAMS,
-        "workers.cpus": 2 + (os.cpu_count() or 1),
-    }
-    refused = run_job("serve", Path(engine.config.workspace), **settings)
-    assert refused.returncode == 2
-    message = refused.stderr.splitlines()[-1]
+def test_models_that_never_fit_are_refused_instead_of_waited_for(
+    engine: LocalEngine, ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"serve.port": free_ports(1).pop(), "serve.encoders": 2, "serve.beams": BEAMS, "workers.cpus": 4}
+    *_, message = refusal("serve", Path(engine.config.workspace), monkeypatch, capsys, **settings)
     assert message.startswith("error: 3 workers of workers.cpus=")
     assert message.endswith("ask for less, or set serve.encoders")
 

@@ -74,6 +74,13 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
 
+def environment_of_cluster() -> dict[str, str]:
+    """Return an environment in which a job joins the Ray of the tests, which must run."""
+    import ray
+
+    return environment() | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
 def environment_of_scripts() -> dict[str, str]:
     """Return such an environment for a script of tests/support, which imports its neighbours."""
     path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]

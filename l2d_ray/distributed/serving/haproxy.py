@@ -28,8 +28,8 @@ PROXY_VARIABLES = {
     Variable.PROXY_MIDDLEWARES: "l2d_ray.serve.proxy:middlewares",
     Variable.PROXY_USES_GRPC: "1",
     Variable.GRPC_MESSAGE_LENGTH: str(MAX_MESSAGE_BYTES),
-    # Ray kills a proxy that takes longer to start, and the start of the endpoint fails with it. Ray's default is 5 s, too
-    # short for a busy machine; above 60 s Ray stops waiting.
+    # Ray kills a proxy that takes longer to start, and the start of the endpoint fails with it. Ray's default of 5 s is
+    # too short for a busy machine; after 60 s Ray no longer waits.
     Variable.PROXY_START_SECONDS: "55",
 }
 """Variables that are set with and without HAProxy."""
