@@ -10,8 +10,10 @@ import re
 import shutil
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -26,6 +28,8 @@ from l2d_ray.errors import InputError, one_line
 
 COLUMN = 34
 """Column of the help at which descriptions begin."""
+_parsing = threading.Lock()
+"""Held while the parser, which keeps the arguments, is in use."""
 
 
 def load_config(
@@ -48,20 +52,26 @@ def load_config(
         arguments.append(f"--{argument}" if is_key else argument)
     path, arguments = _take_config(arguments)
     try:
-        command_line = CliSettingsSource[Any](
-            Config,
-            cli_parse_args=arguments,
-            cli_exit_on_error=False,
-            cli_hide_none_type=True,
-            cli_avoid_json=True,
-            cli_parse_none_str="null",
-        )()
+        with _parsing:
+            command_line = _parser()(args=arguments)()
     except SettingsError as error:
         raise InputError(_explain_arguments(str(error))) from None
     tree = _merge(_read_yaml(path), command_line)
     if temporary_folder:
         _refuse_relative(tree.get("workspace", Config.model_fields["workspace"].default))
     return make_config(tree, path or "the command line")
+
+
+@cache
+def _parser() -> CliSettingsSource[Any]:
+    """Return the parser of all settings, which takes a tenth of a second to make."""
+    return CliSettingsSource[Any](
+        Config,
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_parse_none_str="null",
+    )
 
 
 def make_config(tree: Mapping[str, Any], origin: str) -> Config:

@@ -137,7 +137,6 @@ def evaluated(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "evaluate.fractions": "[0.5,1.0]",
         "evaluate.generation_samples": 10,
         "evaluate.batch_size": 16,
-        "workers.max": 2,
     }
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         result = evaluate(config_of(folder, **SETTINGS, **settings))
