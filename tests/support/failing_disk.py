@@ -1,0 +1,55 @@
+"""A job on a disk that is full, then read-only, then in order: a script for a mount namespace of its own.
+
+Arguments: the folder where the disk is mounted, the folder whose dataset it holds, and the command of the job. The last
+line on stdout is one JSON object: of each run the exit status, stdout and stderr. The disk's memory is copied into the
+current folder.
+"""
+
+import contextlib
+import io
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+from l2d_ray.command_line import load_config
+from l2d_ray.distributed.job import connect
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def run(job: list[str]) -> tuple[object, str, str]:
+    """Run a job in this process, so that Ray starts once."""
+    sys.argv, out, err = job, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(job[0], run_name="__main__")
+        except SystemExit as end:
+            return end.code, out.getvalue(), err.getvalue()
+    raise AssertionError("a job ends with an exit status")
+
+
+def main(disk: str, source: str, *job: str) -> None:
+    mount("-t", "tmpfs", "-o", "size=250k", "tmpfs", disk)
+    shutil.copytree(Path(source) / "dataset", Path(disk) / "dataset")
+    connect(load_config(list(job[1:])))
+    found = {"full": run([*job])}
+    mount("-o", "remount,size=100m", disk)
+    mount("--bind", disk, disk)  # on top of the other mount, in which the first run may have left a file open
+    mount("-o", "remount,bind,ro", disk)
+    found["read-only"] = run([*job])
+    subprocess.run(["umount", "--lazy", disk], check=True)
+    found["resumed"] = run([*job])
+    shutil.copytree(Path(disk) / "memory", "memory")
+    ray.shutdown()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
