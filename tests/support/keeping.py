@@ -1,5 +1,6 @@
 """Erasing from and compacting a small workspace without Ray, and the search for traces of a user in its files."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def compacted(folder: Path, **compact_settings: float) -> CompactResult:
 def opened(folder: Path) -> Dataset:
     """Return the newest version of the dataset."""
     return Dataset.open(Workspace.open(str(folder)))
+
+
+def shape(folder: Path) -> Counter[str]:
+    """Return the number of files by folder, without names that differ from run to run."""
+    paths = (path.split("/") for path in Workspace.open(str(folder)).files(""))
+    return Counter("/".join(path[:2]) for path in paths)
 
 
 def ids_of(user: str, length: int) -> list[int]:
