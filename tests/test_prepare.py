@@ -1,6 +1,4 @@
 import json
-import os
-import secrets
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.d3_files import PUBLISHED, publish
+from support.small_workspace import environment_of_cluster
 
 from l2d_ray.config import Config, DataConfig
 from l2d_ray.data.dataset import Dataset
@@ -234,6 +233,5 @@ def test_the_last_line_of_the_job_is_its_result(
 
 
 def run_job(*overrides: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    env.pop("RAY_ADDRESS", None)
-    return subprocess.run([sys.executable, JOB, *overrides], env=env, capture_output=True, text=True, check=False)
+    job = [sys.executable, JOB, *overrides]
+    return subprocess.run(job, env=environment_of_cluster(), capture_output=True, text=True, check=False)
