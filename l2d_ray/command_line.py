@@ -16,10 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import CliSettingsSource, SettingsError
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError, one_line
@@ -41,14 +39,30 @@ def load_config(
         _print_help(about, [key for key in _keys() if not reads or key.startswith(_prefixes(reads))], full=False)
     if "--help-all" in argv:
         _print_help(about, _keys(), full=True)
+    path, arguments = _take_config(_as_options(argv))
+    given = _parse(arguments)
+    tree = _merge(_read_yaml(path), given)
+    if temporary_folder:
+        _refuse_relative(tree.get("workspace", Config.model_fields["workspace"].default))
+    return make_config(tree, path or "the command line")
+
+
+def _as_options(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--` before each key."""
     arguments: list[str] = []
     for before, argument in pairwise(["", *argv]):
         is_value = before.startswith("--") and "=" not in before  # of `--key value`, whatever it looks like
         is_key = re.match(r"[a-z_]+(\.[a-z_]+)*=", argument) and not is_value
         arguments.append(f"--{argument}" if is_key else argument)
-    path, arguments = _take_config(arguments)
+    return arguments
+
+
+def _parse(arguments: list[str]) -> dict[str, Any]:
+    """Return options as nested settings. Raises InputError for what is no setting."""
+    from pydantic_settings import CliSettingsSource, SettingsError  # --help does without, and they take 0.1 s
+
     try:
-        command_line = CliSettingsSource[Any](
+        return CliSettingsSource[Any](
             Config,
             cli_parse_args=arguments,
             cli_exit_on_error=False,
@@ -58,10 +72,6 @@ def load_config(
         )()
     except SettingsError as error:
         raise InputError(_explain_arguments(str(error))) from None
-    tree = _merge(_read_yaml(path), command_line)
-    if temporary_folder:
-        _refuse_relative(tree.get("workspace", Config.model_fields["workspace"].default))
-    return make_config(tree, path or "the command line")
 
 
 def make_config(tree: Mapping[str, Any], origin: str) -> Config:
@@ -99,6 +109,8 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _read_yaml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
+    import yaml
+
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
