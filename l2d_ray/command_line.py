@@ -63,7 +63,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
 
     try:
         return CliSettingsSource[Any](
-            Config,
+            Config,  # type: ignore[arg-type]  # it takes any model of pydantic
             cli_parse_args=arguments,
             cli_exit_on_error=False,
             cli_hide_none_type=True,
