@@ -1,4 +1,4 @@
-"""Identities of models, and what is kept of them. The tests have a cache folder of their own."""
+"""Identities of models, and what is kept of them. The tests keep it in a folder for each of them."""
 
 import json
 import subprocess

@@ -42,7 +42,7 @@ class BackboneIdentity:
 
 @dataclass(frozen=True)
 class Description:
-    """What transformers reads from the files of a model other than its weights."""
+    """A model as its configuration and its tokenizer describe it, read by transformers."""
 
     num_layers: int
     """Number of layers of the whole model."""
