@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.small_workspace import environment
+from support.small_workspace import build_units, command, config_of, environment, result_of, write_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +73,13 @@ def test_ray_is_quiet_and_prepared_for_http_only_where_a_stage_serves(serves: bo
     assert bool(json.loads(process.stdout.splitlines()[-1])["serve"]) == serves
     (log,) = tmp_path.glob("l2d_ray-*.log")
     assert re.search(r"core_worker\.cc.*constructor arguments in the object store", log.read_text())
+
+
+def test_a_memory_whose_units_are_all_built_is_completed_without_ray(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 12)
+    built = build_units(config_of(tmp_path))
+    no_ray = environment() | {"RAY_ADDRESS": "127.0.0.1:1"}
+    job = subprocess.run(command("build_memory", tmp_path), env=no_ray, capture_output=True, text=True, check=False)
+    result = result_of(job)
+    assert result["units_reused"] == result["units"] == len(built)
+    assert result["rows"] == sum(unit.rows for unit in built)
