@@ -126,7 +126,7 @@ def connect(config: Config, serves: bool = False) -> None:
     )
 
 
-def is_connected() -> bool:
+def _is_connected() -> bool:
     """Return whether this process has a connection to Ray. Does not import it."""
     ray: Any = sys.modules.get("ray")
     return bool(ray and ray.is_initialized())
@@ -135,11 +135,11 @@ def is_connected() -> bool:
 @contextmanager
 def _disconnected_at_the_end() -> Iterator[None]:
     """Close a connection to Ray that the block made."""
-    connected = is_connected()
+    connected = _is_connected()
     try:
         yield
     finally:
-        if is_connected() and not connected:
+        if _is_connected() and not connected:
             import ray
 
             ray.shutdown()
