@@ -18,4 +18,5 @@ if __name__ == "__main__":
         reads="workspace data.items data.columns data.max_title_words history prompt model finetune.name"
         " memory.num_shards index recommend workers",
         check="l2d_ray.stages.checks:add_items",
+        on_ray=False,
     )

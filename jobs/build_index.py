@@ -16,4 +16,5 @@ if __name__ == "__main__":
         __doc__,
         reads="workspace history prompt model finetune.name memory.num_shards index recommend workers",
         check="l2d_ray.stages.checks:build_index",
+        on_ray=False,
     )

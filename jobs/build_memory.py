@@ -17,4 +17,5 @@ if __name__ == "__main__":
         __doc__,
         reads="workspace history prompt model finetune.name memory workers",
         check="l2d_ray.stages.checks:build_memory",
+        on_ray=False,
     )

@@ -16,4 +16,5 @@ if __name__ == "__main__":
         __doc__,
         reads="workspace erase workers",
         check="l2d_ray.stages.checks:erase",
+        on_ray=False,
     )

@@ -15,4 +15,5 @@ if __name__ == "__main__":
         __doc__,
         reads="workspace history prompt model finetune workers",
         check="l2d_ray.stages.checks:finetune",
+        on_ray=False,
     )

@@ -17,4 +17,5 @@ if __name__ == "__main__":
         reads="workspace recommender train tune recommend.exclude_seen model history prompt index.snapshot"
         " finetune.method finetune.rank finetune.alpha finetune.dropout finetune.target_modules workers",
         check="l2d_ray.stages.checks:tune",
+        on_ray=False,
     )

@@ -18,10 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import CliSettingsSource, SettingsError
 
 from l2d_ray.config import Config
 from l2d_ray.errors import InputError, one_line
@@ -45,28 +43,42 @@ def load_config(
         _print_help(about, [key for key in _keys() if not reads or key.startswith(_prefixes(reads))], full=False)
     if "--help-all" in argv:
         _print_help(about, _keys(), full=True)
-    arguments: list[str] = []
-    for before, argument in pairwise(["", *argv]):
-        is_value = before.startswith("--") and "=" not in before  # of `--key value`, whatever it looks like
-        is_key = re.match(r"[a-z_]+(\.[a-z_]+)*=", argument) and not is_value
-        arguments.append(f"--{argument}" if is_key else argument)
-    path, arguments = _take_config(arguments)
-    try:
-        with _parsing:
-            command_line = _parser()(args=arguments)()
-    except SettingsError as error:
-        raise InputError(_explain_arguments(str(error))) from None
-    tree = _merge(_read_yaml(path), command_line)
+    path, arguments = _take_config(_as_options(argv))
+    tree = _merge(_read_yaml(path), _parse(arguments))
     if temporary_folder:
         _refuse_relative(tree.get("workspace", Config.model_fields["workspace"].default))
     return make_config(tree, path or "the command line")
 
 
+def _as_options(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with `--` before each key."""
+    arguments: list[str] = []
+    for before, argument in pairwise(["", *argv]):
+        is_value = before.startswith("--") and "=" not in before  # of `--key value`, whatever it looks like
+        is_key = re.match(r"[a-z_]+(\.[a-z_]+)*=", argument) and not is_value
+        arguments.append(f"--{argument}" if is_key else argument)
+    return arguments
+
+
+def _parse(arguments: list[str]) -> dict[str, Any]:
+    """Return options as nested settings. Raises InputError for what is no setting."""
+    from pydantic_settings import SettingsError  # --help does without, and they take 0.1 s
+
+    try:
+        with _parsing:
+            found: dict[str, Any] = _parser()(args=arguments)()
+    except SettingsError as error:
+        raise InputError(_explain_arguments(str(error))) from None
+    return found
+
+
 @cache
-def _parser() -> CliSettingsSource[Any]:
-    """Return the parser of all settings, which takes a tenth of a second to make."""
+def _parser() -> Any:
+    """Return the parser of all settings, which takes a twentieth of a second to make."""
+    from pydantic_settings import CliSettingsSource
+
     return CliSettingsSource[Any](
-        Config,
+        Config,  # type: ignore[arg-type]  # it takes any model of pydantic
         cli_exit_on_error=False,
         cli_hide_none_type=True,
         cli_avoid_json=True,
@@ -109,6 +121,8 @@ def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _read_yaml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
+    import yaml
+
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

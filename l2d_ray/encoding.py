@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +11,13 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray, IntArray
 from l2d_ray.core.packing import Prompts
 from l2d_ray.core.samples import last_window
-from l2d_ray.models.backbone import (
-    Backbone,
-    LanguageModel,
-    identify,
-    load_backbone,
-    load_language_model,
-    resolve_dtype,
-)
-from l2d_ray.models.hidden_states import HiddenStates, extractor
-from l2d_ray.models.prefix_cache import PrefixCache
+from l2d_ray.models.identity import identify, resolve_dtype
 from l2d_ray.prompts import PromptEncoder, template_digest
 from l2d_ray.records import MemoryIdentity
+
+if TYPE_CHECKING:  # these import PyTorch and transformers, which take seconds, and most processes run no model
+    from l2d_ray.models.backbone import Backbone, LanguageModel
+    from l2d_ray.models.hidden_states import HiddenStates
 
 History = Sequence[int | str] | NDArray[np.integer]
 """Items in time order. An item is its index, or its title if the catalogue does not know it."""
@@ -44,11 +40,13 @@ def identify_memory(config: Config) -> MemoryIdentity:
     )
 
 
-def language_model(config: Config) -> LanguageModel:
+def language_model(config: Config) -> "LanguageModel":
     """Load the model of `config` with its head, on a GPU if `workers.gpus` is above 0.
 
     Raises InputError as `load_language_model` does.
     """
+    from l2d_ray.models.backbone import load_language_model
+
     return load_language_model(config.model, resolve_dtype(config.model, config.device), config.device)
 
 
@@ -76,12 +74,16 @@ class HistoryEncoder:
     """The model, its prompts and its prefix cache: phrases the last window of each history and runs it."""
 
     def __init__(
-        self, config: Config, titles: Sequence[str], backbone: Backbone | None = None, cache_bytes: int = 0
+        self, config: Config, titles: Sequence[str], backbone: "Backbone | None" = None, cache_bytes: int = 0
     ) -> None:
         """Load the model of `config`, on a GPU if `workers.gpus` is above 0, unless `backbone` is given.
 
         `titles[item_index]` is an item's title. `run` caches up to `cache_bytes` of keys and values on the device.
         """
+        from l2d_ray.models.backbone import load_backbone
+        from l2d_ray.models.hidden_states import extractor
+        from l2d_ray.models.prefix_cache import PrefixCache
+
         dtype = resolve_dtype(config.model, config.device)
         self.backbone = backbone or load_backbone(config.model, dtype, config.device)
         self.prompts = PromptEncoder(config.prompt, self.backbone.tokenizer, titles)
@@ -117,7 +119,7 @@ class HistoryEncoder:
         """Count the tokens that `run` would run for this history alone, given the cache as it is now."""
         return history.tokens.size - self.cache.longest(history.tokens, history.boundaries)
 
-    def run(self, histories: Sequence[PhrasedHistory]) -> HiddenStates:
+    def run(self, histories: Sequence[PhrasedHistory]) -> "HiddenStates":
         """Compute the states of phrased histories, none empty. Skips what the cache holds of them."""
         prompts = Prompts.join([history.tokens for history in histories])
         return self.extract(prompts, [history.boundaries for history in histories])

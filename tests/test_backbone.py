@@ -15,7 +15,8 @@ from torch import Tensor
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import Backbone, identify, load_backbone, load_causal_model, resolve_dtype
+from l2d_ray.models.backbone import Backbone, load_backbone, load_causal_model
+from l2d_ray.models.identity import identify
 
 TOKENS = torch.arange(20, 60)[None]
 
@@ -82,24 +83,6 @@ def test_an_adapter_of_the_full_model_fits_the_cut_model(llama: str, adapter: st
     del whole.model.layers[1]
     cut = load_backbone(ModelConfig(name=llama, adapter=adapter, num_layers=1))
     torch.testing.assert_close(states(cut), states(whole.base_model), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "device", "resolved"),
-    [
-        ("auto", "cpu", "float32"),
-        ("auto", "cuda", "bfloat16"),
-        ("float16", "cuda", "float16"),
-        ("int8", "cpu", "int8"),
-    ],
-)
-def test_auto_dtype_depends_on_the_device(dtype: Any, device: str, resolved: str) -> None:
-    assert resolve_dtype(ModelConfig(dtype=dtype), device) == resolved
-
-
-def test_int8_is_refused_on_a_gpu() -> None:
-    with pytest.raises(InputError, match="for CPUs only"):
-        resolve_dtype(ModelConfig(dtype="int8"), "cuda")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -195,25 +178,6 @@ def test_an_adapter_for_another_model_is_refused(
     assert message.startswith(f"model.adapter={adapter}: does not fit the model (")
     assert message.endswith("; give one trained on it")
     assert problem in message
-
-
-def test_an_identity_covers_everything_that_decides_the_states(llama: str, adapter: str, tmp_path: Path) -> None:
-    first = identify(ModelConfig(name=llama, adapter=adapter), "float32")
-    assert identify(ModelConfig(name=llama, adapter=adapter), "float32") == first
-    assert (first.num_layers, first.dimension, first.dtype) == (2, 32, "float32")
-    other_adapter = identify(ModelConfig(name=llama, adapter=save_adapter(tmp_path / "a", llama, seed=1)), "float32")
-    assert other_adapter.adapter not in (first.adapter, None)
-    assert other_adapter.base_model == first.base_model
-    assert identify(ModelConfig(name=llama), "float32").adapter is None
-    cut = identify(ModelConfig(name=llama, num_layers=1), "bfloat16")
-    assert (cut.num_layers, cut.dtype, cut.base_model) == (1, "bfloat16", first.base_model)
-    other_weights = identify(ModelConfig(name=save_tiny(tmp_path / "w", seed=1)), "float32")
-    assert other_weights.base_model != first.base_model
-    assert other_weights.tokenizer == first.tokenizer
-    tiny_tokenizer(adds_bos=True).save_pretrained(tmp_path / "w")
-    other_tokenizer = identify(ModelConfig(name=str(tmp_path / "w")), "float32")
-    assert other_tokenizer.tokenizer != first.tokenizer
-    assert other_tokenizer.base_model == other_weights.base_model
 
 
 def save_gguf(file: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32) -> Any:

@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.small_workspace import environment
+from support.small_endpoint import write_endpoint
+from support.small_workspace import command, environment, result_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +75,17 @@ def test_ray_is_quiet_and_prepared_for_http_only_where_a_stage_serves(serves: bo
     assert bool(json.loads(process.stdout.splitlines()[-1])["serve"]) == serves
     (log,) = tmp_path.glob("l2d_ray-*.log")
     assert re.search(r"core_worker\.cc.*constructor arguments in the object store", log.read_text())
+
+
+def test_jobs_with_nothing_to_do_do_without_ray(tmp_path: Path) -> None:
+    write_endpoint(tmp_path)
+    no_ray = environment() | {"RAY_ADDRESS": "127.0.0.1:1"}
+
+    def result(job: str) -> dict[str, Any]:
+        again = command(job, tmp_path, **{"memory.units": 1})
+        return result_of(subprocess.run(again, env=no_ray, capture_output=True, text=True, check=False))
+
+    memory, index = result("build_memory"), result("build_index")
+    assert (memory["units"], memory["units_reused"], memory["snapshot"]) == (1, 1, 1)
+    assert (index["shards"], index["shards_reused"], index["rows"]) == (2, 2, memory["rows"])
+    assert index["posterior"]["tau"] > 0

@@ -22,6 +22,12 @@ for argv in json.loads(sys.argv[1]):
         print(f"status {ended.code}", file=sys.stderr)
 print({"ray", "torch", "transformers"} & {*sys.modules}, file=sys.stderr)
 """
+LOAD_ALL = """
+import pkgutil, sys
+for stage in sys.argv[1:]:
+    pkgutil.resolve_name(stage)
+print({"torch", "transformers", "scipy.optimize"} & {*sys.modules})
+"""
 
 
 def arguments(job: Path) -> dict[str, Any]:
@@ -40,6 +46,14 @@ def refusals(*commands: list[str]) -> list[str]:
     assert imported == "set()"
     assert lines[1::2] == ["status 2"] * len(commands)
     return [line.removeprefix("error: ") for line in lines[0::2]]
+
+
+def test_the_stages_of_jobs_that_run_no_model_themselves_load_without_pytorch() -> None:
+    run_one = re.compile("bench_|serve|plan_capacity")
+    stages = [arguments(job)["stage"] for job in JOBS if not run_one.match(job.stem)]
+    assert len(stages) >= 14
+    program = [sys.executable, "-c", LOAD_ALL, *stages]
+    assert subprocess.run(program, capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)

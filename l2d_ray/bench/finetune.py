@@ -13,12 +13,13 @@ from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.distributed.training.checkpoints import run_folder
-from l2d_ray.distributed.training.driver import check, finetune, identify_run
+from l2d_ray.distributed.training.driver import check_layers, finetune, identify_run
 from l2d_ray.distributed.workers import workers_that_fit
-from l2d_ray.models.backbone import resolve_dtype
 from l2d_ray.models.causal_loss import packed_loss, padded_loss
+from l2d_ray.models.identity import resolve_dtype
 from l2d_ray.models.trainable import load_trainable
 from l2d_ray.schema import Split
+from l2d_ray.stages.checks import check_training
 from l2d_ray.stages.finetuning import SamplePhraser, SampleTable
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
@@ -59,7 +60,8 @@ def bench_finetune(config: Config) -> FinetuneBenchmark:
 
     Leaves nothing in the workspace.
     """
-    check(config)
+    check_training(config)
+    check_layers(config)
     two = workers_that_fit(config) > 1
     dataset = Dataset.open(Workspace.open(config.workspace))
     settings = config.replace({"finetune.dropout": 0.0}).finetune

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from l2d_ray.config.capacity import CapacityConfig
 from l2d_ray.config.data import DataConfig, HistoryConfig, PromptConfig
@@ -17,10 +16,10 @@ from l2d_ray.config.serving import ServeConfig
 from l2d_ray.config.training import TrainConfig, TuneConfig
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """Every setting of every stage. Paths are absolute, because other processes have another working folder."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     workspace: Folder = Field("workspace", validate_default=True)
     """Folder or URI for everything the stages leave behind. A URI is s3://bucket/folder or gs://bucket/folder. Options
@@ -71,18 +70,6 @@ class Config(BaseSettings):
                 section = section.setdefault(part, {})
             section[name] = value
         return type(self)(**tree)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read only what is passed in: no environment variables, no dotenv files."""
-        return (init_settings,)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

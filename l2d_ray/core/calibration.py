@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
 from l2d_ray.core.posterior import FLOOR, Parameters
@@ -67,6 +67,8 @@ class ValidationScores:
         Each parameter's prior is a normal distribution around its default, with variance 1 for its logarithm, or for
         the logit of a decay, which is below 1.
         """
+        from scipy import optimize  # it takes half a second, and most processes fit nothing
+
         start_T, samples = _to_line(Parameters()), self.targets_U.size
         if not samples:
             return Parameters()

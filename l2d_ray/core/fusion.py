@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray
 
@@ -74,6 +74,8 @@ class FusionSamples:
         The prior decides where there are few samples. It is normal with mean 1 for a weight and 0 for log R. Its
         deviation is 1 for log R, and for a weight in units in which the part's scores have deviation 1.
         """
+        from scipy import optimize  # it takes half a second, and most processes fit nothing
+
         equal, samples = FusionWeights.equal(len(self.logs_KUI)), self.targets_U.size
         if not samples:
             return equal

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-import torch
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
@@ -106,6 +105,8 @@ class UnitActor:
 
     def __init__(self, config: dict[str, Any], identity: dict[str, Any]) -> None:
         """Load the model. The arguments are plain values, which a worker can read before it imports l2d_ray."""
+        import torch  # it takes seconds, and the driver runs no model
+
         settings = Config(**config)
         torch.set_num_threads(settings.workers.cpus)
         self._extractor = UnitExtractor(settings, MemoryIdentity(**identity))

@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import torch
 
 from l2d_ray.config import Config
 from l2d_ray.data.samples import Sample
@@ -181,6 +180,8 @@ class _EvaluationActor:
     def __init__(
         self, config: Config, runs: Mapping[str, Sequence[NamedRecommender]], indexes: Mapping[IndexKey, str]
     ) -> None:
+        import torch  # it takes seconds, and the driver runs no model
+
         torch.set_num_threads(config.workers.cpus)
         engine.set_threads(config.workers.cpus)
         self._evaluator = Evaluator(config, runs, indexes)

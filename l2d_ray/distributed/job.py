@@ -8,13 +8,14 @@ import pkgutil
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
 from l2d_ray.distributed.screen import quiet_libraries
-from l2d_ray.distributed.serving.haproxy import local_variables
 from l2d_ray.errors import InputError, input_error_in, one_line
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def run(
 
     `stage` is `module:function`, from a Config to a dataclass. Its module is imported after the command line has been
     checked, because the libraries behind it take seconds to load. `check`, from a Config, raises InputError for what
-    can be known before Ray starts. `about`, and the sections and keys that the stage `reads`, are for `--help`. A stage
-    that `serves` needs a Ray that is prepared for HTTP.
+    can be known before Ray starts. `about`, and the sections and keys that the stage `reads`, are for `--help`. Without
+    `on_ray` the stage starts Ray itself (`connect`) if it has something to do on it. A stage that `serves` needs a Ray
+    that is prepared for HTTP.
 
     Exit status 0: done. 2: bad input or configuration, with one line on stderr. 1: a full disk, a missing permission
     and the like, with one line; any other error, with a traceback.
@@ -67,14 +69,11 @@ def run(
                 Workspace.open(config.workspace).check()
             if check:
                 pkgutil.resolve_name(check)(config)
-            connected = on_ray and connect(config, serves)
-            try:
+            os.environ |= NO_REQUESTS_OF_RAY_DATA  # before Ray Data is imported
+            with _disconnected_at_the_end():
+                if on_ray:
+                    connect(config, serves)
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)
-            finally:
-                if connected:
-                    import ray
-
-                    ray.shutdown()
     except InputError as error:
         _fail(2, str(input_error_in(str(error)) or error))  # the message of a replica's error is its whole traceback
     except OSError as error:
@@ -97,22 +96,23 @@ def joins_a_cluster() -> bool:
     return _SUBMITTED in os.environ or "RAY_ADDRESS" in os.environ
 
 
-def connect(config: Config, serves: bool = False) -> bool:
+def connect(config: Config, serves: bool = False) -> None:
     """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
 
-    Returns False if this process has a connection already.
+    Does nothing if this process has a connection already.
     """
     import ray  # not above: it takes a second, and wrong settings are refused without it
 
-    os.environ |= NO_REQUESTS_OF_RAY_DATA  # before Ray Data is imported
     quiet_ray_data()
     if ray.is_initialized():
-        return False
+        return
     if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return True
+        return
     os.environ |= NO_PREEMPTION
     if serves:
+        from l2d_ray.distributed.serving.haproxy import local_variables
+
         os.environ |= local_variables(config.serve)
     ray.init(
         "local",  # never another Ray that runs on this machine
@@ -124,7 +124,25 @@ def connect(config: Config, serves: bool = False) -> bool:
         logging_level=logging.ERROR,
         _system_config=KEEP_IDLE_WORKERS,
     )
-    return True
+
+
+def _is_connected() -> bool:
+    """Return whether this process has a connection to Ray. Does not import it."""
+    ray: Any = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized())
+
+
+@contextmanager
+def _disconnected_at_the_end() -> Iterator[None]:
+    """Close a connection to Ray that the block made."""
+    connected = _is_connected()
+    try:
+        yield
+    finally:
+        if _is_connected() and not connected:
+            import ray
+
+            ray.shutdown()
 
 
 def quiet_ray_data() -> None:

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayError
 
 from l2d_ray.config import Config
-from l2d_ray.distributed.job import root_error
+from l2d_ray.distributed.job import connect, root_error
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import worker_options
 from l2d_ray.index.engine import engine
@@ -21,8 +21,12 @@ def run_tasks(
 ) -> list[Any]:
     """Return the results of `step(*call)` in the order of the calls, each from a task.
 
-    After an error the other tasks are cancelled, and the error is raised when they have ended.
+    Connects to Ray if there are calls. After an error the other tasks are cancelled, and the error is raised when they
+    have ended.
     """
+    if not calls:
+        return []
+    connect(config)
     cpus = config.workers.cpus
     options = worker_options(config) | {"num_gpus": gpus, "max_retries": RETRIES}
     task = ray.remote(_with_threads).options(**options)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from l2d_ray.config import Config
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.recommenders.trained import Epoch, TrainingRecord, folder_of
@@ -35,6 +33,8 @@ class TrainResult:
 
 def train(config: Config) -> TrainResult:
     """Train `recommender`, or finish training it. Raises InputError as `plan_training` and `training.train` do."""
+    import torch  # it takes seconds, and a comparison imports this module without training
+
     plan = plan_training(config)
     torch.set_num_threads(config.workers.cpus)
     with Progress(plan.config.train.epochs, config.recommender, "epochs") as progress:

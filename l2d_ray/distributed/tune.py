@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from ray import tune as ray_tune
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.job import connect
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.workers import workers_that_fit
 from l2d_ray.errors import InputError
@@ -55,6 +55,7 @@ def tune(config: Config) -> TuneResult:
 
 def _run(config: Config, trials: list[Trial], progress: Progress) -> dict[str, str]:
     """Run trials, as many at once as there are workers. Return the reasons why some failed, by name."""
+    connect(config)
     settings = [trial.config.model_dump(mode="json", exclude_unset=True) for trial in trials]
     train_one = ray_tune.with_parameters(_train_one, settings=settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,6 +74,8 @@ def _run(config: Config, trials: list[Trial], progress: Progress) -> dict[str, s
 
 def _train_one(parameters: dict[str, int], settings: list[dict[str, Any]]) -> None:
     """Run a trial in a worker. The workspace has its result; Ray Tune hears of its progress, and why it failed."""
+    import torch  # it takes seconds, and the driver trains nothing
+
     config = Config(**settings[parameters["number"]])
     torch.set_num_threads(config.workers.cpus)
 

@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy
 
 from l2d_ray.config import Config, WorkersConfig
 from l2d_ray.distributed.demand import gather
-from l2d_ray.distributed.job import joins_a_cluster
+from l2d_ray.distributed.job import connect, joins_a_cluster
 from l2d_ray.distributed.screen import say
 from l2d_ray.errors import InputError
 
@@ -27,12 +27,13 @@ def worker_options(config: Config) -> dict[str, Any]:
 
 
 def check_room(config: Config, workers: int = 1, setting: str = "workers.max") -> None:
-    """Check that a number of workers fit at once. Ray would wait silently for ever.
+    """Check that a number of workers fit at once. Ray would wait silently for ever. Connects to Ray.
 
     On the Ray of this machine alone, raises InputError, which names the `setting` of their number. A cluster may grow:
     there one line on stderr says that the job waits, and this function waits for room for the first worker. Raises
     InputError if the autoscaler cannot start any node for it.
     """
+    connect(config)
     room = _room(config.workers)
     if room >= workers:
         return

@@ -1,4 +1,4 @@
-"""Decoder-only language models: loading, with the adapter merged in, and the identity of what was loaded."""
+"""Decoder-only language models: loading, with the adapter merged in."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from torch import nn
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, mark_unquantised
+from l2d_ray.models.identity import layers_in_use
 from l2d_ray.models.int8_linear import quantise
 
 DTYPES = {
@@ -43,53 +44,6 @@ class Backbone:
     dtype: str
     """A value of `model.dtype` other than auto."""
     device: torch.device
-
-
-@dataclass(frozen=True)
-class BackboneIdentity:
-    """Everything that decides the hidden states of a backbone."""
-
-    base_model: str
-    """Digest of the base model's weights and configuration."""
-    num_layers: int
-    """Number of layers in use, from the first."""
-    adapter: str | None
-    """Digest of the adapter; None without one."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    dtype: str
-    """A value of `model.dtype` other than auto."""
-    dimension: int
-    """Size of a hidden state."""
-
-
-def resolve_dtype(config: ModelConfig, device: str) -> str:
-    """Return `model.dtype`, with `auto` replaced: by bfloat16 on a GPU, by float32 on a CPU.
-
-    Raises InputError for int8 on a GPU.
-    """
-    if device == "cuda" and config.dtype == "int8":
-        raise InputError("model.dtype='int8': for CPUs only, and workers.gpus is above 0; leave model.dtype out")
-    if config.dtype != "auto":
-        return config.dtype
-    return "bfloat16" if device == "cuda" else "float32"
-
-
-def identify(config: ModelConfig, dtype: str) -> BackboneIdentity:
-    """Return the identity of the model that `config` names, without loading its weights.
-
-    Raises InputError if the model or the adapter is missing or incomplete.
-    """
-    checkpoint, adapter = find_model(config), find_adapter(config)
-    architecture = read_architecture(checkpoint, config)
-    return BackboneIdentity(
-        base_model=checkpoint.digest(),
-        num_layers=architecture.num_hidden_layers,
-        adapter=adapter.digest() if adapter else None,
-        tokenizer=_tokenizer_digest(load_tokenizer(checkpoint)),
-        dtype=dtype,
-        dimension=architecture.hidden_size,
-    )
 
 
 @dataclass(frozen=True)
@@ -184,7 +138,7 @@ def read_architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
             " transformers' AutoModelForCausalLM opens"
         )
     if config.num_layers is not None:
-        _cut_layers(architecture, config.name, config.num_layers)
+        _cut_layers(architecture, layers_in_use(config, architecture.num_hidden_layers))
     return architecture
 
 
@@ -197,11 +151,7 @@ def _is_decoder_only(architecture: type) -> bool:
     return architecture in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not sees_later_tokens
 
 
-def _cut_layers(architecture: Any, name: str, num_layers: int) -> None:
-    """Keep the first `num_layers` layers. Raises InputError if the model has fewer."""
-    available = architecture.num_hidden_layers
-    if num_layers > available:
-        raise InputError(f"model.num_layers={num_layers}: {name} has only {available} layers; give at most {available}")
+def _cut_layers(architecture: Any, num_layers: int) -> None:
     architecture.num_hidden_layers = num_layers
     if getattr(architecture, "layer_types", None):
         architecture.layer_types = architecture.layer_types[:num_layers]
@@ -251,7 +201,8 @@ def context_length(architecture: Any) -> int:
     return min(positions, getattr(architecture, "sliding_window", None) or positions)
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the SHA-256 of everything that decides the tokens of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(state.encode()).hexdigest()

@@ -21,7 +21,9 @@ from l2d_ray.errors import InputError, one_line
 from l2d_ray.storage import LocalStorage
 from l2d_ray.workspace import Workspace
 
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+TEXT_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+"""Configurations and tokenizers."""
+HUB_FILES = ["*.safetensors", *TEXT_FILES]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Checkpoint:
         """The weights, and the configurations that give them meaning."""
         weights = [self.gguf] if self.gguf else ["config.json", "adapter_config.json", "*.safetensors"]
         return sorted({file for pattern in weights for file in self.folder.glob(pattern)})
+
+    @property
+    def descriptions(self) -> list[Path]:
+        """The files that describe the architecture and the tokenizer; a GGUF file may describe both itself."""
+        return sorted(file for pattern in TEXT_FILES for file in self.folder.glob(pattern) if file.is_file())
 
     def digest(self) -> str:
         """Return the SHA-256 of the files."""

@@ -10,8 +10,9 @@ from transformers.pytorch_utils import Conv1D
 
 from l2d_ray.config import FinetuneConfig, ModelConfig
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import load_causal_model, read_architecture, resolve_dtype
+from l2d_ray.models.backbone import load_causal_model, read_architecture
 from l2d_ray.models.checkpoint import find_model
+from l2d_ray.models.identity import resolve_dtype
 
 
 def load_trainable(model: ModelConfig, finetune: FinetuneConfig, dtype: str) -> Any:

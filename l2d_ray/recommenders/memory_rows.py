@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
+from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError, one_line
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.schema import hidden_states
@@ -27,8 +28,6 @@ def identify_states(config: Config) -> dict[str, Any]:
 
     Raises InputError if the model or adapter is missing.
     """
-    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
-
     identity = identify_memory(config).model_dump(exclude=IRRELEVANT)
     return {f"memory.{name}": value[:12] if isinstance(value, str) else value for name, value in identity.items()}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from l2d_ray.config import Config, FinetuneConfig
 from l2d_ray.core.arrays import FloatArray, IntArray
@@ -10,12 +10,13 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, first_times, training_interactions
 from l2d_ray.encoding import HistoryEncoder, language_model
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.models.backbone import LanguageModel
-from l2d_ray.models.trainable import load_trainable_body
 from l2d_ray.recommenders.contract import IndexKey, Need, Recommender
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.recommenders.trained import Trained
 from l2d_ray.workspace import Workspace
+
+if TYPE_CHECKING:
+    from l2d_ray.models.backbone import LanguageModel
 
 PartT = TypeVar("PartT")
 
@@ -60,7 +61,7 @@ class Resources:
         return training_interactions(self.dataset)
 
     @cached_property
-    def language_model(self) -> LanguageModel:
+    def language_model(self) -> "LanguageModel":
         """The language model with its head. Raises InputError if the model has no head."""
         self._check(Need.LANGUAGE_MODEL)
         return language_model(self.config)
@@ -84,6 +85,8 @@ class Resources:
 
     def trainable_model(self, finetune: FinetuneConfig, num_layers: int) -> Any:
         """Load a language model that no other recommender shares (`load_trainable_body`)."""
+        from l2d_ray.models.trainable import load_trainable_body  # imports transformers, which takes seconds
+
         self._check(Need.TRAINABLE_MODEL)
         return load_trainable_body(self.config.model, finetune, self.config.device, num_layers)
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.trained import FOLDER, load_tensors
 from l2d_ray.workspace import Workspace
@@ -33,8 +33,6 @@ def identify_titles(config: Config) -> dict[str, Any]:
 
     Raises InputError if the model or adapter is missing.
     """
-    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
-
     identity = identify_memory(config).model_dump()
     values = {name: identity[name] for name in DECISIVE}
     return {f"titles.{name}": value[:12] if isinstance(value, str) else value for name, value in values.items()}
@@ -56,7 +54,7 @@ def _states_of(titles: Sequence[str], identity: dict[str, Any], config: Config, 
     if not workspace.exists(path):
         states_ID = _computed(config, titles)
         with workspace.create(path) as stream:
-            stream.write(safetensors.torch.save({STATES: torch.from_numpy(states_ID)}))
+            stream.write(safetensors.numpy.save({STATES: states_ID}))
     location = workspace.path(path)
     tensors = load_tensors(workspace.storage.read(location), location, "delete it and run the same command again")
     found: FloatArray = tensors[STATES].numpy()

@@ -7,17 +7,18 @@ a record names, and damaged weights are noticed.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from l2d_ray.config import TrainConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.records import Record
 from l2d_ray.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "recommenders"
 
@@ -103,9 +104,11 @@ def read_record(dataset: Dataset, name: str) -> TrainingRecord:
     return record
 
 
-def write_weights(workspace: Workspace, name: str, weights: dict[str, Tensor]) -> tuple[str, str]:
+def write_weights(workspace: Workspace, name: str, weights: "dict[str, Tensor]") -> tuple[str, str]:
     """Write the weights of a recommender. Return the name of their file, and its checksum."""
-    content = safetensors.torch.save({key: weight.contiguous() for key, weight in weights.items()})
+    from safetensors.torch import save  # it imports PyTorch, which takes seconds, and most callers read records only
+
+    content = save({key: weight.contiguous() for key, weight in weights.items()})
     checksum = hashlib.sha256(content).hexdigest()
     file = f"weights-{checksum[:12]}.safetensors"
     with workspace.create(f"{folder_of(name)}/{file}") as stream:
@@ -118,7 +121,7 @@ class Trained:
     """The result of a training."""
 
     record: TrainingRecord
-    weights: dict[str, Tensor]
+    weights: "dict[str, Tensor]"
     """Tensors on the CPU, by name."""
     location: str
     """Path of the weights' file, for messages."""
@@ -151,10 +154,12 @@ class Trained:
         )
 
 
-def load_tensors(content: bytes, location: str, remedy: str) -> dict[str, Tensor]:
+def load_tensors(content: bytes, location: str, remedy: str) -> "dict[str, Tensor]":
     """Return the tensors of a safetensors file. Raises InputError, with its location and this remedy, if it is none."""
+    from safetensors.torch import load
+
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        tensors: dict[str, Tensor] = load(content)
     except SafetensorError as error:
         raise InputError(f"{location}: damaged ({error}); {remedy}") from None
     return tensors

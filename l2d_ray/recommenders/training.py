@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from l2d_ray.config import Config, TrainConfig
 from l2d_ray.core.arrays import Float64, IntArray
@@ -26,7 +24,9 @@ from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logits
 from l2d_ray.recommenders.trained import Epoch, read_record, record_of
 
-if TYPE_CHECKING:  # imports transformers, which takes seconds
+if TYPE_CHECKING:  # it takes seconds, and most processes read records of trainings only
+    from torch import Tensor
+
     from l2d_ray.recommenders.resources import Resources
 
 CUTOFF = 20
@@ -90,15 +90,15 @@ class Learner(ABC):
         """Return the recommender with the present weights."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> "dict[str, Tensor]":
         """Return a copy, on the CPU, of what the recommender is made from."""
 
     @abstractmethod
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> "dict[str, Tensor]":
         """Return a copy, on the CPU, of what the training goes on from."""
 
     @abstractmethod
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: "Mapping[str, Tensor]") -> None:
         """Take over a `state`."""
 
 
@@ -177,7 +177,7 @@ class Progress:
     """A training so far."""
 
     history: list[Epoch] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    best: "dict[str, Tensor]" = field(default_factory=dict)
     """Weights of the best epoch."""
 
     @property
@@ -205,7 +205,7 @@ def fit(
         number, started = len(progress.history) + 1, time.monotonic()
         loss = learner.run_epoch(number)
         weights = learner.weights()
-        if not math.isfinite(loss) or not all(torch.isfinite(weight).all() for weight in weights.values()):
+        if not math.isfinite(loss) or not all(weight.isfinite().all() for weight in weights.values()):
             raise InputError(
                 f"train.learning_rate={settings.learning_rate:g}: the loss is not finite in epoch {number}; lower it"
             )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
@@ -213,5 +212,5 @@ class UnitExtractor:
             prompts = Prompts.join(batch.prompts)
             result = self.encoder.extract(prompts)
             # A number past 65504 becomes infinite in float16; the writer quarantines such rows.
-            writer.write(pa.concat_tables(batch.samples), result.states.to(torch.float16).numpy())
+            writer.write(pa.concat_tables(batch.samples), result.states.half().numpy())
             writer.count_tokens(result.tokens, prompts.tokens.size)

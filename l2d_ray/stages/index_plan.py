@@ -9,6 +9,7 @@ import pyarrow as pa
 from l2d_ray.config import Config, IndexConfig
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.index.manifest import FOLDER, label, posterior_path, snapshot_folder
@@ -166,8 +167,6 @@ def with_snapshot(config: Config) -> Config:
 
     Raises InputError as `plan_index` does, and if the snapshot is of another dataset or of another model.
     """
-    from l2d_ray.encoding import identify_memory  # imports transformers, which takes seconds
-
     plan = plan_index(config)
     dataset_of(plan)
     check_query(plan.snapshot.identity, identify_memory(config))

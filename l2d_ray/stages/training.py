@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import safetensors.torch
-
 from l2d_ray.config import Config, flatten
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples
@@ -165,7 +163,9 @@ def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report
 def _save(plan: TrainingPlan, learner: Learner, progress: Progress) -> None:
     tensors = learner.state() | {f"{BEST}{name}": weight for name, weight in progress.best.items()}
     history = json.dumps([epoch.model_dump() for epoch in progress.history])
-    content = safetensors.torch.save(tensors, metadata={"history": history})
+    from safetensors.torch import save
+
+    content = save(tensors, metadata={"history": history})
     with plan.workspace.create(plan.checkpoint) as stream:
         stream.write(content)
 

@@ -12,18 +12,17 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
+from l2d_ray.distributed.job import connect
 from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, repair_list, run_folder
 from l2d_ray.distributed.training.monitor import monitored
 from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.distributed.workers import training_workers
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import identify, resolve_dtype
-from l2d_ray.models.trainable import check_target_modules
+from l2d_ray.models.identity import identify, resolve_dtype
 from l2d_ray.schema import Split
 from l2d_ray.stages.checks import check_training
 from l2d_ray.stages.finetuning import SampleTable, Schedule, Training, deciding_settings, run_digest, settings_of
@@ -62,11 +61,13 @@ def finetune(config: Config) -> FinetuneResult:
     workspace = Workspace.open(config.workspace)
     dataset = Dataset.open(workspace)
     check_data(config, dataset)
-    check(config)
+    check_training(config)
     run = identify_run(config, dataset)
     done = _done(workspace, config, run)
     if done:
         return done
+    check_layers(config)
+    connect(config)
     table = _read_samples(dataset, Split.TRAIN, config, "samples")
     valid = _read_samples(dataset, Split.VALID, config, "valid_samples")
     finetuning = config.finetune
@@ -86,10 +87,11 @@ def identify_run(config: Config, dataset: Dataset) -> str:
     return run_digest(config, text, dataset.digest)
 
 
-def check(config: Config) -> None:
-    """Raise InputError for settings that cannot work together, before any worker starts."""
-    check_training(config)
+def check_layers(config: Config) -> None:
+    """Raise InputError if LoRA is for layers that the model does not have, before any worker starts."""
     if config.finetune.method == "lora":
+        from l2d_ray.models.trainable import check_target_modules  # imports transformers, which takes seconds
+
         check_target_modules(config.model, config.finetune)
 
 
@@ -119,6 +121,8 @@ def _train(config: Config, workspace: Workspace, plan: WorkerPlan) -> dict[str, 
         from l2d_ray.distributed.training.worker import train
 
         return train(plan)
+
+    from ray.train.torch import TorchTrainer  # imports PyTorch, which takes seconds
 
     finetuning, workers = config.finetune, plan.schedule.workers
     repair_list(workspace, plan.run)

@@ -30,9 +30,10 @@ from l2d_ray.distributed.training.checkpoints import best_folder
 from l2d_ray.distributed.training.engine import make_engine
 from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.errors import InputError
-from l2d_ray.models.backbone import load_tokenizer, resolve_dtype
+from l2d_ray.models.backbone import load_tokenizer
 from l2d_ray.models.causal_loss import runs_packed
 from l2d_ray.models.checkpoint import find_model
+from l2d_ray.models.identity import resolve_dtype
 from l2d_ray.models.trainable import load_trainable, save_trained, trained_state, without_adapter
 from l2d_ray.prefetch import prefetch
 from l2d_ray.stages.finetuning import Progress, SamplePhraser
