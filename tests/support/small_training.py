@@ -11,7 +11,6 @@ from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from l2d_ray.distributed.serving.haproxy import free_ports
-from l2d_ray.distributed.training import driver
 from support.small_workspace import wait_for
 
 USERS = 12
@@ -27,7 +26,7 @@ LEARNING = {
 
 def train_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Ray Train run the one worker of a fine-tuning here, in its local mode, which spares six actors."""
-    monkeypatch.setattr(driver, "TorchTrainer", _trainer_without_workers)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", _trainer_without_workers)
     one = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
     for name, value in (one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1).pop()}).items():
         monkeypatch.setenv(name, str(value))
