@@ -17,7 +17,7 @@ class ServeConfig(Section):
     """Port to listen on."""
     layout: Literal["auto", "colocated", "distributed"] = "auto"
     """colocated: HTTP, model and index in one process, serve.encoders times. A request costs milliseconds less.
-    distributed: each in processes of its own, which grow and fail apart. auto: colocated if the index fits in
+    distributed: each in separate processes, which grow and fail apart. auto: colocated if the index fits in
     serve.shard_megabytes, serve.gateways, serve.encoders and serve.shard_replicas are 1, and workers.gpus is 0."""
     gateways: int = Field(1, ge=1)
     """Replicas of the gateway, which speaks HTTP. With two, one may die without a user noticing. With one, up to
@@ -33,9 +33,10 @@ class ServeConfig(Section):
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
     shard_megabytes: float = Field(256, gt=0)
     """Approximate size of a shard process, in MB; small shards of the index share one. Both another process and more
-    megabytes to search cost milliseconds."""
+    megabytes to search cost milliseconds. Up to this size, serve.layout=auto keeps the index next to the model."""
     partial: bool = False
-    """If a shard is away, answer from the others and mark the answer as partial, instead of 503."""
+    """If a shard is away, answer from the others and mark the answer as partial, instead of 503. In the colocated layout
+    no shard can be away."""
     deadline_seconds: float = Field(10, gt=0)
     """Seconds until a request is answered with 504."""
     shard_seconds: float = Field(3, gt=0)

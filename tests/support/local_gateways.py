@@ -55,7 +55,9 @@ async def serving(layout: str, file: ReleaseFile) -> AsyncIterator[tuple[AsyncCl
     """Serve a release over HTTP, without a socket; give a client, the gateway and its encoder."""
     gateway, encoder = await open_gateway(layout, file)
     try:
-        async with AsyncClient(transport=ASGITransport(gateway.__serve_build_asgi_app__()), base_url="http://x") as http:
+        async with AsyncClient(
+            transport=ASGITransport(gateway.__serve_build_asgi_app__()), base_url="http://x"
+        ) as http:
             yield http, gateway, encoder
     finally:
         file.delete()

@@ -26,7 +26,7 @@ that it waits for shards to start."""
 
 
 class Replicas(Components):
-    """The components of an endpoint, each in replicas of its own."""
+    """The components of an endpoint, each in separate replicas."""
 
     def __init__(
         self,
