@@ -35,8 +35,8 @@ class ServeConfig(Section):
     """Approximate size of a shard process, in MB; small shards of the index share one. Both another process and more
     megabytes to search cost milliseconds. Up to this size, serve.layout=auto keeps the index next to the model."""
     partial: bool = False
-    """If a shard is away, answer from the others and mark the answer as partial, instead of 503. In the colocated layout
-    no shard can be away."""
+    """If a shard is away, answer from the others and mark the answer as partial, instead of 503. In the
+    colocated layout no shard can be away."""
     deadline_seconds: float = Field(10, gt=0)
     """Seconds until a request is answered with 504."""
     shard_seconds: float = Field(3, gt=0)

@@ -44,12 +44,17 @@ class LocalComponents(Components):
         return await await_reply("the model", self._encode(version, history))
 
     async def _encode(self, version: str, history: History) -> NDArray[np.float32] | None:
-        """Return the state of one history, or None if too many wait already or it would be late."""
+        """Return the state of one history, or None if too many wait already or it would be late.
+
+        Raises TimeoutError if the model is silent.
+        """
         if self._encoding >= self.settings.max_waiting:
             return None
+        seconds = ENCODE_SHARE * self.settings.deadline_seconds
         self._encoding += 1
         try:
-            return await self.encoder.encode(version, history, ENCODE_SHARE * self.settings.deadline_seconds)
+            async with asyncio.timeout(seconds):
+                return await self.encoder.encode(version, history, seconds)
         finally:
             self._encoding -= 1
 
