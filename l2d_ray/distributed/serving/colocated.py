@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
+from l2d_ray.config import ServeConfig
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.explanation import ItemExplanation
@@ -29,14 +30,16 @@ class LocalComponents(Components):
     """A model and all shards of an index in this process."""
 
     def __init__(
-        self, file: ReleaseFile, beams: DeploymentHandle | None, recommenders: DeploymentHandle | None
+        self,
+        settings: ServeConfig,
+        encoder: Encoder,
+        shards: MemoryShard,
+        beams: DeploymentHandle | None,
+        recommenders: DeploymentHandle | None,
     ) -> None:
-        """Load the model and the index.
-
-        Raises InputError, naming the file, if a shard is damaged, or if the memory was made with another model.
-        """
-        super().__init__(file.first.config.serve, beams, recommenders)
-        self.encoder, self.shards = Encoder(file), MemoryShard(file, 0, 1)
+        """Take replicas of this process: an encoder, and the shard group of all shards."""
+        super().__init__(settings, beams, recommenders)
+        self.encoder, self.shards = encoder, shards
         self._encoding = 0
 
     async def encode(self, version: str, history: History, session: str) -> NDArray[np.float32]:
@@ -86,10 +89,11 @@ class ColocatedGateway(Gateway):
     ) -> None:
         """Load the served release; the parameters are those of `Gateway`.
 
-        Raises InputError as `Gateway` and `LocalComponents` do.
+        Raises InputError as `Gateway`, `Encoder` and `MemoryShard` do.
         """
         self._open(file, needs_key)
-        self._components = await asyncio.to_thread(LocalComponents, file, beams, recommenders)
+        encoder, shards = await asyncio.to_thread(Encoder, file), await asyncio.to_thread(MemoryShard, file, 0, 1)
+        self._components = LocalComponents(self._settings, encoder, shards, beams, recommenders)
         await self._load(self._components)
 
     async def refresh(self) -> list[str]:
