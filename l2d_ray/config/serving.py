@@ -1,6 +1,6 @@
 """Settings of the HTTP endpoint."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,10 @@ class ServeConfig(Section):
     http_options of the YAML file. Ray protects its own ports (token, TLS)."""
     port: int = Field(8000, ge=1, le=65_535)
     """Port to listen on."""
+    layout: Literal["auto", "colocated", "distributed"] = "auto"
+    """colocated: HTTP, model and index in one process, serve.encoders times. A request costs milliseconds less.
+    distributed: each in separate processes, which grow and fail apart. auto: colocated if the index fits in
+    serve.shard_megabytes, serve.gateways, serve.encoders and serve.shard_replicas are 1, and workers.gpus is 0."""
     gateways: int = Field(1, ge=1)
     """Replicas of the gateway, which speaks HTTP. With two, one may die without a user noticing. With one, up to
     serve.max_waiting requests wait for its successor on the head node."""
@@ -29,9 +33,10 @@ class ServeConfig(Section):
     """Replicas of each shard of the index. With two, one may die without a user noticing."""
     shard_megabytes: float = Field(256, gt=0)
     """Approximate size of a shard process, in MB; small shards of the index share one. Both another process and more
-    megabytes to search cost milliseconds."""
+    megabytes to search cost milliseconds. Up to this size, serve.layout=auto keeps the index next to the model."""
     partial: bool = False
-    """If a shard is away, answer from the others and mark the answer as partial, instead of 503."""
+    """If a shard is away, answer from the others and mark the answer as partial, instead of 503. In the
+    colocated layout no shard can be away."""
     deadline_seconds: float = Field(10, gt=0)
     """Seconds until a request is answered with 504."""
     shard_seconds: float = Field(3, gt=0)
@@ -73,6 +78,17 @@ class ServeConfig(Section):
     cors_origins: list[str] = Field([])
     """Web origins whose scripts may call the endpoint, in addition to its own page. They cannot read answers that are
     not the application's, such as a 503 while the gateways are away."""
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        most = max(self.gateways, self.shard_replicas)
+        if self.layout == "colocated" and most > self.encoders:
+            raise ValueError(
+                f"serve.layout=colocated: replicates everything serve.encoders={self.encoders} times, which is below"
+                f" serve.gateways={self.gateways} or serve.shard_replicas={self.shard_replicas}; set"
+                f" serve.encoders={most}, or serve.layout=distributed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_batch_fits(self) -> Self:

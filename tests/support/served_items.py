@@ -12,6 +12,7 @@ from support.small_endpoint import LocalEngine
 
 BEAMS = 4
 SINGLE = {
+    "serve.layout": "distributed",
     "serve.shard_replicas": 2,
     "serve.shard_megabytes": 0.001,
     "serve.partial": True,

@@ -1,5 +1,8 @@
 """The application on Ray Serve: gateways that speak HTTP, encoders that hold the model, and shards of the index.
 
+Each is a deployment in the distributed layout, which the next paragraphs describe. In the co-located one, a replica of
+the gateway holds all three (`colocated.py`). Other recommenders and beam search are deployments in both.
+
 A gateway checks a request and turns item ids into indices. One encoder computes the hidden state of the history. Every
 shard group answers, in one or more rounds (`index/exchange.py`). The gateway merges the answers and adds titles.
 
@@ -17,6 +20,7 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from l2d_ray.config import Config
+from l2d_ray.distributed.serving.colocated import ColocatedGateway
 from l2d_ray.distributed.serving.encoders import BeamSearcher, Encoder, model_origin
 from l2d_ray.distributed.serving.follower import Follower
 from l2d_ray.distributed.serving.gateway import Gateway, keys_of
@@ -26,6 +30,7 @@ from l2d_ray.distributed.serving.recommenders import Recommenders
 from l2d_ray.distributed.serving.shards import MemoryShard
 from l2d_ray.distributed.workers import worker_options
 from l2d_ray.errors import InputError
+from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.serve.recommenders import runs_model
 from l2d_ray.serve.releases import Release, ReleaseFile
 
@@ -71,14 +76,6 @@ def application(file: ReleaseFile, given: Config) -> Application:
     keys, settings = keys_of(config.serve), config.serve
     keys.check()
     model = worker_options(config)
-    encoder = _deployment(
-        Encoder,
-        model,
-        num_replicas=settings.encoders,
-        max_ongoing_requests=settings.max_waiting,
-        max_queued_requests=settings.max_waiting,
-        request_router_config=RequestRouterConfig(request_router_class=EncoderRouter),
-    ).bind(file)
     beams = None
     if settings.beams:
         beams = _deployment(BeamSearcher, model, max_ongoing_requests=1, max_queued_requests=settings.max_waiting).bind(
@@ -87,14 +84,48 @@ def application(file: ReleaseFile, given: Config) -> Application:
     follower = None
     if settings.follow:
         follower = _deployment(Follower, {"num_cpus": 0.1}, variables={}).bind(file, given)
-    return _deployment(
-        serve.ingress()(Gateway),
-        {"num_cpus": 0.1},
+    colocated = is_colocated(config, file.first.open().manifest)
+    gateway = _deployment(
+        serve.ingress()(ColocatedGateway if colocated else Gateway),
+        model if colocated else {"num_cpus": 0.1},
         logs_requests=True,
-        num_replicas=settings.gateways,
+        name="Gateway",
+        num_replicas=settings.encoders if colocated else settings.gateways,
         max_ongoing_requests=1000,
         max_queued_requests=settings.max_waiting,
-    ).bind(file, keys.required(), encoder, _shard_groups(file), beams, _recommenders(file), follower)
+    )
+    others = beams, _recommenders(file), follower
+    if colocated:
+        return gateway.bind(file, keys.required(), *others)
+    encoder = _deployment(
+        Encoder,
+        model,
+        num_replicas=settings.encoders,
+        max_ongoing_requests=settings.max_waiting,
+        max_queued_requests=settings.max_waiting,
+        request_router_config=RequestRouterConfig(request_router_class=EncoderRouter),
+    ).bind(file)
+    return gateway.bind(file, keys.required(), encoder, _shard_groups(file), *others)
+
+
+def is_colocated(config: Config, manifest: IndexManifest) -> bool:
+    """Return whether one process holds all that an answer of L2D needs (`serve.layout`).
+
+    By default only where no promise of the endpoint depends on the distributed layout:
+
+    - An index of one shard process is searched in a few milliseconds, so it does not delay HTTP and model.
+    - Several encoders answer for each other, and a returning user always reaches the one that has cached the history.
+    - One gateway can keep one model busy. A GPU answers more requests than the Python of one process can handle.
+    """
+    settings = config.serve
+    if settings.layout != "auto":
+        return settings.layout == "colocated"
+    alone = settings.gateways == settings.encoders == settings.shard_replicas == 1
+    return alone and not config.workers.gpus and _megabytes(manifest) <= settings.shard_megabytes
+
+
+def _megabytes(manifest: IndexManifest) -> float:
+    return manifest.rows * manifest.bytes_per_row / 1e6
 
 
 def _recommenders(file: ReleaseFile) -> Application | None:
@@ -114,8 +145,7 @@ def _recommenders(file: ReleaseFile) -> Application | None:
 def _shard_groups(file: ReleaseFile) -> list[Application]:
     """Return the deployments of the shards. Each holds about `serve.shard_megabytes`."""
     settings, manifest = file.first.config.serve, file.first.open().manifest
-    megabytes = manifest.rows * manifest.bytes_per_row / 1e6
-    groups = min(len(manifest.shards), math.ceil(megabytes / settings.shard_megabytes))
+    groups = min(len(manifest.shards), math.ceil(_megabytes(manifest) / settings.shard_megabytes))
     return [
         _deployment(
             MemoryShard,

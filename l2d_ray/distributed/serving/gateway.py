@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
-from l2d_ray.distributed.serving.remote_release import RemoteRelease
+from l2d_ray.distributed.serving.components import Components
+from l2d_ray.distributed.serving.ray_release import RayRelease
 from l2d_ray.distributed.serving.replicas import Replicas
 from l2d_ray.errors import InputError
 from l2d_ray.serve.api import create_app
@@ -40,6 +41,13 @@ class Gateway(ReleaseReplica):
         Serve starts what an ingress has a handle of. Raises InputError if the keys are not set on this node or cannot
         be read, or if the release is missing or damaged.
         """
+        self._open(file, needs_key)
+        replicas = Replicas(encoder, shard_groups, beams, self._settings, recommenders)
+        await self._load(replicas)
+        await replicas.wait_for_release(self.cache.served)
+
+    def _open(self, file: ReleaseFile, needs_key: bool) -> None:
+        """Take settings and keys. Raises InputError if the keys are not set on this node or cannot be read."""
         self._file, self._settings = file, file.first.config.serve
         self._keys = keys_of(self._settings)
         self._keys.check()
@@ -48,9 +56,10 @@ class Gateway(ReleaseReplica):
                 f"{KEYS_VARIABLE}: not set on this node, but set where the endpoint was started; set it on every node"
                 " before `ray start`"
             )
-        replicas = Replicas(encoder, shard_groups, beams, self._settings, recommenders)
-        self.cache = await asyncio.to_thread(ReleaseCache, file, lambda release: RemoteRelease(release, replicas))
-        await replicas.wait_for_release(self.cache.served)
+
+    async def _load(self, components: Components) -> None:
+        """Load what a gateway needs of the releases, which `components` answer."""
+        self.cache = await asyncio.to_thread(ReleaseCache, self._file, lambda release: RayRelease(release, components))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self, self._settings, self._keys)

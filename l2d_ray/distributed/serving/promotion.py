@@ -58,10 +58,11 @@ class PromoteResult:
 
 
 def encoder_counts() -> dict[str, int]:
-    """Return the totals of all encoders of the running endpoint since they started (`EncoderMetrics.counts`)."""
+    """Return the totals of all models of the running endpoint since they started (`EncoderMetrics.counts`)."""
     totals: Counter[str] = Counter()
-    encoders = serve.get_deployment_handle("Encoder", APPLICATION)
-    for counts in encoders.broadcast("counts").results(timeout_s=CALL_SECONDS):
+    distributed = "Encoder" in serve.status().applications[APPLICATION].deployments
+    models = serve.get_deployment_handle("Encoder" if distributed else "Gateway", APPLICATION)
+    for counts in models.broadcast("counts").results(timeout_s=CALL_SECONDS):
         totals.update(counts)
     return dict(totals)
 

@@ -1,4 +1,4 @@
-"""The replicas that a gateway calls: encoders, shard groups and, where they are offered, others to compare with."""
+"""The distributed layout: components in replicas that a gateway calls, encoders and shard groups."""
 
 import asyncio
 import math
@@ -10,24 +10,23 @@ from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 
 from l2d_ray.config import ServeConfig
+from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems
+from l2d_ray.core.explanation import ItemExplanation
 from l2d_ray.core.query import History, Query
+from l2d_ray.distributed.serving.components import ENCODE_SHARE, Components
 from l2d_ray.distributed.serving.hedging import ATTEMPTS, UNAVAILABLE, EncoderRouter, await_reply, hedge, retry
-from l2d_ray.distributed.serving.metrics import GatewayMetrics
 from l2d_ray.distributed.serving.ray_private import by_grpc, distinguish_calls
 from l2d_ray.distributed.serving.search import ShardGroups
 from l2d_ray.errors import InputError
-from l2d_ray.serve.engine import UnavailableError
 
-ENCODE_SHARE = 0.8
-"""Share of a request's deadline within which the model must be done."""
 START_SECONDS = 120
 """Seconds that a new gateway waits for started components to load its release. With partial answers, also the seconds
 that it waits for shards to start."""
 
 
-class Replicas:
-    """The components that a gateway calls."""
+class Replicas(Components):
+    """The components of an endpoint, each in separate replicas."""
 
     def __init__(
         self,
@@ -38,9 +37,8 @@ class Replicas:
         recommenders: DeploymentHandle | None = None,
     ) -> None:
         """Take the handles of the deployments; those of the shard groups in order."""
-        self.settings, self.metrics = settings, GatewayMetrics()
-        self._encoder, self._beams = by_grpc(encoder), beams and by_grpc(beams)
-        self._recommenders = recommenders and by_grpc(recommenders)
+        super().__init__(settings, beams, recommenders)
+        self._encoder = by_grpc(encoder)
         self.shards = ShardGroups([by_grpc(group) for group in shard_groups], settings, self.metrics)
 
     async def wait_for_release(self, version: str) -> None:
@@ -98,19 +96,12 @@ class Replicas:
         attempts = min(ATTEMPTS, self.settings.encoders)
         return await await_reply("the model", hedge(attempts, seconds / attempts, call))
 
-    async def search_beams(self, version: str, query: Query) -> ScoredItems:
-        """Return the items that constrained beam search finds."""
-        if self._beams is None:
-            raise UnavailableError("beam search is not offered here (serve.beams)")
-        search = self._beams.recommend
-        items: ScoredItems = await await_reply("beam search", retry(lambda: search.remote(version, query)))
-        return items
+    async def search(self, version: str, shards: int, query: Query, query_UD: Float64) -> tuple[ScoredItems, list[int]]:
+        """Return the items of a query, and the shards that did not contribute (`ShardGroups.search`)."""
+        return await self.shards.search(version, shards, query, query_UD)
 
-    async def recommend_by(self, version: str, name: str, query: Query) -> ScoredItems:
-        """Return the items of a recommender next to L2D."""
-        if self._recommenders is None:
-            raise UnavailableError("only L2D is served here (serve.recommender)")
-        recommend, deadline = self._recommenders.recommend, time.monotonic() + self.settings.deadline_seconds
-        reply = retry(lambda: recommend.remote(version, name, query, within=deadline - time.monotonic()))
-        items: ScoredItems = await await_reply(name, reply)
-        return items
+    async def explain(
+        self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
+    ) -> dict[int, ItemExplanation]:
+        """Explain the items of a query (`ShardGroups.explain`)."""
+        return await self.shards.explain(version, shards, query, query_UD, found)

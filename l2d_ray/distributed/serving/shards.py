@@ -9,7 +9,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.query import Query
 from l2d_ray.index import aggregations
 from l2d_ray.index.engine import engine
-from l2d_ray.index.exchange import Request, partition, run
+from l2d_ray.index.exchange import Exchange, Request, partition, run
 from l2d_ray.index.shard import IndexShard, open_segments
 from l2d_ray.serve.release_cache import ReleaseCache, ReleaseReplica
 from l2d_ray.serve.releases import Release, ReleaseFile
@@ -47,7 +47,13 @@ class MemoryShard(ReleaseReplica):
 
         Raises VersionError if the replica does not hold that release.
         """
-        exchange = aggregations.recommend(query_UD, [query])
+        return await self.run(version, aggregations.recommend(query_UD, [query]))
+
+    async def run(self, version: str, exchange: Exchange[T]) -> T:
+        """Return the result of an exchange with these shards alone.
+
+        Raises VersionError if the replica does not hold that release.
+        """
         return await asyncio.to_thread(_in_one_thread, run, exchange, await self.cache.get(version))
 
 

@@ -1,4 +1,4 @@
-"""A release that answers queries by calling the replicas that hold it."""
+"""A release that answers queries by the components of an endpoint."""
 
 import asyncio
 import time
@@ -6,8 +6,8 @@ from typing import Any
 
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import last_window
+from l2d_ray.distributed.serving.components import Components
 from l2d_ray.distributed.serving.metrics import milliseconds_since
-from l2d_ray.distributed.serving.replicas import Replicas
 from l2d_ray.index import aggregations
 from l2d_ray.index.aggregations import l2d_posterior
 from l2d_ray.serve.catalogue import ItemCatalogue
@@ -20,10 +20,10 @@ INLINE_DIMENSION = 1024
 """Hidden size up to which the map of the index runs in the event loop (0.1 ms at 576); above, in a thread."""
 
 
-class RemoteRelease:
+class RayRelease:
     """A `ServedRelease` on Ray Serve."""
 
-    def __init__(self, release: Release, replicas: Replicas) -> None:
+    def __init__(self, release: Release, components: Components) -> None:
         """Read what a gateway needs of the release. Raises InputError if the release is missing or damaged."""
         reader, config = release.open(), release.config
         identity = reader.manifest.identity
@@ -41,29 +41,29 @@ class RemoteRelease:
         self._log_probabilities = release.log_probabilities
         self.top_m, self.exclude_seen = config.recommend.top_m, config.recommend.exclude_seen
         self._manifest, self._space, self._window = reader.manifest, reader.space, config.history
-        self._replicas = replicas
+        self._components = components
 
     async def recommend(self, query: Query, recommender: str = L2D) -> Answer:
         """Answer one query by L2D, or by a recommender next to it."""
         if recommender != L2D:
             return await self._recommend_by(recommender, query)
-        replicas, shards = self._replicas, len(self._manifest.shards)
-        with replicas.metrics.request(self.version, "recommend", replicas.settings.deadline_seconds) as outcomes:
+        components, shards = self._components, len(self._manifest.shards)
+        with components.metrics.request(self.version, "recommend", components.settings.deadline_seconds) as outcomes:
             started = time.perf_counter()
-            state_D = await replicas.encode(self.version, query.history, self._session(query))
+            state_D = await components.encode(self.version, query.history, self._session(query))
             encode_ms = milliseconds_since(started)
             if state_D.size > INLINE_DIMENSION:
                 query_UD = await asyncio.to_thread(self._space, state_D[None])
             else:
                 query_UD = self._space(state_D[None])
-            items, missing = await replicas.shards.search(self.version, shards, query, query_UD)
+            items, missing = await components.search(self.version, shards, query, query_UD)
             explanations = None
             if query.explain:
-                explained = await replicas.shards.explain(self.version, shards, query, query_UD, items)
+                explained = await components.explain(self.version, shards, query, query_UD, items)
                 explanations = await asyncio.to_thread(self._explainer.explain, items.items_I.tolist(), explained)
             total_ms = milliseconds_since(started)
             outcomes.append("partial" if missing else "ok")
-        replicas.metrics.phases(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
+        components.metrics.phases(encode=encode_ms, search=total_ms - encode_ms, total=total_ms)
         return Answer(
             items,
             encode_ms,
@@ -75,20 +75,20 @@ class RemoteRelease:
 
     async def _recommend_by(self, name: str, query: Query) -> Answer:
         """Answer one query by a recommender next to L2D."""
-        replicas = self._replicas
-        with replicas.metrics.request(self.version, name, replicas.settings.deadline_seconds) as outcomes:
+        components = self._components
+        with components.metrics.request(self.version, name, components.settings.deadline_seconds) as outcomes:
             started = time.perf_counter()
-            items = await replicas.recommend_by(self.version, name, query)
+            items = await components.recommend_by(self.version, name, query)
             outcomes.append("ok")
         known = name in self._log_probabilities
         return Answer(items, 0.0, milliseconds_since(started), model=self.recommenders[name], log_probabilities=known)
 
     async def beam_search(self, query: Query) -> Answer:
         """Answer one query by constrained beam search."""
-        replicas = self._replicas
-        with replicas.metrics.request(self.version, "beam_search", replicas.settings.beam_seconds) as outcomes:
+        components = self._components
+        with components.metrics.request(self.version, "beam_search", components.settings.beam_seconds) as outcomes:
             started = time.perf_counter()
-            items = await replicas.search_beams(self.version, query)
+            items = await components.search_beams(self.version, query)
             outcomes.append("ok")
         return Answer(items, milliseconds_since(started), 0.0)
 
@@ -104,7 +104,7 @@ class RemoteRelease:
             "factory": manifest.factory,
             "quality": manifest.quality.model_dump(),
             "top_m": self.top_m,
-            "beams": self._replicas.settings.beams,
+            "beams": self._components.settings.beams,
         }
 
     def _session(self, query: Query) -> str:
