@@ -24,7 +24,7 @@ from l2d_ray.index.shard import open_segments
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.memory.deletions import write_deletions
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.stages.indexing import sum_moments
+from l2d_ray.stages.index_sums import sum_moments
 from l2d_ray.workspace import Workspace
 
 COUNT, ITEMS, SHARDS = 600, 40, 3

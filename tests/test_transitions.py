@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from support.l2d_definitions import prior, transition_counts
 
 from l2d_ray.core.posterior import FLOOR, Parameters
-from l2d_ray.core.transitions import Mixture, TransitionCounts, Transitions, last_items
+from l2d_ray.core.transition_counts import TransitionCounts
+from l2d_ray.core.transitions import Mixture, Transitions, last_items
 from l2d_ray.data.samples import TrainingInteractions
 
 NUM_ITEMS = 12

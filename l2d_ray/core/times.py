@@ -1,5 +1,7 @@
 """The unit of a dataset's timestamps."""
 
+SECONDS_PER_DAY = 86_400
+
 
 def units_per_second(newest: int) -> int:
     """Return how many units of time make a second, judged by the newest timestamp of a dataset.
@@ -11,3 +13,8 @@ def units_per_second(newest: int) -> int:
         if abs(newest) < 10**11 * units:
             return units
     return 1_000_000_000
+
+
+def units_per_day(newest: int) -> int:
+    """Return how many units of time make a day (`units_per_second`)."""
+    return SECONDS_PER_DAY * units_per_second(newest)

@@ -5,7 +5,7 @@ import numpy as np
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.posterior import FLOOR, ItemScorer
 from l2d_ray.core.samples import item_shards
-from l2d_ray.core.transitions import TransitionCounts
+from l2d_ray.core.transition_counts import TransitionCounts
 from l2d_ray.index.files import read_array, read_arrays, write_arrays
 from l2d_ray.index.manifest import IndexFile, PosteriorRecord
 from l2d_ray.workspace import Workspace
@@ -24,7 +24,8 @@ def write_counts(workspace: Workspace, path: str, counts: TransitionCounts) -> I
 def read_counts(workspace: Workspace, file: IndexFile) -> TransitionCounts:
     """Return the counts that `write_counts` wrote. Raises InputError if the file differs from its record."""
     arrays = read_arrays(workspace, file)
-    return TransitionCounts(samples=int(arrays.pop("samples")), **arrays)
+    numbers = {name: arrays.pop(name).item() for name in ("samples", "half_life_days", "newest_day") if name in arrays}
+    return TransitionCounts(**arrays, **numbers)
 
 
 def open_scorer(

@@ -68,8 +68,8 @@ class IndexShard:
     centroids: VectorSearch
     items_I: NDArray[np.int32]
     """Items that have rows in this shard, ascending."""
-    counts_I: IntArray
-    """Number of rows of each item."""
+    counts_I: IntArray | Float64
+    """Number of rows of each item, or the sum of their weights (`core.decay`)."""
     scorer: ItemScorer | None = None
     """The scores of the aggregation `posterior`; None if its parameters were not fitted."""
 

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_interactions
@@ -20,7 +22,8 @@ from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.schema import Split
-from l2d_ray.stages.index_plan import with_snapshot
+from l2d_ray.stages.fresh import check_times
+from l2d_ray.stages.index_plan import plan_index, with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import ItemFrequencies, Row
 from l2d_ray.workspace import Workspace
@@ -120,7 +123,7 @@ def plan_evaluation(config: Config) -> Plan:
 
     Raises InputError for an unknown recommender or one that was not trained, if there is no dataset or no test sample,
     if a given setting contradicts the record, or if an index is needed and the memory does not belong to the dataset
-    and the model.
+    and the model. Raises InputError if times do not suffice for evaluate.memory=fresh.
     """
     config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)
@@ -130,9 +133,13 @@ def plan_evaluation(config: Config) -> Plan:
     check_data(config, dataset)
     if any(one.options.indexes for one in recommenders):
         config = with_snapshot(config)
+        if config.evaluate.memory == "fresh":  # rows of validation and test samples are as many as those of the memory
+            config = config.replace({"memory.sample_fraction": plan_index(config).snapshot.sample_fraction})
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
+    if config.evaluate.memory == "fresh":
+        check_times(config, dataset, np.array([sample.timestamp for sample in test]))
     for one in recommenders:
         one.options.check(dataset, test)
         one.options.check_model(config, dataset)
