@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from support.evaluations import evaluate
+from support.evaluations import evaluate, rank
 from support.small_endpoint import write_endpoint
 from support.small_memory import build
 from support.small_posterior import fit
@@ -27,7 +28,7 @@ from l2d_ray.memory.store import MemoryStore
 from l2d_ray.recommenders.contract import IndexKey, Need
 from l2d_ray.schema import SAMPLES, Split, hidden_states
 from l2d_ray.stages.erasure import erase
-from l2d_ray.stages.evaluation import plan_evaluation
+from l2d_ray.stages.evaluation import choose, final_runs, plan_evaluation
 from l2d_ray.stages.extraction import HELD_OUT, UnitExtractor, held_out_store, plan_held_out
 from l2d_ray.stages.fresh import FreshResources
 from l2d_ray.stages.index_plan import plan_index
@@ -36,7 +37,7 @@ from l2d_ray.stages.posterior import fit_posterior
 from l2d_ray.workspace import Workspace
 
 DAY = 86_400
-MOMENTS = [day * DAY for day in (3, 4, 9, 14, 21)]
+MOMENTS = [day * DAY for day in (3, 4, 12, 21)]
 DRIFT = {"index.max_drift": 1e9}
 
 
@@ -171,6 +172,25 @@ def test_an_evaluation_asks_each_query_at_its_moment(config: Config) -> None:
         order = [item for item in np.argsort(-counts, kind="stable").tolist() if item not in test.history]
         hits += test.target in [item for item in order if counts[item]][:20]
     assert new.results[0].metrics.means["recall@20"] == pytest.approx(hits / 40)
+    assert new.changes == {}
+
+
+def test_changes_since_an_earlier_report_are_paired(config: Config) -> None:
+    workspace, settings = Workspace.open(config.workspace), {"evaluate.recommenders": '["most-popular","transitions"]'}
+    plan = plan_evaluation(config_of(Path(config.workspace), **settings))
+    found = evaluate(plan, {})
+    with workspace.create("reports/before.parquet") as stream:
+        pq.write_table(rank(plan, final_runs(plan, choose(plan, [])), {}).drop_columns(["top"]), stream)
+    later = plan.config.replace({"evaluate.earlier_report": "before", "evaluate.memory": "fresh"})
+    changed = evaluate(plan_evaluation(later), {})
+    for row, before in zip(changed.results, found.results, strict=True):
+        change = changed.changes[row.recommender]
+        for metric, value in change.means.items():
+            assert value == pytest.approx(row.metrics.means[metric] - before.metrics.means[metric], abs=2e-5)
+            low, high = change.intervals[metric]
+            assert low <= value <= high
+    with pytest.raises(InputError, match=r"reports/gone\.parquet: not found; run jobs/evaluate.py evaluate.name=gone"):
+        plan_evaluation(plan.config.replace({"evaluate.earlier_report": "gone"}))
 
 
 def test_a_dataset_without_times_is_refused(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ class EvaluateConfig(Section):
     refresh_days: int = Field(1, ge=1)
     """Days between two refreshes with evaluate.memory=fresh. A query sees what is older than the last one, which is at
     midnight (UTC)."""
+    earlier_report: Name | None = None
+    """Name of an earlier report. The metrics of each recommender are compared with those that it had there, sample by
+    sample (`changes` in the result)."""
     generation_samples: int = Field(200, ge=1)
     """Maximum number of test and of validation samples for recommenders that generate text. It takes seconds a sample.
     The others run on these test samples, too, for comparison."""

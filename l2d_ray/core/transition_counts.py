@@ -131,7 +131,9 @@ class TransitionCounts:
 
         Both have the same half-life, or none.
         """
-        newest_day = max(self.newest_day, older.newest_day) if self.newest_day and older.newest_day else None
+        newest_day = None
+        if self.newest_day is not None and older.newest_day is not None:
+            newest_day = max(self.newest_day, older.newest_day)
         width, counted = max(self.targets_V.size, 1), [part._on_day(newest_day) for part in (older, self)]
         codes = [part.items_P * width + part.places_P for part in counted]
         pairs_P = np.union1d(*codes)

@@ -61,6 +61,8 @@ class EvaluateResult:
     """One row per recommender, over all test samples that it ran on."""
     ratios: list[dict[str, Any]]
     """Recall@20 of the reference over that of each other recommender, with its interval, and whether it is above 1."""
+    changes: dict[str, Any]
+    """Metrics of each recommender less those that it had in `evaluate.earlier_report`, with paired intervals."""
     calibration_error: dict[str, float]
     """Expected calibration error of the first 20 items, of each recommender whose scores are probabilities."""
     top_m: float | None
@@ -83,6 +85,7 @@ def evaluate(config: Config) -> EvaluateResult:
             for row in found.results
         ],
         ratios=[ratio.to_json() for ratio in found.ratios],
+        changes={name: metrics.to_json() for name, metrics in found.changes.items()},
         calibration_error={name: round(one.listed.error, 5) for name, one in found.calibrations.items()},
         top_m=chosen.get("top_m"),
         prior=chosen.get("prior"),

@@ -32,6 +32,11 @@ SAME_SAMPLES = "test, same samples"
 """Label of the run of all recommenders on the samples of those that write text, in `reports/*.parquet`."""
 
 
+def report_path(name: str) -> str:
+    """Return the path of the ranks of a report."""
+    return f"reports/{name}.parquet"
+
+
 @dataclass(frozen=True)
 class Run:
     """Recommenders to run on samples."""
@@ -123,7 +128,7 @@ def plan_evaluation(config: Config) -> Plan:
 
     Raises InputError for an unknown recommender or one that was not trained, if there is no dataset or no test sample,
     if a given setting contradicts the record, or if an index is needed and the memory does not belong to the dataset
-    and the model. Raises InputError if times do not suffice for evaluate.memory=fresh.
+    and the model. Also if times do not suffice for evaluate.memory=fresh, or if evaluate.earlier_report is missing.
     """
     config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)
@@ -138,6 +143,12 @@ def plan_evaluation(config: Config) -> Plan:
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
+    earlier = config.evaluate.earlier_report
+    if earlier and not workspace.exists(report_path(earlier)):
+        raise InputError(
+            f"{workspace.path(report_path(earlier))}: not found; run jobs/evaluate.py evaluate.name={earlier} first, or"
+            " leave evaluate.earlier_report out"
+        )
     if config.evaluate.memory == "fresh":
         check_times(config, dataset, np.array([sample.timestamp for sample in test]))
     for one in recommenders:
