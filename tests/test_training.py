@@ -112,7 +112,7 @@ def test_validation_samples_may_train_for_a_number_of_epochs(folder: Path) -> No
     assert "train.on_valid" not in alone.settings
     assert refused(plan_trials, config).startswith("train.on_valid=true: validation samples that are trained on")
     fused = find("fused:sasrec-valid+most-popular", config, "x").options
-    with pytest.raises(InputError, match="fused='sasrec-valid': was trained with train.on_valid=true; leave it out"):
+    with pytest.raises(InputError, match=r"fused='sasrec-valid': was trained with train.on_valid=true; leave it out"):
         fused.check(Dataset.open(Workspace.open(config.workspace)), [])
 
 

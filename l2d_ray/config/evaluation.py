@@ -39,7 +39,7 @@ class EvaluateConfig(Section):
     """Items that may be recommended: the catalogue, or those that have appeared by the time of the target. An item
     appears with its first interaction in the dataset, of any user and split. So the target has always appeared."""
     memory: Literal["stale", "fresh"] = "stale"
-    """What recommenders know. `stale`: the training samples. `fresh`: all samples that are older than the query, of any
+    """Samples that recommenders know. `stale`: the training samples. `fresh`: all that are older than the query, of any
     split, with the same model and the same trained weights (l2d_ray/stages/fresh.py)."""
     refresh_days: int = Field(1, ge=1)
     """Days between two refreshes with evaluate.memory=fresh. A query sees what is older than the last one, which is at

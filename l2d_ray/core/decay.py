@@ -32,4 +32,5 @@ def weights(days: int, newest_day: int, half_life_days: float) -> float: ...
 def weights(days: IntArray, newest_day: int, half_life_days: float) -> Float64: ...
 def weights(days: int | IntArray, newest_day: int, half_life_days: float) -> float | Float64:
     """Return the weights on the newest day of rows of some days; of a sum on one day, the factor that scales it."""
-    return np.exp2((np.asarray(days, np.float64) - newest_day) / half_life_days)[()]  # type: ignore[no-any-return]
+    found: Float64 = np.exp2((np.asarray(days, np.float64) - newest_day) / half_life_days)
+    return found if found.ndim else float(found)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray, Integers
 
 
 def item_sums(states_MD: FloatArray, items_M: Integers, num_items: int) -> tuple[Float64, IntArray]:
@@ -25,7 +25,7 @@ def item_sums(states_MD: FloatArray, items_M: Integers, num_items: int) -> tuple
 
 def add_rows(
     sums_ID: Float64,
-    counts_I: IntArray | Float64,
+    counts_I: Amounts,
     states_MD: FloatArray,
     items_M: Integers,
     weights_M: Float64 | None = None,
@@ -47,7 +47,7 @@ class ItemSums:
 
     items_I: Integers
     """Ascending."""
-    counts_I: IntArray | Float64
+    counts_I: Amounts
     """Number of rows, or the sum of their weights, above 0."""
     sums_ID: Float64
     """Sum of the rows, each times its weight."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from l2d_ray.core.arrays import Float64, IntArray, Integers
+from l2d_ray.core.arrays import Amounts, Float64, IntArray, Integers
 from l2d_ray.core.decay import NO_DAY, days_of, weights
 from l2d_ray.core.transitions import PLACES, Transitions
 
@@ -56,11 +56,11 @@ class TransitionCounts:
     """[I + 1]: the pairs of item i are those from starts[i] to starts[i + 1] - 1."""
     places_P: NDArray[np.int32]
     """Place of each pair's target in `targets_V`, ascending for each item."""
-    counts_LP: NDArray[np.unsignedinteger[Any]] | NDArray[np.float32]
+    counts_LP: Amounts
     """Samples of each pair, by lag."""
-    totals_LI: IntArray | Float64
+    totals_LI: Amounts
     """Samples after each item, by lag, of all targets of all shards."""
-    samples_V: IntArray | Float64
+    samples_V: Amounts
     """Samples of each target."""
     samples: float
     """Samples of all targets of all shards."""
@@ -90,6 +90,7 @@ class TransitionCounts:
         place_I = np.full(num_items, -1, np.int64)
         place_I[targets_V] = np.arange(targets_V.size)
         totals_LI, samples_I = np.zeros((PLACES, num_items), number), np.zeros(num_items, number)
+        counts_N: Amounts
         codes, amounts = [np.empty(0, np.int64)], [np.empty(0, number)]  # of pair and lag
         for part in parts:
             targets_N = np.flatnonzero(part.is_target)

@@ -129,8 +129,8 @@ class UnitActor:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Build the unit of a batch of one row."""
-        numbers = (int(rows[name][0]) for name in ("start", "stop", "generation"))
-        unit = Unit(str(rows["name"][0]), *numbers, held_out=bool(rows["held_out"][0]))
+        start, stop, generation = (int(rows[name][0]) for name in ("start", "stop", "generation"))
+        unit = Unit(str(rows["name"][0]), start, stop, generation, bool(rows["held_out"][0]))
         return {"record": [self._extractor.build(unit).model_dump_json()]}
 
 

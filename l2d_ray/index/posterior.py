@@ -1,5 +1,7 @@
 """The files behind the aggregation `posterior`, and the scorer of a shard that is made from them."""
 
+from typing import Any
+
 import numpy as np
 
 from l2d_ray.core.arrays import Float64, IntArray
@@ -23,9 +25,9 @@ def write_counts(workspace: Workspace, path: str, counts: TransitionCounts) -> I
 
 def read_counts(workspace: Workspace, file: IndexFile) -> TransitionCounts:
     """Return the counts that `write_counts` wrote. Raises InputError if the file differs from its record."""
-    arrays = read_arrays(workspace, file)
-    numbers = {name: arrays.pop(name).item() for name in ("samples", "half_life_days", "newest_day") if name in arrays}
-    return TransitionCounts(**arrays, **numbers)
+    values: dict[str, Any] = read_arrays(workspace, file)
+    values |= {name: array.item() for name, array in values.items() if array.ndim == 0}
+    return TransitionCounts(**values)
 
 
 def open_scorer(

@@ -114,7 +114,7 @@ def _plan_generation(config: Config, dataset: Dataset, number: int, held_out: bo
         count = min(count, math.ceil(samples * fraction / FEWEST_SAMPLES))
     label = hashlib.sha256(f"{generation.digest} {fraction} {count}".encode()).hexdigest()[:8]
     bounds = np.linspace(0, users, count + 1).astype(int).tolist()
-    return [Unit(f"{label}-{k:05d}", *bounds[k : k + 2], number, held_out) for k in range(count)]
+    return [Unit(f"{label}-{k:05d}", bounds[k], bounds[k + 1], number, held_out) for k in range(count)]
 
 
 def plan_growth(

@@ -1,4 +1,4 @@
-"""What recommenders are made from at a moment of the past, for `evaluate.memory=fresh`.
+"""Resources of recommenders as they were at a moment of the past, for `evaluate.memory=fresh`.
 
 A query sees exactly what is older than the last refresh before it: interactions and memory rows of any split and of any
 user, the user's own among them. A refresh is at midnight (UTC) every `evaluate.refresh_days` days, counted from the
@@ -55,7 +55,7 @@ def check_times(config: Config, dataset: Dataset, times: IntArray) -> None:
 
 
 class FreshResources(Resources):
-    """Parts of a workspace as they are at a moment. What recommenders learn from is older; no weight changes."""
+    """Parts of a workspace as they were at a moment: interactions and memory rows are older, and no weight changes."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Sums, counts and indexes that grow with time, for `stages.fresh`: what there was at each of several moments.
+"""Sums, counts and indexes that grow with time, for `stages.fresh`: their state at several moments.
 
 Time goes forward: each moment adds the rows since the one before. Asked for an earlier moment, they start again.
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from l2d_ray.config import Config
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray
 from l2d_ray.core.decay import NO_DAY, days_of, weights
 from l2d_ray.core.moments import ItemSums, add_rows
 from l2d_ray.core.posterior import FLOOR, ItemScorer
@@ -102,7 +102,7 @@ class GrowingSums:
     rows: Rows
     half_life_days: float | None
     sums_ID: Float64
-    counts_I: IntArray | Float64
+    counts_I: Amounts
     stop: int = 0
     """Number of rows in the sums."""
     newest_day: int = NO_DAY
@@ -129,7 +129,8 @@ class GrowingSums:
             if self.half_life_days:
                 weights_N = weights(self._days_N[part], self.newest_day, self.half_life_days)
             add_rows(self.sums_ID, self.counts_I, self.rows.states_ND[part], self.rows.items_N[part], weights_N)
-        return self.counts_I != before_I
+        changed_I: NDArray[np.bool_] = self.counts_I != before_I
+        return changed_I
 
     @cached_property
     def _days_N(self) -> IntArray:

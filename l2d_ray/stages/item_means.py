@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray
 from l2d_ray.core.moments import ItemSums
 from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.core.titles import Standardisation, TitleRegression, Titles
@@ -82,7 +82,7 @@ class IndexMeans:
 
         return TitleRegression.fit(parts)
 
-    def _titles(self, shard: int) -> tuple[IntArray, Titles, IntArray | Float64]:
+    def _titles(self, shard: int) -> tuple[IntArray, Titles, Amounts]:
         """Return the items of a shard, what predicts their means, and the numbers or weights of their rows."""
         sums = self.item_sums(shard)
         items_V = shard_items(len(self.titles_ID), self.num_shards, shard)

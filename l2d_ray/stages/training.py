@@ -58,7 +58,7 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         chosen = self.config.train.model_dump(mode="json")
-        if not chosen["on_valid"]:  # a training of before this setting has the same digest
+        if not chosen["on_valid"]:  # the digest is that of trainings from when there was no such setting
             del chosen["on_valid"]
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
