@@ -90,8 +90,7 @@ class TransitionCounts:
         place_I = np.full(num_items, -1, np.int64)
         place_I[targets_V] = np.arange(targets_V.size)
         totals_LI, samples_I = np.zeros((PLACES, num_items), number), np.zeros(num_items, number)
-        counts_N: Amounts
-        codes, amounts = [np.empty(0, np.int64)], [np.empty(0, number)]  # of pair and lag
+        codes, amounts = [np.empty(0, np.int64)], list[Amounts]()  # of pair and lag
         for part in parts:
             targets_N = np.flatnonzero(part.is_target)
             positions_N, amounts_N = part.positions[targets_N], np.ones(targets_N.size, number)
@@ -107,11 +106,7 @@ class TransitionCounts:
                 codes.append(pairs_N * PLACES + lag - 1)
                 if half_life_days:
                     amounts.append(later_amounts_N[places_N >= 0])
-        if half_life_days:
-            codes_N, code_N = np.unique(np.concatenate(codes), return_inverse=True)
-            counts_N = np.bincount(code_N, np.concatenate(amounts), minlength=codes_N.size).astype(np.float32)
-        else:
-            codes_N, counts_N = np.unique(np.concatenate(codes), return_counts=True)
+        codes_N, counts_N = _sum_by_code(np.concatenate(codes), amounts)
         pairs_P, pair_N = np.unique(codes_N // PLACES, return_inverse=True)
         counts_LP = np.zeros((PLACES, pairs_P.size), _smallest_type(counts_N))
         counts_LP[codes_N % PLACES, pair_N] = counts_N
@@ -220,6 +215,14 @@ class TransitionCounts:
 def _target_days(part: Interactions) -> IntArray:
     """Return the day [N] of each target."""
     return days_of(part.timestamps)[part.is_target]
+
+
+def _sum_by_code(codes: IntArray, amounts: Sequence[Amounts]) -> tuple[IntArray, Amounts]:
+    """Return each code once, ascending, and the sum of its amounts; without amounts, how often it occurs."""
+    if not amounts:
+        return np.unique(codes, return_counts=True)
+    codes_N, code_N = np.unique(codes, return_inverse=True)
+    return codes_N, np.bincount(code_N, np.concatenate(amounts), minlength=codes_N.size).astype(np.float32)
 
 
 def _smallest_type(counts: NDArray[Any]) -> np.dtype[Any]:
