@@ -24,12 +24,12 @@ from l2d_ray.index.manifest import TransitionsRecord
 from l2d_ray.index.posterior import shard_items, write_counts
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.deletions import LiveUnit
-from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.store import HELD_OUT, MemoryStore
 from l2d_ray.recommenders.contract import IndexKey, Need
 from l2d_ray.schema import SAMPLES, Split, hidden_states
 from l2d_ray.stages.erasure import erase
 from l2d_ray.stages.evaluation import choose, final_runs, plan_evaluation
-from l2d_ray.stages.extraction import HELD_OUT, UnitExtractor, held_out_store, plan_held_out
+from l2d_ray.stages.extraction import UnitExtractor, held_out_store, plan_held_out
 from l2d_ray.stages.fresh import FreshResources
 from l2d_ray.stages.index_plan import plan_index
 from l2d_ray.stages.indexing import commit

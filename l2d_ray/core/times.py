@@ -1,5 +1,7 @@
 """The unit of a dataset's timestamps."""
 
+from l2d_ray.core.arrays import IntArray
+
 SECONDS_PER_DAY = 86_400
 
 
@@ -18,3 +20,13 @@ def units_per_second(newest: int) -> int:
 def units_per_day(newest: int) -> int:
     """Return how many units of time make a day (`units_per_second`)."""
     return SECONDS_PER_DAY * units_per_second(newest)
+
+
+def refreshes(times: IntArray, refresh_days: int, newest: int) -> IntArray:
+    """Return the time of the last refresh before each time, which may be that time itself.
+
+    `newest` is the newest time of the dataset, which decides the unit.
+    """
+    period = refresh_days * units_per_day(newest)
+    moments: IntArray = times // period * period
+    return moments

@@ -30,8 +30,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.memory.deletions import LiveUnit
 from l2d_ray.memory.erasure import RowErasure, erase_rows
 from l2d_ray.memory.manifest import Snapshot
-from l2d_ray.memory.store import MemoryStore
-from l2d_ray.stages.extraction import HELD_OUT
+from l2d_ray.memory.store import HELD_OUT, MemoryStore
 from l2d_ray.stages.steps import Run, on_newest
 from l2d_ray.workspace import Workspace
 

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from l2d_ray.config import Config
-from l2d_ray.data.dataset import Dataset
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.times import refreshes
+from l2d_ray.data.dataset import SAMPLE_SPLITS, Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.schema import Split
-from l2d_ray.stages.fresh import check_times
 from l2d_ray.stages.index_plan import plan_index, with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import ItemFrequencies, Row
@@ -150,7 +151,7 @@ def plan_evaluation(config: Config) -> Plan:
             " leave evaluate.earlier_report out"
         )
     if config.evaluate.memory == "fresh":
-        check_times(config, dataset, np.array([sample.timestamp for sample in test]))
+        _check_times(config, dataset, np.array([sample.timestamp for sample in test]))
     for one in recommenders:
         one.options.check(dataset, test)
         one.options.check_model(config, dataset)
@@ -207,6 +208,18 @@ def final_runs(plan: Plan, validation: Validation) -> list[Run]:
     if len(silent) < len(chosen):
         runs.append(Run(SAME_SAMPLES, chosen, plan.test[: plan.config.evaluate.generation_samples]))
     return runs
+
+
+def _check_times(config: Config, dataset: Dataset, times: IntArray) -> None:
+    """Raise InputError if no interaction is older than the refresh before any of these times of test samples."""
+    history = training_interactions(dataset, SAMPLE_SPLITS)
+    oldest, newest = int(history.timestamps.min()), int(history.timestamps.max())
+    if refreshes(times, config.evaluate.refresh_days, newest).max() <= oldest:
+        raise InputError(
+            f"evaluate.memory='fresh': {dataset.workspace.path('dataset')} has no interaction before the day of a test"
+            f" sample, with evaluate.refresh_days={config.evaluate.refresh_days}, as if its times were not known; use"
+            " evaluate.memory=stale"
+        )
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:

@@ -23,15 +23,13 @@ from l2d_ray.data.samples import SampleBatch, iter_samples
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import Snapshot, UnitRecord
-from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.store import HELD_OUT, MemoryStore
 from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.prefetch import prefetch
 from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES, Split
 from l2d_ray.workspace import Workspace
 
-HELD_OUT = "held-out"
-"""Folder of the workspace with the rows of validation and test samples, which must not be in the memory."""
 SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
 FEWEST_SAMPLES = 10_000
 """Samples of a unit that was added to a memory, so that a small addition makes few files."""

@@ -17,10 +17,9 @@ from functools import cached_property
 
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray, IntArray
-from l2d_ray.core.times import units_per_day
-from l2d_ray.data.dataset import SAMPLE_SPLITS, Dataset
+from l2d_ray.core.times import refreshes
+from l2d_ray.data.dataset import SAMPLE_SPLITS
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
-from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.recommenders.contract import IndexKey, Need
 from l2d_ray.recommenders.resources import Resources
@@ -30,28 +29,6 @@ from l2d_ray.stages.index_plan import IndexPlan, plan_index
 
 CHANGING = frozenset({Need.TRAINING_INTERACTIONS, Need.INDEX})
 """Needs of recommenders that are made again after a refresh."""
-
-
-def refreshes(times: IntArray, refresh_days: int, newest: int) -> IntArray:
-    """Return the time of the last refresh before each time, which may be that time itself.
-
-    `newest` is the newest time of the dataset, which decides the unit.
-    """
-    period = refresh_days * units_per_day(newest)
-    moments: IntArray = times // period * period
-    return moments
-
-
-def check_times(config: Config, dataset: Dataset, times: IntArray) -> None:
-    """Raise InputError if no interaction is older than the refresh before any of these times of test samples."""
-    history = training_interactions(dataset, SAMPLE_SPLITS)
-    oldest, newest = int(history.timestamps.min()), int(history.timestamps.max())
-    if refreshes(times, config.evaluate.refresh_days, newest).max() <= oldest:
-        raise InputError(
-            f"evaluate.memory='fresh': {dataset.workspace.path('dataset')} has no interaction before the day of a test"
-            f" sample, with evaluate.refresh_days={config.evaluate.refresh_days}, as if its times were not known; use"
-            " evaluate.memory=stale"
-        )
 
 
 class FreshResources(Resources):
