@@ -2,7 +2,8 @@
 
     python jobs/evaluate.py workspace=… [key=value …]
 
-Needs a dataset, and for L2D a memory. Indexes that are missing are built, and the weights of fusions are fitted. Leaves
+Needs a dataset, and for L2D a memory. Indexes that are missing are built, and the weights of fusions are fitted. With
+evaluate.memory=fresh, L2D also needs the rows of validation and test samples, which are computed into held-out/. Leaves
 reports/<evaluate.name>.json, .png and .parquet in the workspace. The last line on stdout is one JSON object
 (`EvaluateResult`).
 """

@@ -9,12 +9,12 @@ from support.small_workspace import ITEM_COUNT, write_dataset
 
 from l2d_ray.config import Config
 from l2d_ray.core.query import Query
-from l2d_ray.core.times import units_per_second
+from l2d_ray.core.times import SECONDS_PER_DAY, units_per_second
 from l2d_ray.core.transitions import PLACES
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.ease import Ease, EaseOptions, Gram
-from l2d_ray.recommenders.popularity_window import SECONDS_PER_DAY, Events, PopularityWindow
+from l2d_ray.recommenders.popularity_window import Events, PopularityWindow
 from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.title_knn import TitleKnn, of_length_one
 from l2d_ray.recommenders.transitions import DECAY, MIXTURE, TransitionRecommender

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support import evaluations
+from support.small_endpoint import write_endpoint
 from support.small_workspace import config_of, write_dataset
 
 from l2d_ray.distributed.evaluate import evaluate
+from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import MODULES
+from l2d_ray.stages.evaluation import plan_evaluation
+from l2d_ray.stages.index_plan import plan_index
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,3 +35,21 @@ def test_a_new_recommender_is_evaluated_on_ray(
     ranks = pq.read_table(tmp_path / "reports/evaluation.parquet")
     assert ranks.column_names == ["run", "recommender", "sample_id", "user_hash", "target", "rank"]
     assert len(ranks) == 3 * 60
+
+
+def test_a_fresh_memory_is_evaluated_on_ray_as_in_one_process(tmp_path: Path, ray_session: None) -> None:
+    """The job computes the rows of validation and test samples first."""
+    settings = {
+        "evaluate.memory": "fresh",
+        "evaluate.recommenders": '["most-popular","l2d-global"]',
+        "evaluate.fractions": [],
+        "evaluate.top_m": [20],
+        "evaluate.priors": [2.0],
+        "evaluate.batch_size": 16,
+    }
+    config = write_endpoint(tmp_path, daily=True, **settings)
+    result = evaluate(config)
+    index = {IndexKey(config.index.space): plan_index(config).manifest}
+    expected = evaluations.evaluate(plan_evaluation(config), index)
+    found = [row["recall@20"] for row in result.results]
+    assert found == [row.metrics.means["recall@20"] for row in expected.results]

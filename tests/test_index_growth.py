@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.small_memory import (
     DIMENSION,
@@ -24,16 +25,18 @@ from l2d_ray.index.shard import open_segments
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.memory.deletions import write_deletions
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.stages.indexing import sum_moments
+from l2d_ray.stages.index_sums import sum_moments
 from l2d_ray.workspace import Workspace
 
 COUNT, ITEMS, SHARDS = 600, 40, 3
 CUTS = (0, 400, 420, 440, 460, COUNT)
+TIMES = np.arange(COUNT) * 8640  # ten rows a day
 
 
 def write_unit(store: MemoryStore, unit: int) -> None:
     """Commit the rows between two cuts."""
     (states, samples), part = rows(COUNT, ITEMS), slice(CUTS[unit], CUTS[unit + 1])
+    samples = samples.set_column(3, "timestamp", pa.array(TIMES))
     with store.write_unit(f"u{unit}", identity(SHARDS)) as writer:
         writer.write(samples.slice(part.start, part.stop - part.start), states[part])
 
@@ -209,3 +212,50 @@ def test_a_shard_opens_only_the_segments_that_are_not_open(workspace: Workspace)
     assert len(opened) == 2
     del new
     assert len(opened) == 0
+
+
+def test_sums_with_a_half_life_are_those_of_the_definition(workspace: Workspace) -> None:
+    half = built(workspace, half_life_days=5.0)
+    (states, samples), newest = rows(COUNT, ITEMS), CUTS[1] - 1
+    weights = 0.5 ** ((newest // 10 - np.arange(COUNT) // 10) / 5)
+    for shard in range(SHARDS):
+        sums = plan(workspace, half_life_days=5.0).item_sums(shard)
+        for item, weight, total in zip(sums.items_I, sums.counts_I, sums.sums_ID, strict=True):
+            of_item = np.flatnonzero(samples["item_index"].to_numpy()[: newest + 1] == item)
+            assert weight == pytest.approx(weights[of_item].sum())
+            np.testing.assert_allclose(total, weights[of_item] @ states[of_item].astype(np.float64), atol=1e-6)
+    assert half.fitted.segments == [["u0"]]
+    other = opened(workspace)
+    mine = opened(workspace, half_life_days=5.0)
+    assert not np.allclose(mine.shards[0].counts_I, other.shards[0].counts_I)
+    assert_same_lists(by_local(mine, states_near_rows(), 5, COUNT), by_local(other, states_near_rows(), 5, COUNT))
+
+
+def test_an_infinite_half_life_changes_nothing(workspace: Workspace) -> None:
+    infinite = {"half_life_days": float("inf")}
+    built(workspace, **infinite)
+    assert_recommend_the_same(opened(workspace), opened(workspace, **infinite))
+    states, prior = states_near_rows(), 2.0
+    one, other = (opened(workspace, **settings).with_prior(prior) for settings in ({}, infinite))
+    assert_same_lists(by_global(one, states, 20), by_global(other, states, 20))
+
+
+def test_an_index_with_a_half_life_grows_to_the_one_built_at_once(workspace: Workspace) -> None:
+    settings = {"half_life_days": 5.0}
+    built(workspace, **settings)
+    for newest in (1, 2):
+        grow(workspace, range(newest + 1))
+        assert built(workspace, **settings).fitted.kept == 1
+    at_once = Workspace.open(f"{workspace.uri}-at-once")
+    shutil.copytree(workspace.uri, at_once.uri)
+    shutil.rmtree(f"{at_once.uri}/{plan(workspace).base}")
+    for sums in Path(at_once.uri).glob("index/*/moments/*/half-life-*"):
+        shutil.rmtree(sums)
+    built(at_once, **settings)
+    for one, other in zip(opened(workspace, **settings).shards, opened(at_once, **settings).shards, strict=True):
+        np.testing.assert_array_equal(one.items_I, other.items_I)
+        np.testing.assert_allclose(one.counts_I, other.counts_I, rtol=1e-12)
+        np.testing.assert_allclose(one.centroids.vectors_ND, other.centroids.vectors_ND, rtol=1e-5)
+    grow(workspace, [0, 1])  # the newest unit is gone
+    built(workspace, **settings)
+    assert plan(workspace, **settings).newest_day == (CUTS[2] - 1) // 10

@@ -11,7 +11,8 @@ from l2d_ray.index import vector_search
 from l2d_ray.index.manifest import IndexManifest
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.memory.store import MemoryStore
-from l2d_ray.stages.indexing import build_shard, fit, sum_moments
+from l2d_ray.stages.index_sums import sum_moments
+from l2d_ray.stages.indexing import build_shard, fit
 from l2d_ray.workspace import Workspace
 
 

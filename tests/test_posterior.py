@@ -24,7 +24,7 @@ from l2d_ray.core.decoding import ScoredItems
 from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards
-from l2d_ray.core.transitions import TransitionCounts
+from l2d_ray.core.transition_counts import TransitionCounts
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions, training_interactions
 from l2d_ray.errors import InputError

@@ -14,11 +14,14 @@ from support.sequences import config_of, cycles, loaded, trained, write_sequence
 from support.small_workspace import JOBS, environment, result_of, wait_for
 
 from l2d_ray.config import Config, TrainConfig
+from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
+from l2d_ray.recommenders.registry import find
 from l2d_ray.recommenders.trained import Epoch
 from l2d_ray.recommenders.training import Progress
 from l2d_ray.schema import Split
 from l2d_ray.stages import checks
+from l2d_ray.stages.tuning import plan_trials
 from l2d_ray.workspace import Workspace
 
 ITEMS = 12
@@ -97,6 +100,20 @@ def test_a_training_ends_after_its_epochs_or_its_patience(
     progress = Progress(history)
     assert progress.best_epoch == best
     assert progress.ended(TrainConfig(epochs=epochs, patience=patience)) == ended
+
+
+def test_validation_samples_may_train_for_a_number_of_epochs(folder: Path) -> None:
+    """The last epoch is kept. Such a training cannot be tuned, and no fusion has it."""
+    alone = trained(config_of(folder, "sasrec", **QUICK))
+    config = config_of(folder, "sasrec-valid", **QUICK, on_valid=True, patience=1)
+    both = trained(config)
+    assert both.samples == alone.samples + alone.valid_samples
+    assert both.best_epoch == len(both.history) == QUICK["epochs"]
+    assert "train.on_valid" not in alone.settings
+    assert refused(plan_trials, config).startswith("train.on_valid=true: validation samples that are trained on")
+    fused = find("fused:sasrec-valid+most-popular", config, "x").options
+    with pytest.raises(InputError, match=r"fused='sasrec-valid': was trained with train.on_valid=true; leave it out"):
+        fused.check(Dataset.open(Workspace.open(config.workspace)), [])
 
 
 def refused(function: Callable[[Config], Any], config: Config) -> str:

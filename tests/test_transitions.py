@@ -1,5 +1,7 @@
 """Counts of transitions against loops, over one user after the other and over any number of shards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from support.l2d_definitions import prior, transition_counts
 
 from l2d_ray.core.posterior import FLOOR, Parameters
-from l2d_ray.core.transitions import Mixture, TransitionCounts, Transitions, last_items
+from l2d_ray.core.transition_counts import TransitionCounts
+from l2d_ray.core.transitions import Mixture, Transitions, last_items
 from l2d_ray.data.samples import TrainingInteractions
 
 NUM_ITEMS = 12
@@ -21,6 +24,12 @@ def interactions(histories: list[list[int]]) -> TrainingInteractions:
     is_target = np.ones(items.size, np.bool_)
     is_target[offsets[:-1]] = False
     return TrainingInteractions(items, np.zeros(items.size, np.int64), offsets, is_target)
+
+
+def daily(histories: list[list[int]], first_day: int) -> TrainingInteractions:
+    """Return the same with an item of each history a day."""
+    found = interactions(histories)
+    return replace(found, timestamps=86_400 * (first_day + found.positions))
 
 
 def count(histories: list[list[int]], targets: list[int] | None = None, num_items: int = NUM_ITEMS) -> TransitionCounts:
@@ -62,6 +71,27 @@ def test_counts_of_a_dataset_that_grew_by_users_and_items_are_those_of_the_whole
     for name, whole in vars(count(some + later, targets, NUM_ITEMS + 3)).items():
         np.testing.assert_array_equal(getattr(grown, name), whole)
         assert np.asarray(getattr(grown, name)).dtype == np.asarray(whole).dtype
+
+
+@given(HISTORIES, HISTORIES, st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_counts_with_a_half_life_add_up_and_an_infinite_one_changes_nothing(
+    some: list[list[int]], others: list[list[int]], first_day: int
+) -> None:
+    parts, targets_V = [daily(some, 4), daily(others, first_day)], np.arange(NUM_ITEMS)
+    at_once = TransitionCounts.count(parts, NUM_ITEMS, targets_V, half_life_days=2.5)
+    older, newer = (TransitionCounts.count([part], NUM_ITEMS, targets_V, half_life_days=2.5) for part in parts)
+    grown = newer.plus(older)
+    for name in ("starts_I", "places_P", "counts_LP", "totals_LI", "samples_V", "samples"):
+        np.testing.assert_allclose(getattr(grown, name), getattr(at_once, name), rtol=1e-6)
+    days = np.concatenate([part.timestamps[part.is_target] // 86_400 for part in parts])
+    if days.size:
+        assert grown.newest_day == days.max()
+        assert at_once.samples == pytest.approx((0.5 ** ((days.max() - days) / 2.5)).sum())
+    infinite = TransitionCounts.count(parts, NUM_ITEMS, targets_V, half_life_days=np.inf)
+    plain = TransitionCounts.count(parts, NUM_ITEMS, targets_V)
+    for name in ("starts_I", "places_P", "counts_LP", "totals_LI", "samples_V", "samples"):
+        np.testing.assert_array_equal(getattr(infinite, name), getattr(plain, name))
 
 
 @given(HISTORIES, HISTORIES, st.lists(st.integers(0, 2), min_size=NUM_ITEMS, max_size=NUM_ITEMS))

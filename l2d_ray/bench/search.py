@@ -22,7 +22,7 @@ from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.query import Query
 from l2d_ray.core.samples import item_shards, sample_ids
 from l2d_ray.core.space import LinearMap
-from l2d_ray.core.transitions import TransitionCounts
+from l2d_ray.core.transition_counts import TransitionCounts
 from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.index.engine import CandidateIndex, engine

@@ -38,6 +38,15 @@ class EvaluateConfig(Section):
     candidates: Literal["catalogue", "appeared"] = "catalogue"
     """Items that may be recommended: the catalogue, or those that have appeared by the time of the target. An item
     appears with its first interaction in the dataset, of any user and split. So the target has always appeared."""
+    memory: Literal["stale", "fresh"] = "stale"
+    """Samples that recommenders know. `stale`: the training samples. `fresh`: all that are older than the query, of any
+    split, with the same model and the same trained weights (l2d_ray/stages/fresh.py)."""
+    refresh_days: int = Field(1, ge=1)
+    """Days between two refreshes with evaluate.memory=fresh. A query sees what is older than the last one, which is at
+    midnight (UTC)."""
+    earlier_report: Name | None = None
+    """Name of an earlier report. The metrics of each recommender are compared with those that it had there, sample by
+    sample (`changes` in the result)."""
     generation_samples: int = Field(200, ge=1)
     """Maximum number of test and of validation samples for recommenders that generate text. It takes seconds a sample.
     The others run on these test samples, too, for comparison."""

@@ -41,6 +41,10 @@ class IndexConfig(Section):
     does."""
     sample_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the memory's rows to index, chosen by sample id. The rows of 0.3 are a subset of those of 0.5."""
+    half_life_days: float | None = Field(None, gt=0)
+    """Days in which the weight of a row halves, in item means and in the priors of L2D-G and `l2d`. Ages count from the
+    newest row. null: all rows weigh the same. Of L2D-L, only items change that complete a list. Validation samples
+    choose it (jobs/RESULTS.md)."""
     max_drift: float = Field(0.1, ge=0)
     """Movement of the memory beyond which the map of an older snapshot's index is fitted anew, with `posterior`. It is
     the change of the memory's covariance, as a share, or of its mean (l2d_ray/core/space.py). 0: always."""

@@ -40,6 +40,9 @@ class TrainConfig(Section):
     """Maximum number of passes over the training sequences."""
     patience: int = Field(10, ge=1)
     """Stop after this many epochs without a better NDCG@20 on validation samples. The best epoch's weights are kept."""
+    on_valid: bool = False
+    """Train on the validation samples, too, for exactly train.epochs epochs. Give the number that a training without
+    them chose (`best_epoch`), and compare the result on test samples only."""
     valid_samples: int = Field(10_000, ge=1)
     """Maximum number of validation samples; chosen by sample id."""
     seed: int = Field(0, ge=0)

@@ -1,5 +1,7 @@
 """Array types that the package shares."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,3 +12,5 @@ Float64 = NDArray[np.float64]
 """Distances, scores and metrics."""
 Integers = NDArray[np.integer]
 """Integers of any width."""
+Amounts = NDArray[Any]
+"""Numbers of rows or samples, or with a half-life the sums of their weights (`core.decay`)."""

@@ -15,7 +15,8 @@ from scipy import special
 
 from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
 from l2d_ray.core.posterior import FLOOR, Parameters
-from l2d_ray.core.transitions import TransitionCounts, last_items
+from l2d_ray.core.transition_counts import TransitionCounts
+from l2d_ray.core.transitions import last_items
 
 _IS_DECAY_T = np.array([field.name.endswith("decay") for field in fields(Parameters)])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray, Integers
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray, Integers
 
 
 def item_sums(states_MD: FloatArray, items_M: Integers, num_items: int) -> tuple[Float64, IntArray]:
@@ -23,13 +23,34 @@ def item_sums(states_MD: FloatArray, items_M: Integers, num_items: int) -> tuple
     return sums_ID, counts_I
 
 
-def add_rows(sums_ID: Float64, counts_I: IntArray, states_MD: FloatArray, items_M: Integers) -> None:
-    """Add rows to the sums and counts of their items, in place."""
+def add_rows(
+    sums_ID: Float64,
+    counts_I: Amounts,
+    states_MD: FloatArray,
+    items_M: Integers,
+    weights_M: Float64 | None = None,
+) -> None:
+    """Add rows to the sums and counts of their items, in place. A row with a weight counts as much (`core.decay`)."""
     import torch  # here, because importing it takes seconds and a search does not need it
 
-    items, states = torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD.astype(np.float64))
+    states_MD = states_MD.astype(np.float64)
+    if weights_M is not None:
+        states_MD *= weights_M[:, None]
+    items, states = torch.from_numpy(items_M.astype(np.int64)), torch.from_numpy(states_MD)
     torch.from_numpy(sums_ID).index_add_(0, items, states)
-    np.add.at(counts_I, items_M, 1)
+    np.add.at(counts_I, items_M, 1 if weights_M is None else weights_M)
+
+
+@dataclass(frozen=True)
+class ItemSums:
+    """Sums of the rows of some items, from which their means are estimated."""
+
+    items_I: Integers
+    """Ascending."""
+    counts_I: Amounts
+    """Number of rows, or the sum of their weights, above 0."""
+    sums_ID: Float64
+    """Sum of the rows, each times its weight."""
 
 
 @dataclass(frozen=True)

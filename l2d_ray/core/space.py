@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, Integers
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray
 from l2d_ray.core.moments import Moments
 
 SpaceKind = Literal["none", "centre", "whiten-total", "whiten-within"]
@@ -62,8 +62,8 @@ class ItemMeans:
     signal_D: Float64 | None = None
     """Ratio b / s^2 along each direction."""
 
-    def __call__(self, means_ID: Float64, counts_I: Integers) -> Float64:
-        """Estimate items from the means of their mapped rows and the numbers of these rows."""
+    def __call__(self, means_ID: Float64, counts_I: Amounts) -> Float64:
+        """Estimate items from the means of their mapped rows and the numbers, or sums of weights, of these rows."""
         if self.axes_DD is None or self.signal_D is None:
             return np.where(counts_I[:, None] > 0, means_ID, 0)
         with np.errstate(divide="ignore"):  # without rows, the share is 0

@@ -7,47 +7,27 @@ With item i of age 0 for the last item, and c(i, v) the weighted number of train
 is a mixture of Markov chains that skip items, each smoothed by the popularity p(v). A sample of v weighs B^(lag - 1),
 with lag 1 for the item just before v.
 
-The counts by lag are whole numbers, and they add up over users. Each shard of an index counts its targets only.
+`core.transition_counts` has the counts.
 
 Sources: mixtures of the transitions from several last states are Raftery's model (1985). The smoothing by a prior is
 Dirichlet smoothing (Zhai and Lafferty, 2004).
 
-Shapes: I items, V targets of a shard, P pairs of an item and a target, L lags, A ages, H interactions, U histories.
+Shapes: I items, V targets of a shard, A ages, U histories.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from l2d_ray.core.arrays import Float64, IntArray, Integers
+from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.query import History
 
 PLACES = 10
 """Items before a target that count as its predecessors; last items of a history that predict."""
 UNKNOWN, NO_ITEM = -1, -2
-
-
-class Interactions(Protocol):
-    """Training interactions of some users, one user after the other."""
-
-    @property
-    def items(self) -> NDArray[np.int32]:
-        """[H] item indices, each user's in time order."""
-        ...
-
-    @property
-    def positions(self) -> IntArray:
-        """[H] number of the user's items before each interaction."""
-        ...
-
-    @property
-    def is_target(self) -> NDArray[np.bool_]:
-        """[H] whether the interaction is the target of a training sample."""
-        ...
 
 
 class Mixture(NamedTuple):
@@ -57,127 +37,6 @@ class Mixture(NamedTuple):
     """A: factor of the weight for each item after the one that predicts."""
     smoothing: float = 20.0
     """S: weight of the popularity, in training samples."""
-
-
-@dataclass(frozen=True)
-class TransitionCounts:
-    """Numbers of training samples of some targets, by an item at most `PLACES` before, and by the lag."""
-
-    targets_V: IntArray
-    """Item index of each target, ascending."""
-    starts_I: IntArray
-    """[I + 1]: the pairs of item i are those from starts[i] to starts[i + 1] - 1."""
-    places_P: NDArray[np.int32]
-    """Place of each pair's target in `targets_V`, ascending for each item."""
-    counts_LP: NDArray[np.unsignedinteger[Any]]
-    """Samples of each pair, by lag."""
-    totals_LI: IntArray
-    """Samples after each item, by lag, of all targets of all shards."""
-    samples_V: IntArray
-    """Samples of each target."""
-    samples: int
-    """Samples of all targets of all shards."""
-
-    @property
-    def num_items(self) -> int:
-        """Number of items that a target may follow."""
-        return self.starts_I.size - 1
-
-    @property
-    def items_P(self) -> IntArray:
-        """The item of each pair."""
-        return np.repeat(np.arange(self.num_items), np.diff(self.starts_I))
-
-    @classmethod
-    def count(cls, parts: Iterable[Interactions], num_items: int, targets_V: IntArray) -> "TransitionCounts":
-        """Count the pairs of an item and one of these targets later in the same history."""
-        place_I = np.full(num_items, -1, np.int64)
-        place_I[targets_V] = np.arange(targets_V.size)
-        totals_LI, samples_I = np.zeros((PLACES, num_items), np.int64), np.zeros(num_items, np.int64)
-        codes = [np.empty(0, np.int64)]  # of pair and lag
-        for part in parts:
-            targets_N = np.flatnonzero(part.is_target)
-            positions_N = part.positions[targets_N]
-            np.add.at(samples_I, part.items[targets_N], 1)
-            for lag in range(1, PLACES + 1):
-                later_N = targets_N[positions_N >= lag]
-                items_N, places_N = part.items[later_N - lag].astype(np.int64), place_I[part.items[later_N]]
-                np.add.at(totals_LI[lag - 1], items_N, 1)
-                pairs_N = (items_N * targets_V.size + places_N)[places_N >= 0]
-                codes.append(pairs_N * PLACES + lag - 1)
-        codes_N, counts_N = np.unique(np.concatenate(codes), return_counts=True)
-        pairs_P, pair_N = np.unique(codes_N // PLACES, return_inverse=True)
-        counts_LP = np.zeros((PLACES, pairs_P.size), np.min_scalar_type(counts_N.max(initial=0)))
-        counts_LP[codes_N % PLACES, pair_N] = counts_N
-        starts_I = np.searchsorted(pairs_P, np.arange(num_items + 1) * targets_V.size)
-        places_P = (pairs_P % max(targets_V.size, 1)).astype(np.int32)
-        samples = int(samples_I.sum())
-        return cls(targets_V, starts_I, places_P, counts_LP, totals_LI, samples_I[targets_V], samples)
-
-    def plus(self, older: "TransitionCounts") -> "TransitionCounts":
-        """Return these counts and those of an older dataset, which may lack the last items and targets."""
-        width, counted = max(self.targets_V.size, 1), (older, self)
-        codes = [part.items_P * width + part.places_P for part in counted]
-        pairs_P = np.union1d(*codes)
-        largest = sum(int(part.counts_LP.max(initial=0)) for part in counted)
-        counts_LP = np.zeros((PLACES, pairs_P.size), np.min_scalar_type(largest))
-        for part, codes_P in zip(counted, codes, strict=True):
-            counts_LP[:, np.searchsorted(pairs_P, codes_P)] += part.counts_LP
-        totals_LI, samples_V = self.totals_LI.copy(), self.samples_V.copy()
-        totals_LI[:, : older.num_items] += older.totals_LI
-        samples_V[: older.targets_V.size] += older.samples_V
-        return TransitionCounts(
-            self.targets_V,
-            np.searchsorted(pairs_P, np.arange(self.num_items + 1) * width),
-            (pairs_P % width).astype(np.int32),
-            counts_LP.astype(np.min_scalar_type(counts_LP.max(initial=0))),
-            totals_LI,
-            samples_V,
-            self.samples + older.samples,
-        )
-
-    @classmethod
-    def join(cls, shards: "Sequence[TransitionCounts]", items: Integers) -> "TransitionCounts":
-        """Return the counts of the targets of all shards, with the pairs of these items only."""
-        wanted_I = np.zeros(shards[0].num_items, np.bool_)
-        wanted_I[items] = True
-        targets_V = np.sort(np.concatenate([shard.targets_V for shard in shards]))
-        parts = []
-        for shard in shards:
-            items_P = shard.items_P
-            kept_P = wanted_I[items_P]
-            places_P = np.searchsorted(targets_V, shard.targets_V)[shard.places_P[kept_P]]
-            parts.append((items_P[kept_P], places_P, shard.counts_LP[:, kept_P]))
-        items_P, places_P, counts_LP = (np.concatenate(arrays, axis=-1) for arrays in zip(*parts, strict=True))
-        order_P = np.lexsort((places_P, items_P))
-        starts_I = np.searchsorted(items_P[order_P], np.arange(wanted_I.size + 1))
-        samples_V = np.empty(targets_V.size, np.int64)
-        for shard in shards:
-            samples_V[np.searchsorted(targets_V, shard.targets_V)] = shard.samples_V
-        return cls(
-            targets_V,
-            starts_I,
-            places_P[order_P].astype(np.int32),
-            counts_LP[:, order_P],
-            shards[0].totals_LI,
-            samples_V,
-            shards[0].samples,
-        )
-
-    def weigh(self, lag_decay: float, floor: float = 0.0) -> "Transitions":
-        """Return the transitions with weight `lag_decay` (B) for each further place.
-
-        `floor` is added to the number of training samples of every item, so that p(v) is above 0.
-        """
-        shape = self.num_items, self.targets_V.size
-        counts_P = _weighted_sum(self.counts_LP, lag_decay)
-        samples = self.samples + floor * self.num_items
-        popularity_V = (self.samples_V.astype(np.float64) + floor) / (samples or 1)
-        return Transitions(
-            sparse.csr_array((counts_P, self.places_P, self.starts_I), shape),
-            _weighted_sum(self.totals_LI, lag_decay),
-            popularity_V,
-        )
 
 
 @dataclass(frozen=True)
@@ -231,11 +90,3 @@ def last_items(histories: Sequence[History]) -> IntArray:
         last = [UNKNOWN if isinstance(item, str) else int(item) for item in history[-PLACES:]]
         items_UA[user, : len(last)] = last[::-1]
     return items_UA
-
-
-def _weighted_sum(counts_LN: Integers, decay: float) -> Float64:
-    """Return the sum over lags, lag after lag, so that an element does not depend on the others."""
-    sums_N = np.zeros(counts_LN.shape[1])
-    for lag, counts_N in enumerate(counts_LN):
-        sums_N += decay**lag * counts_N
-    return sums_N

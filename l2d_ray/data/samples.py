@@ -3,7 +3,7 @@
 Shapes: N samples, U users, and H interactions in the histories of their users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -71,6 +71,26 @@ class TrainingInteractions:
         """[H] number of the user's items before each interaction."""
         return np.arange(self.items.size) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
 
+    def before(self, stop: int, start: int | None = None) -> "TrainingInteractions":
+        """Return what trains at a moment: the samples with targets older than `stop`, and their histories.
+
+        With `start`, only the samples with targets at that time or later.
+        """
+        is_target = self.is_target & (self.timestamps < stop)
+        if start is not None:
+            is_target &= self.timestamps >= start
+        users_H = np.repeat(np.arange(self.offsets.size - 1), np.diff(self.offsets))
+        places_N, ends_U = np.flatnonzero(is_target), self.offsets[:-1].copy()
+        ends_U[users_H[places_N]] = places_N + 1  # the last target of a user counts
+        kept_H = np.arange(self.items.size) < ends_U[users_H]
+        lengths_U = ends_U - self.offsets[:-1]
+        return TrainingInteractions(
+            self.items[kept_H],
+            self.timestamps[kept_H],
+            np.cumsum([0, *lengths_U[lengths_U > 0]]),
+            is_target[kept_H],
+        )
+
 
 @dataclass(frozen=True)
 class SampleBatch:
@@ -134,11 +154,11 @@ class SampleBatch:
 
 
 def iter_samples(
-    dataset: Dataset | Generation, split: Split, start: int = 0, stop: int | None = None
+    dataset: Dataset | Generation, split: Split | Sequence[Split], start: int = 0, stop: int | None = None
 ) -> Iterator[SampleBatch]:
     """Yield the samples of users start to stop - 1 of a dataset, or those that one generation of it added.
 
-    They are in the order of (user, position).
+    They are those of one split or of several, in the order of (user, position).
 
     A batch holds the samples of at most 1,000 users and is never empty. Raises InputError for a damaged dataset.
     """
@@ -169,14 +189,19 @@ def first_times(dataset: Dataset) -> IntArray:
     return times_I
 
 
-def training_parts(dataset: Dataset | Generation) -> Iterator[TrainingInteractions]:
-    """Yield the training interactions of at most 1,000 users at a time, in the order of a dataset or a generation."""
-    return map(_training_part, iter_samples(dataset, Split.TRAIN))
+def training_parts(
+    dataset: Dataset | Generation, split: Split | Sequence[Split] = Split.TRAIN
+) -> Iterator[TrainingInteractions]:
+    """Yield the training interactions of at most 1,000 users at a time, in the order of a dataset or a generation.
+
+    The samples of `split`, which may be several splits, are the training samples.
+    """
+    return map(_training_part, iter_samples(dataset, split))
 
 
-def training_interactions(dataset: Dataset) -> TrainingInteractions:
-    """Return the training interactions of all users, in the order of the dataset."""
-    parts = list(training_parts(dataset))
+def training_interactions(dataset: Dataset, split: Split | Sequence[Split] = Split.TRAIN) -> TrainingInteractions:
+    """Return the training interactions of all users, in the order of the dataset (`training_parts`)."""
+    parts = list(training_parts(dataset, split))
     nothing = TrainingInteractions(
         np.empty(0, np.int32), np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.bool_)
     )
@@ -200,13 +225,13 @@ def _training_part(samples: SampleBatch) -> TrainingInteractions:
     return TrainingInteractions(samples.items[kept_H], samples.timestamps[kept_H], offsets, is_target[kept_H])
 
 
-def _samples_of(users: pa.Table, split: Split, dataset: Dataset | Generation) -> SampleBatch:
+def _samples_of(users: pa.Table, split: Split | Sequence[Split], dataset: Dataset | Generation) -> SampleBatch:
     items, timestamps, splits = (Lists.of(users[name]) for name in ("item_indices", "timestamps", "splits"))
     differs = (items.lengths != timestamps.lengths) | (items.lengths != splits.lengths)
     if differs.any():
         user = f"{dataset.workspace.path('dataset')}: user {users['user_id'][int(np.argmax(differs))].as_py()!r}"
         raise InputError(f"{user}: lists of different lengths; run jobs/prepare_data.py again")
-    stops = np.flatnonzero(splits.values == split)
+    stops = np.flatnonzero(np.isin(splits.values, split))
     user_N = np.searchsorted(items.offsets, stops, side="right") - 1
     is_left, offsets = without_erased(items)
     user_hashes = users["user_hash"].to_numpy()[user_N]

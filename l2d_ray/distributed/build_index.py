@@ -32,7 +32,8 @@ from l2d_ray.index.manifest import Fitted, IndexManifest, IndexQuality, ShardRec
 from l2d_ray.index.tuning import EXACT, find_setting
 from l2d_ray.stages.index_growth import kept_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
-from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard, sum_moments
+from l2d_ray.stages.index_sums import sum_moments
+from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard
 from l2d_ray.stages.settings import for_evaluation, for_index, record_index
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ the rest.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.manifest import UnitRecord
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import MemoryIdentity
-from l2d_ray.stages.extraction import Unit, UnitExtractor, plan_growth
+from l2d_ray.stages.extraction import Unit, UnitExtractor, held_out_store, plan_growth, plan_held_out
 from l2d_ray.stages.settings import check_data, for_memory, record_memory
 from l2d_ray.workspace import Workspace
 
@@ -76,7 +77,7 @@ def build_memory(config: Config) -> BuildResult:
         check_room(config)  # before anything is written
     say(f"model: {config.model.name}, adapter: {config.model.adapter or 'none'}")
     record_memory(config, identity.dtype)
-    built = list(_progress(_build(config, identity, missing), len(missing)))
+    built = list(_progress("building the memory", _build(config, identity, missing), len(missing)))
     names = [*kept, *(unit.name for unit in units)]
     records = [*(known[name] for name in names if name in known), *built]
     store.remove_strays(unit.name for unit in units)
@@ -100,6 +101,22 @@ def build_memory(config: Config) -> BuildResult:
     )
 
 
+def build_held_out(config: Config) -> None:
+    """Compute the rows of the validation and test samples that the workspace lacks, for evaluate.memory=fresh.
+
+    They are apart from the memory. The settings are those of the memory. Raises InputError if there are rows of another
+    model.
+    """
+    workspace = Workspace.open(config.workspace)
+    store, identity = held_out_store(workspace), identify_memory(config)
+    units, known = plan_held_out(config, Dataset.open(workspace)), store.accept(identity)
+    missing = [unit for unit in units if unit.name not in known]
+    if missing:
+        check_room(config)
+        deque(_progress("validation and test rows", _build(config, identity, missing), len(missing)), maxlen=0)
+    store.remove_strays(unit.name for unit in units)
+
+
 class UnitActor:
     """A UnitExtractor as a callable for Ray Data: one unit in, its record out."""
 
@@ -113,8 +130,8 @@ class UnitActor:
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
         """Build the unit of a batch of one row."""
-        numbers = (int(rows[name][0]) for name in ("start", "stop", "generation"))
-        unit = Unit(str(rows["name"][0]), *numbers)
+        start, stop, generation = (int(rows[name][0]) for name in ("start", "stop", "generation"))
+        unit = Unit(str(rows["name"][0]), start, stop, generation, bool(rows["held_out"][0]))
         return {"record": [self._extractor.build(unit).model_dump_json()]}
 
 
@@ -138,10 +155,10 @@ def _run(config: Config, identity: MemoryIdentity, units: list[Unit]) -> Iterato
         yield [record.unit], record
 
 
-def _progress(records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:
+def _progress(label: str, records: Iterator[UnitRecord], total: int) -> Iterator[UnitRecord]:
     """Yield the records and show the progress, with samples and tokens per second."""
     started, samples, tokens = time.monotonic(), 0, 0
-    with Progress(total, "building the memory", "units") as bar:
+    with Progress(total, label, "units") as bar:
         for record in records:
             samples, tokens = samples + record.rows + record.quarantined, tokens + record.tokens
             seconds = time.monotonic() - started

@@ -1,6 +1,7 @@
 """The evaluation on Ray Data: validation chooses values of options, test samples measure every recommender with them.
 
-`stages.evaluation` plans and reports. Here the indexes are built, and a pool of actors runs the recommenders.
+`stages.evaluation` plans and reports. Here the indexes are built, with evaluate.memory=fresh the rows of validation and
+test samples, too, and a pool of actors runs the recommenders.
 
 Every actor holds its indexes as a whole: FAISS's part and the item means are in memory. Rows stay on the disk if the
 nodes share one, and are read into memory from an object store. Where a node has no room for that,
@@ -20,6 +21,7 @@ import ray
 from l2d_ray.config import Config
 from l2d_ray.data.samples import Sample
 from l2d_ray.distributed.build_index import ensure_index
+from l2d_ray.distributed.build_memory import build_held_out
 from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.distributed.rounds import in_rounds
@@ -58,6 +60,8 @@ class EvaluateResult:
     """One row per recommender, over all test samples that it ran on."""
     ratios: list[dict[str, Any]]
     """Recall@20 of the reference over that of each other recommender, with its interval, and whether it is above 1."""
+    changes: dict[str, Any]
+    """Metrics of each recommender less those that it had in `evaluate.earlier_report`, with paired intervals."""
     calibration_error: dict[str, float]
     """Expected calibration error of the first 20 items, of each recommender whose scores are probabilities."""
     top_m: float | None
@@ -80,6 +84,7 @@ def evaluate(config: Config) -> EvaluateResult:
             for row in found.results
         ],
         ratios=[ratio.to_json() for ratio in found.ratios],
+        changes={name: metrics.to_json() for name, metrics in found.changes.items()},
         calibration_error={name: round(one.listed.error, 5) for name, one in found.calibrations.items()},
         top_m=chosen.get("top_m"),
         prior=chosen.get("prior"),
@@ -95,6 +100,8 @@ def measure(config: Config) -> tuple[Report, str]:
     """
     plan = plan_evaluation(config)
     indexes = {key: _build(plan.config, key, key in plan.fitted) for key in plan.indexes}
+    if indexes and plan.config.evaluate.memory == "fresh":
+        build_held_out(plan.config)
     validation = _validate(plan, indexes)
     fusions = _fit_fusions(plan, indexes)
     runs = final_runs(plan, validation)
@@ -136,6 +143,8 @@ def _validate(plan: Plan, indexes: Mapping[IndexKey, str]) -> Validation:
 def _ranks(plan: Plan, indexes: Mapping[IndexKey, str], runs: Sequence[Run]) -> pa.Table:
     """Run recommenders on a pool of actors, and return the rows of `Evaluator.ranks`."""
     rows = [_row(run, sample) for run in runs if run.recommenders for sample in run.samples]
+    if plan.config.evaluate.memory == "fresh":
+        rows.sort(key=lambda row: row["timestamp"])  # so that actors go forward in time
     samples = {(row["run"], row["sample_id"]): row for row in rows}
     blocks = []
     with Progress(sum(len(run.samples) * len(run.recommenders) for run in runs), runs[0].label, "ranks") as progress:

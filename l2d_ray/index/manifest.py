@@ -160,9 +160,13 @@ def snapshot_folder(number: int, digest: str) -> str:
     return f"{number}-{digest[:8]}"
 
 
-def label(space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float) -> str:
+def label(
+    space: SpaceKind, shrinkage: float, factory: str, sample_fraction: float, half_life_days: float | None = None
+) -> str:
     """Return the folder name of an index among those of its snapshot."""
     parts = [space, *([f"{shrinkage!r}"] if space.startswith("whiten") else []), factory]
     if sample_fraction < 1:
         parts.append(f"{sample_fraction!r}")
+    if half_life_days:
+        parts.append(f"half-life-{half_life_days!r}")
     return "-".join(parts).replace(",", "_").replace("(", "_").replace(")", "")

@@ -1,11 +1,13 @@
 """The files behind the aggregation `posterior`, and the scorer of a shard that is made from them."""
 
+from typing import Any
+
 import numpy as np
 
 from l2d_ray.core.arrays import Float64, IntArray
 from l2d_ray.core.posterior import FLOOR, ItemScorer
 from l2d_ray.core.samples import item_shards
-from l2d_ray.core.transitions import TransitionCounts
+from l2d_ray.core.transition_counts import TransitionCounts
 from l2d_ray.index.files import read_array, read_arrays, write_arrays
 from l2d_ray.index.manifest import IndexFile, PosteriorRecord
 from l2d_ray.workspace import Workspace
@@ -23,8 +25,9 @@ def write_counts(workspace: Workspace, path: str, counts: TransitionCounts) -> I
 
 def read_counts(workspace: Workspace, file: IndexFile) -> TransitionCounts:
     """Return the counts that `write_counts` wrote. Raises InputError if the file differs from its record."""
-    arrays = read_arrays(workspace, file)
-    return TransitionCounts(samples=int(arrays.pop("samples")), **arrays)
+    values: dict[str, Any] = read_arrays(workspace, file)
+    values |= {name: array.item() for name, array in values.items() if array.ndim == 0}
+    return TransitionCounts(**values)
 
 
 def open_scorer(

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray
 from l2d_ray.core.decoding import Neighbours, nearest
 from l2d_ray.core.posterior import ItemScorer
 from l2d_ray.errors import InputError
@@ -68,8 +68,8 @@ class IndexShard:
     centroids: VectorSearch
     items_I: NDArray[np.int32]
     """Items that have rows in this shard, ascending."""
-    counts_I: IntArray
-    """Number of rows of each item."""
+    counts_I: Amounts
+    """Number of rows of each item, or the sum of their weights (`core.decay`)."""
     scorer: ItemScorer | None = None
     """The scores of the aggregation `posterior`; None if its parameters were not fitted."""
 

@@ -18,6 +18,8 @@ from l2d_ray.workspace import Workspace
 
 DATA_FOLDER, QUARANTINE_FOLDER = "memory/data", "memory/quarantine"
 UNITS_FOLDER, SNAPSHOTS_FOLDER, ITEMS_FOLDER = "memory/units", "memory/snapshots", "memory/items"
+HELD_OUT = "held-out"
+"""Folder of the workspace with the rows of validation and test samples, apart from the memory (`stages.extraction`)."""
 FEW_UNITS = 50
 """Units up to which their folders are listed one by one. One request lists a thousand files of all units."""
 

@@ -99,9 +99,11 @@ class FusedOptions(Options):
         return list(dict.fromkeys(key for part in self.combined for key in part.options.fitted))
 
     def check(self, dataset: "Dataset", test: "Sequence[Sample]") -> None:
-        """Raise InputError if a part cannot be made."""
+        """Raise InputError if a part cannot be made, or was trained on the samples that the weights are fitted on."""
         for part in self.combined:
             part.options.check(dataset, test)
+            if part.trained_on_valid(dataset):
+                raise InputError(f"{NAME}={part.name!r}: was trained with train.on_valid=true; leave it out")
 
     def check_model(self, config: Config, dataset: "Dataset") -> None:
         """Raise InputError if a part was trained with another language model than that of `config`."""

@@ -191,7 +191,7 @@ DECLARATION = declare_trained(
     Trainer(
         HeadLearner,
         defaults={"batch_size": 1024, "dropout": 0.2, "epochs": 50, "patience": 5},
-        unused=frozenset({"dimension", "blocks", "heads", "length", "loss", "negatives", "temperature"}),
+        unused=frozenset({"dimension", "blocks", "heads", "length", "loss", "negatives", "temperature", "on_valid"}),
         grid={
             "learning_rate": [1e-2, 3e-3, 1e-3, 3e-4],
             "dropout": [0.0, 0.2, 0.5],

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import Query
-from l2d_ray.core.times import units_per_second
+from l2d_ray.core.times import units_per_day
 from l2d_ray.recommenders.contract import Declaration, Need, Recommender, logarithms
 from l2d_ray.recommenders.tuned import TunedOptions
 
 if TYPE_CHECKING:
     from l2d_ray.recommenders.resources import Resources
-
-SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,9 @@ class PopularityWindow(Recommender):
 
     @classmethod
     def over(cls, events: Events, num_items: int, days: int) -> "PopularityWindow":
-        """Build the recommender of a window of some days. `units_per_second` says what a day is in the data."""
+        """Build the recommender of a window of some days. `units_per_day` says what a day is in the data."""
         newest = int(events.timestamps[-1]) if events.timestamps.size else 0
-        return cls(events, num_items, days * SECONDS_PER_DAY * units_per_second(newest))
+        return cls(events, num_items, days * units_per_day(newest))
 
     def recommend(self, queries: Sequence[Query]) -> list[ScoredItems]:
         """Return the permitted items by decreasing popularity at the time of each query."""

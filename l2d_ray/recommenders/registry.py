@@ -69,6 +69,14 @@ class NamedRecommender:
 
         return read_record(dataset, self.name).sha256
 
+    def trained_on_valid(self, dataset: "Dataset") -> bool:
+        """Return whether its weights know the validation samples. Raises InputError as `checksum` does."""
+        if Need.TRAINED not in self.declaration.needs:
+            return False
+        from l2d_ray.recommenders.trained import read_record
+
+        return read_record(dataset, self.name).train.on_valid
+
     def make(self, resources: "Resources") -> Recommender:
         """Make the recommender."""
         return self.declaration.make(self.options, resources)

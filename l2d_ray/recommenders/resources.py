@@ -99,10 +99,11 @@ class Resources:
         """Return an index whose L2D-G has this prior."""
         self._check(Need.INDEX)
         if (key, prior) not in self._indexes:
-            self._indexes[key, prior] = (
-                self.index(key).with_prior(prior) if prior else ShardedIndex.open(self._workspace, self.indexes[key])
-            )
+            self._indexes[key, prior] = self.index(key).with_prior(prior) if prior else self._open_index(key)
         return self._indexes[key, prior]
+
+    def _open_index(self, key: IndexKey) -> ShardedIndex:
+        return ShardedIndex.open(self._workspace, self.indexes[key])
 
     def recommender(self, named: NamedRecommender) -> Recommender:
         """Make a recommender from these parts, or return the one that was made before."""

@@ -23,6 +23,7 @@ from l2d_ray.data.samples import Sample, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logits
 from l2d_ray.recommenders.trained import Epoch, read_record, record_of
+from l2d_ray.schema import Split
 
 if TYPE_CHECKING:  # it takes seconds, and most processes read records of trainings only
     from torch import Tensor
@@ -45,12 +46,15 @@ class TrainingData:
     """Number of items in the catalogue."""
 
     @classmethod
-    def read(cls, dataset: Dataset) -> "TrainingData":
-        """Read a dataset. Raises InputError if it has one item, no training sample, or a strange item."""
+    def read(cls, dataset: Dataset, on_valid: bool = False) -> "TrainingData":
+        """Read a dataset. With `on_valid`, validation samples are training samples, too.
+
+        Raises InputError if it has one item, no training sample, or a strange item.
+        """
         where, num_items = dataset.workspace.path("dataset"), len(dataset.items())
         if num_items < 2:
             raise InputError(f"{where}: has {num_items} item, so that there is nothing to rank; prepare more data")
-        found = training_interactions(dataset)
+        found = training_interactions(dataset, (Split.TRAIN, Split.VALID) if on_valid else Split.TRAIN)
         lengths = np.diff(found.offsets)
         items, lengths = found.items[np.repeat(lengths > 1, lengths)], lengths[lengths > 1]
         if not items.size:
@@ -179,10 +183,14 @@ class Progress:
     history: list[Epoch] = field(default_factory=list)
     best: "dict[str, Tensor]" = field(default_factory=dict)
     """Weights of the best epoch."""
+    keep_last: bool = False
+    """Whether the last epoch passes for the best one, because the validation samples are trained on."""
 
     @property
     def best_epoch(self) -> int:
         """Number of the best epoch, from 1; of equally good ones, the first. 0 before the first."""
+        if self.keep_last:
+            return len(self.history)
         return max(self.history, key=lambda epoch: epoch.ndcg).epoch if self.history else 0
 
     def ended(self, settings: TrainConfig) -> bool:

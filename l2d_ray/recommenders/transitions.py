@@ -13,7 +13,8 @@ import numpy as np
 from l2d_ray.core.arrays import Float64
 from l2d_ray.core.decoding import ScoredItems, best_of_all
 from l2d_ray.core.query import History, Query
-from l2d_ray.core.transitions import Mixture, TransitionCounts, Transitions
+from l2d_ray.core.transition_counts import TransitionCounts
+from l2d_ray.core.transitions import Mixture, Transitions
 from l2d_ray.data.samples import TrainingInteractions
 from l2d_ray.recommenders.contract import Declaration, Need, Options, Recommender, logarithms
 

@@ -70,10 +70,11 @@ def names_by_seed(name: str, config: Config) -> dict[str, int]:
 def _about(report: Report) -> str:
     plan, users = report.plan, len({sample.user_hash for sample in report.plan.test})
     seen = "left out" if plan.config.recommend.exclude_seen else "kept"
+    fresh = " What is older than a query is known to all." if plan.config.evaluate.memory == "fresh" else ""
     return (
         f"{len(plan.test):,} test samples of {users:,} users, {plan.frequencies.counts_I.size:,} items. Recall and NDCG"
         " are in percent, over the full catalogue. Items already seen are"
-        f" {seen}. The 95% intervals are bootstraps over users."
+        f" {seen}. The 95% intervals are bootstraps over users.{fresh}"
     )
 
 

@@ -30,7 +30,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.memory.deletions import LiveUnit
 from l2d_ray.memory.erasure import RowErasure, erase_rows
 from l2d_ray.memory.manifest import Snapshot
-from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.store import HELD_OUT, MemoryStore
 from l2d_ray.stages.steps import Run, on_newest
 from l2d_ray.workspace import Workspace
 
@@ -98,6 +98,7 @@ def erase(config: Config, run: Run) -> EraseResult:
     Raises InputError if there is no dataset, if nothing would be left of it, or if the memory lacks samples of it.
     """
     started, workspace, selection = time.monotonic(), Workspace.open(config.workspace), Selection.read(config.erase)
+    workspace.delete(HELD_OUT)  # rows of validation and test samples, which an evaluation computes again
     change = on_newest(
         lambda: Dataset.open(workspace),
         lambda dataset: _erase_dataset(dataset, selection, run),

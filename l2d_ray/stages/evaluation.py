@@ -13,20 +13,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from l2d_ray.config import Config
-from l2d_ray.data.dataset import Dataset
+from l2d_ray.core.arrays import IntArray
+from l2d_ray.core.times import refreshes
+from l2d_ray.data.dataset import SAMPLE_SPLITS, Dataset
 from l2d_ray.data.samples import Sample, choose_samples, training_interactions
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey, Options, Study
 from l2d_ray.recommenders.registry import MODULES, NamedRecommender, declaration, find
 from l2d_ray.schema import Split
-from l2d_ray.stages.index_plan import with_snapshot
+from l2d_ray.stages.index_plan import plan_index, with_snapshot
 from l2d_ray.stages.settings import check_data, for_evaluation
 from l2d_ray.stages.summary import ItemFrequencies, Row
 from l2d_ray.workspace import Workspace
 
 SAME_SAMPLES = "test, same samples"
 """Label of the run of all recommenders on the samples of those that write text, in `reports/*.parquet`."""
+
+
+def report_path(name: str) -> str:
+    """Return the path of the ranks of a report."""
+    return f"reports/{name}.parquet"
 
 
 @dataclass(frozen=True)
@@ -120,7 +129,7 @@ def plan_evaluation(config: Config) -> Plan:
 
     Raises InputError for an unknown recommender or one that was not trained, if there is no dataset or no test sample,
     if a given setting contradicts the record, or if an index is needed and the memory does not belong to the dataset
-    and the model.
+    and the model. Also if times do not suffice for evaluate.memory=fresh, or if evaluate.earlier_report is missing.
     """
     config = for_evaluation(config)
     names = dict.fromkeys(config.evaluate.recommenders)
@@ -130,9 +139,19 @@ def plan_evaluation(config: Config) -> Plan:
     check_data(config, dataset)
     if any(one.options.indexes for one in recommenders):
         config = with_snapshot(config)
+        if config.evaluate.memory == "fresh":  # rows of validation and test samples are as many as those of the memory
+            config = config.replace({"memory.sample_fraction": plan_index(config).snapshot.sample_fraction})
     test = choose_samples(dataset, Split.TEST, config.evaluate.samples)
     if not test:
         raise InputError(f"{workspace.path('dataset')}: no test samples; prepare the data with another data.split")
+    earlier = config.evaluate.earlier_report
+    if earlier and not workspace.exists(report_path(earlier)):
+        raise InputError(
+            f"{workspace.path(report_path(earlier))}: not found; run jobs/evaluate.py evaluate.name={earlier} first, or"
+            " leave evaluate.earlier_report out"
+        )
+    if config.evaluate.memory == "fresh":
+        _check_times(config, dataset, np.array([sample.timestamp for sample in test]))
     for one in recommenders:
         one.options.check(dataset, test)
         one.options.check_model(config, dataset)
@@ -189,6 +208,18 @@ def final_runs(plan: Plan, validation: Validation) -> list[Run]:
     if len(silent) < len(chosen):
         runs.append(Run(SAME_SAMPLES, chosen, plan.test[: plan.config.evaluate.generation_samples]))
     return runs
+
+
+def _check_times(config: Config, dataset: Dataset, times: IntArray) -> None:
+    """Raise InputError if no interaction is older than the refresh before any of these times of test samples."""
+    history = training_interactions(dataset, SAMPLE_SPLITS)
+    oldest, newest = int(history.timestamps.min()), int(history.timestamps.max())
+    if refreshes(times, config.evaluate.refresh_days, newest).max() <= oldest:
+        raise InputError(
+            f"evaluate.memory='fresh': {dataset.workspace.path('dataset')} has no interaction before the day of a test"
+            f" sample, with evaluate.refresh_days={config.evaluate.refresh_days}, as if its times were not known; use"
+            " evaluate.memory=stale"
+        )
 
 
 def _best(study: Study, results: Sequence[tuple[Options, Row]]) -> float:

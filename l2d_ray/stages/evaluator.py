@@ -1,6 +1,6 @@
 """The running of recommenders on samples: the rank of each target in the list of each recommender, and the cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.recommenders.contract import IndexKey, Outcome
 from l2d_ray.recommenders.registry import NamedRecommender
 from l2d_ray.recommenders.resources import Resources
+from l2d_ray.stages.fresh import FreshResources
 from l2d_ray.stages.summary import CUTOFFS, TOP
 
 Columns = Mapping[str, NDArray[Any]]
@@ -28,7 +29,9 @@ class Evaluator:
         self._runs, self._exclude_seen = runs, config.recommend.exclude_seen
         self._appeared = config.evaluate.candidates == "appeared"
         needs = {need for named in runs.values() for one in named for need in one.needs}
-        self._resources = Resources(config, needs, indexes)
+        fitted = {key for named in runs.values() for one in named for key in one.options.fitted}
+        self._fresh = FreshResources(config, needs, indexes, fitted) if config.evaluate.memory == "fresh" else None
+        self._resources = self._fresh or Resources(config, needs, indexes)
         self._warm: set[str] = set()
 
     def ranks(self, samples: Columns) -> dict[str, NDArray[Any]]:
@@ -40,8 +43,9 @@ class Evaluator:
         column their scores if they are log-probabilities. The last two are means over the batch.
         """
         parts = [
-            self._ranks_in_run(label, {name: column[samples["run"] == label] for name, column in samples.items()})
+            self._ranks_in_run(label, part)
             for label in np.unique(samples["run"]).tolist()
+            for part in self._by_moment(_where(samples, samples["run"] == label))
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -53,6 +57,16 @@ class Evaluator:
             numbers = [number for number, one in enumerate(recommenders) if type(one) is kind]
             outcomes |= zip(numbers, kind.run_all([recommenders[n] for n in numbers], queries), strict=True)
         return [outcomes[number] for number in range(len(named))]
+
+    def _by_moment(self, samples: Columns) -> Iterator[Columns]:
+        """Yield samples in parts that may be answered together, after the resources have moved to their moment."""
+        if self._fresh is None:
+            yield samples
+            return
+        moments = self._fresh.refreshes(samples["timestamp"])
+        for moment in np.unique(moments).tolist():
+            self._fresh.move_to(moment)
+            yield _where(samples, moments == moment)
 
     def _ranks_in_run(self, label: str, samples: Columns) -> dict[str, NDArray[Any]]:
         named = self._runs[label]
@@ -98,6 +112,10 @@ class Evaluator:
             )
             for history, time, sample_id in zip(*columns, strict=True)
         ]
+
+
+def _where(samples: Columns, chosen: NDArray[np.bool_]) -> Columns:
+    return {name: column[chosen] for name, column in samples.items()}
 
 
 def _as_column(lists: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:

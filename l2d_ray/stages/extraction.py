@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts
 from l2d_ray.data.dataset import Dataset
+from l2d_ray.data.files import join
 from l2d_ray.data.samples import SampleBatch, iter_samples
 from l2d_ray.encoding import HistoryEncoder, identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import Snapshot, UnitRecord
-from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.store import HELD_OUT, MemoryStore
 from l2d_ray.memory.writer import UnitWriter
 from l2d_ray.prefetch import prefetch
 from l2d_ray.records import MemoryIdentity
@@ -46,6 +47,13 @@ class Unit:
     stop: int
     generation: int = 0
     """Place of the generation among those of the dataset."""
+    held_out: bool = False
+    """Whether its samples are those for validation and test, and not the training samples."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of its samples."""
+        return (Split.VALID, Split.TEST) if self.held_out else (Split.TRAIN,)
 
 
 @dataclass
@@ -84,15 +92,26 @@ def plan_units(config: Config, dataset: Dataset) -> list[Unit]:
     return [unit for number in range(len(dataset.generations)) for unit in _plan_generation(config, dataset, number)]
 
 
-def _plan_generation(config: Config, dataset: Dataset, number: int) -> list[Unit]:
+def plan_held_out(config: Config, dataset: Dataset) -> list[Unit]:
+    """Divide the validation and test samples into units, like `plan_units`. `held_out_store` is the place for them."""
+    numbers = range(len(dataset.generations))
+    return [unit for number in numbers for unit in _plan_generation(config, dataset, number, held_out=True)]
+
+
+def held_out_store(workspace: Workspace) -> MemoryStore:
+    """Return the store of the units of `plan_held_out`, which has no snapshots."""
+    return MemoryStore(Workspace.open(join(workspace.uri, HELD_OUT)))
+
+
+def _plan_generation(config: Config, dataset: Dataset, number: int, held_out: bool = False) -> list[Unit]:
     generation, fraction = dataset.generations[number], config.memory.sample_fraction
     samples, users = generation.num_samples(Split.TRAIN), generation.num_users
     count = count_units(config, samples, users)
     if number > 0:
         count = min(count, math.ceil(samples * fraction / FEWEST_SAMPLES))
     label = hashlib.sha256(f"{generation.digest} {fraction} {count}".encode()).hexdigest()[:8]
-    bounds = np.linspace(0, users, count + 1).astype(int)
-    return [Unit(f"{label}-{k:05d}", int(bounds[k]), int(bounds[k + 1]), number) for k in range(count)]
+    bounds = np.linspace(0, users, count + 1).astype(int).tolist()
+    return [Unit(f"{label}-{k:05d}", bounds[k], bounds[k + 1], number, held_out) for k in range(count)]
 
 
 def plan_growth(
@@ -144,8 +163,8 @@ class UnitExtractor:
             )
         self._config, self._identity = config, identity
         self._dataset = Dataset.open(workspace)
-        self._units = set(plan_units(config, self._dataset))
-        self._store = MemoryStore(workspace)
+        self._units = {*plan_units(config, self._dataset), *plan_held_out(config, self._dataset)}
+        self._stores = {False: MemoryStore(workspace), True: held_out_store(workspace)}
         titles = self._dataset.items()["title"].to_pylist()
         self._num_items = len(titles)
         self.encoder = HistoryEncoder(config, titles)
@@ -157,14 +176,15 @@ class UnitExtractor:
                 f"{self._dataset.workspace.path('dataset')}: changed while its memory was built; run the same command"
                 " again"
             )
-        committed = self._store.committed(unit.name)
+        store = self._stores[unit.held_out]
+        committed = store.committed(unit.name)
         if committed:
-            self._store.accept_unit(committed, self._identity)
+            store.accept_unit(committed, self._identity)
             return committed
-        with self._store.write_unit(unit.name, self._identity) as writer:
+        with store.write_unit(unit.name, self._identity) as writer:
             for batch in prefetch(self.batches(unit)):
                 self._run(batch, writer)
-        record = self._store.committed(unit.name)
+        record = store.committed(unit.name)
         assert record, "committed above"
         return record
 
@@ -180,10 +200,10 @@ class UnitExtractor:
             yield batch
 
     def _steps(self, unit: Unit) -> Iterator[SampleBatch]:
-        """Yield the unit's training samples, at most SAMPLES_PER_STEP of one user at a time."""
+        """Yield the unit's samples, at most SAMPLES_PER_STEP of one user at a time."""
         history, fraction = self._config.history, self._config.memory.sample_fraction
         generation = self._dataset.generations[unit.generation]
-        for batch in iter_samples(generation, Split.TRAIN, unit.start, unit.stop):
+        for batch in iter_samples(generation, unit.splits, unit.start, unit.stop):
             for samples in batch.in_fraction(history, fraction).by_user():
                 for start in range(0, len(samples), SAMPLES_PER_STEP):
                     yield samples.select(slice(start, start + SAMPLES_PER_STEP))

@@ -5,14 +5,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.fused import FusionRecord
 from l2d_ray.stages.allowances import Allowance, allowances_of
 from l2d_ray.stages.calibration import Calibration
 from l2d_ray.stages.costs import Cost, costs_of
-from l2d_ray.stages.evaluation import SAME_SAMPLES, Plan, Run, Share, Validation
-from l2d_ray.stages.summary import ItemFrequencies, PairedRatio, Row, ratios_to, summarise
+from l2d_ray.stages.evaluation import SAME_SAMPLES, Plan, Run, Share, Validation, report_path
+from l2d_ray.stages.summary import ItemFrequencies, Metrics, PairedRatio, Row, changes_since, ratios_to, summarise
+from l2d_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Report:
     """Recall@20 of the reference over that of each other recommender; empty without a reference."""
     allowances: list[Allowance]
     """The search behind each recommender."""
+    changes: Mapping[str, Metrics] = field(default_factory=dict)
+    """Metrics of each recommender less those that it had in `evaluate.earlier_report`, by its name."""
     fusions: Mapping[str, FusionRecord] = field(default_factory=dict)
     """The weights of each fusion, by its name."""
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
@@ -45,6 +49,7 @@ class Report:
             "results": [row.to_json() | _cost(self.costs.get(row.recommender)) for row in self.results],
             "same_users": [row.to_json() for row in self.same_users],
             "ratios": [ratio.to_json() for ratio in self.ratios],
+            "changes": {name: metrics.to_json() for name, metrics in self.changes.items()},
             "allowed": [asdict(allowance) for allowance in self.allowances],
             "fusions": {name: record.model_dump() for name, record in self.fusions.items()},
             "calibration": {name: one.to_json() for name, one in self.calibrations.items()},
@@ -85,6 +90,7 @@ def report(
         shares=[(share, row_of[share.recommender.name]) for share in plan.shares(silent)],
         costs=costs_of(plan.recommenders, plan.config, indexes),
         ratios=_ratios(plan, runs, ranks),
+        changes=_changes(plan, runs[0], ranks),
         allowances=allowances_of(plan, validation.choices, fusions),
         fusions=fusions,
         calibrations={
@@ -120,6 +126,17 @@ def _ratios(plan: Plan, runs: Sequence[Run], ranks: pa.Table) -> list[PairedRati
             tables = dict(zip((one.name for one in run.recommenders), _tables(run, ranks), strict=True))
             found += ratios_to(reference.name, {name: tables[name] for name in [reference.name, *others]})
     return found
+
+
+def _changes(plan: Plan, run: Run, ranks: pa.Table) -> dict[str, Metrics]:
+    """Compare the recommenders of a run with an earlier report, if one is named."""
+    name, workspace = plan.config.evaluate.earlier_report, Workspace.open(plan.config.workspace)
+    if name is None:
+        return {}
+    path = workspace.path(report_path(name))
+    earlier = pq.read_table(path, filesystem=workspace.filesystem, columns=["run", "recommender", "sample_id", "rank"])
+    tables = zip((one.name for one in run.recommenders), _tables(run, ranks), strict=True)
+    return changes_since(earlier, {name: table for name, table in tables if table.num_rows})
 
 
 def _cost(cost: Cost | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from l2d_ray.core.moments import Moments
+from l2d_ray.core.moments import ItemSums, Moments
 from l2d_ray.core.space import drift
 from l2d_ray.errors import InputError
 from l2d_ray.index.files import read_array, read_map
@@ -91,13 +91,16 @@ def kept_segments(plan: IndexPlan, fitted: Fitted, shard: int) -> Sequence[Segme
 
 
 def kept_centroids(
-    plan: IndexPlan, fitted: Fitted, shard: int, sums: ShardMoments
+    plan: IndexPlan, fitted: Fitted, shard: int, sums: ItemSums
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return an estimate for each item of a shard, and whether it is that of the older index. Others are arbitrary."""
+    """Return an estimate for each item of a shard, and whether it is that of the older index. Others are arbitrary.
+
+    With a half-life none is, because every row has aged.
+    """
     centroids_ID, known_I = np.empty(sums.sums_ID.shape, np.float32), np.zeros(sums.items_I.size, np.bool_)
     workspace, older = plan.workspace, fitted.older
     path = older and plan.moments_below(str(PurePosixPath(older).parents[1]), shard)
-    if not older or not path or not workspace.exists(path):
+    if plan.config.half_life_days or not older or not path or not workspace.exists(path):
         return centroids_ID, known_I
     old, record = ShardMoments.read(workspace, path), IndexManifest.read(workspace, older).shards[shard]
     _, here, there = np.intersect1d(sums.items_I, old.items_I, assume_unique=True, return_indices=True)

@@ -2,17 +2,21 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 
 from l2d_ray.config import Config, IndexConfig
+from l2d_ray.core.decay import NO_DAY
+from l2d_ray.core.moments import ItemSums
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import engine
 from l2d_ray.index.manifest import FOLDER, label, posterior_path, snapshot_folder
+from l2d_ray.index.moments import ShardMoments, read_newest_day
 from l2d_ray.memory.manifest import Snapshot, live_name
 from l2d_ray.memory.store import MemoryStore
 from l2d_ray.records import check_query
@@ -44,7 +48,8 @@ class IndexPlan:
     def folder(self) -> str:
         """Folder of this index."""
         config = self.config
-        return f"{self.base}/{label(config.space, config.shrinkage, self.factory, config.sample_fraction)}"
+        parts = config.space, config.shrinkage, self.factory, config.sample_fraction, config.half_life_days
+        return f"{self.base}/{label(*parts)}"
 
     @property
     def manifest(self) -> str:
@@ -72,7 +77,7 @@ class IndexPlan:
 
     def transitions(self, shard: int) -> str:
         """Return the path of the record of the transitions to the items of a shard."""
-        return f"{self.base}/transitions/shard={shard}.json"
+        return f"{self.base}/transitions/{self._of_half_life}shard={shard}.json"
 
     def item_means(self, shard: int, attempt: str) -> str:
         """Return the path of the item means of a shard for the aggregation `posterior`."""
@@ -84,7 +89,26 @@ class IndexPlan:
 
     def moments_below(self, base: str, shard: int) -> str:
         """Return that path for another snapshot, given the folder of all its indexes."""
-        return f"{base}/moments/{self.config.sample_fraction!r}/shard={shard}.npz"
+        return f"{base}/moments/{self.config.sample_fraction!r}/{self._of_half_life}shard={shard}.npz"
+
+    @property
+    def _of_half_life(self) -> str:
+        half_life = self.config.half_life_days
+        return f"half-life-{half_life!r}/" if half_life else ""
+
+    @cached_property
+    def newest_day(self) -> int:
+        """Day of the newest row of all shards, from which ages are counted; any day without a half-life.
+
+        The sums of all shards must be there.
+        """
+        if not self.config.half_life_days:
+            return NO_DAY
+        return max(read_newest_day(self.workspace, self.moments(shard)) for shard in range(self.num_shards))
+
+    def item_sums(self, shard: int) -> ItemSums:
+        """Return the sums that the item means of a shard are estimated from. The sums of all shards must be there."""
+        return ShardMoments.read(self.workspace, self.moments(shard)).item_sums(self.newest_day)
 
     @property
     def units(self) -> list[str]:

@@ -1,6 +1,6 @@
 """The index stage without Ray: the steps from a snapshot of a memory to an index.
 
-1. `sum_moments`, per shard: item sums and second moments of its rows. Those of an older snapshot are added to.
+1. `index_sums`, per shard: item sums and second moments of its rows. Those of an older snapshot are added to.
 2. `fit`, once: the map of the space, and an empty index, trained on a sample of all shards if it needs training. Or
    those of an older index, with its segments (`stages.index_growth`).
 3. `build_shard`, per shard: mapped rows and the index of the rows for what is new, and the item means that changed.
@@ -15,14 +15,14 @@ first to write its record wins.
 import logging
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from l2d_ray.core.arrays import Float64
-from l2d_ray.core.moments import Moments, add_rows
+from l2d_ray.core.moments import ItemSums, Moments
 from l2d_ray.core.space import LinearMap, fit_map, fit_means
 from l2d_ray.errors import InputError
 from l2d_ray.index.engine import CandidateIndex, engine
@@ -38,46 +38,6 @@ from l2d_ray.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
-
-
-def sum_moments(plan: IndexPlan, shard: int) -> None:
-    """Sum the item vectors and moments of a shard; skip a shard that is done.
-
-    Starts from the sums of an older snapshot if they are there: adds the units that it lacks, and takes out those that
-    it had, or had with more rows.
-    """
-    workspace, path, units = plan.workspace, plan.moments(shard), set(plan.units)
-    if workspace.exists(path):
-        return
-    older = next((older for older in plan.older() if _can_start_from(older, units, shard)), None)
-    if older is None:
-        sums = ShardMoments.zero(plan.dimension).plus(_sum_rows(plan, shard, units))
-    else:
-        before = set(older.units)
-        sums = ShardMoments.read(workspace, older.moments(shard)).plus(_sum_rows(plan, shard, units - before))
-        if gone := before - units:
-            sums = sums.plus(_sum_rows(older, shard, gone), sign=-1)
-    sums.write(workspace, path)
-
-
-def _can_start_from(older: IndexPlan, units: set[str], shard: int) -> bool:
-    """Return whether the sums of an older snapshot are there, and most of its units are among these."""
-    gone = sum(unit not in units for unit in older.units)
-    return 2 * gone < len(older.units) and older.workspace.exists(older.moments(shard))
-
-
-def _sum_rows(plan: IndexPlan, shard: int, units: Collection[str]) -> ShardMoments:
-    """Sum the rows that a shard has of some units. The result has no moments of items."""
-    columns = ["sample_id", "item_index"]
-    occurring = [rows.column("item_index").to_numpy() for rows in plan.rows(shard, columns, units=units)]
-    items_I = np.unique(np.concatenate([np.empty(0, np.int32), *occurring]))
-    sums_ID, counts_I = np.zeros((items_I.size, plan.dimension)), np.zeros(items_I.size, np.int64)
-    moments = Moments.zero(plan.dimension)
-    for rows in plan.rows(shard, units=units):
-        states_MD = hidden_states(rows)
-        add_rows(sums_ID, counts_I, states_MD, np.searchsorted(items_I, rows.column("item_index").to_numpy()))
-        moments += Moments.of_rows(states_MD)
-    return ShardMoments(items_I, counts_I, sums_ID, moments)
 
 
 def fit(plan: IndexPlan) -> Fitted:
@@ -144,16 +104,17 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
         return ShardRecord.read(workspace, record_path)
     started, folder = time.monotonic(), f"{plan.folder}/shard={shard}/{uuid.uuid4().hex[:8]}"
     sums = ShardMoments.read(workspace, plan.moments(shard))
+    items = sums.item_sums(plan.newest_day)
     segments = list(kept_segments(plan, fitted, shard))
     new_rows = sums.moments.rows - sum(segment.rows for segment in segments)
     for units in fitted.segments[len(segments) :]:  # at most one
         segments.append(_build_segment(plan, fitted, shard, units, new_rows, folder))
-    arrays: dict[str, NDArray[Any]] = {"items": sums.items_I, "counts": sums.counts_I}
-    arrays["centroids"] = _estimate_items(plan, fitted, shard, sums)
+    arrays: dict[str, NDArray[Any]] = {"items": items.items_I, "counts": items.counts_I}
+    arrays["centroids"] = _estimate_items(plan, fitted, shard, items)
     record = ShardRecord(
         shard=shard,
         rows=sums.moments.rows,
-        items=sums.moments.items,
+        items=items.items_I.size,
         files={
             name: write_array(workspace, f"{folder}/{name}.npy", array.shape, array.dtype, [array])
             for name, array in arrays.items()
@@ -164,7 +125,7 @@ def build_shard(plan: IndexPlan, fitted: Fitted, shard: int) -> ShardRecord:
     return commit(record, workspace, record_path)
 
 
-def _estimate_items(plan: IndexPlan, fitted: Fitted, shard: int, sums: ShardMoments) -> NDArray[np.float32]:
+def _estimate_items(plan: IndexPlan, fitted: Fitted, shard: int, sums: ItemSums) -> NDArray[np.float32]:
     """Return the estimate of each item; those of items whose rows have not changed are those of the older index."""
     centroids_ID, known_I = kept_centroids(plan, fitted, shard, sums)
     space, _ = read_map(plan.workspace, fitted.map)
@@ -192,7 +153,7 @@ def _build_segment(
         for rows in plan.rows(shard, units=set(units)):
             row_items.append(np.array(rows.column("item_index")))
             sample_ids.append(np.array(rows.column("sample_id")))
-            mapped_MD = _mapped(plan, space, hidden_states(rows))
+            mapped_MD = map_rows(plan, space, hidden_states(rows))
             _add(plan, index, mapped_MD - offset_D)
             yield mapped_MD
 
@@ -208,7 +169,7 @@ def _build_segment(
     return SegmentRecord(rows=count, files=files, faiss_version=engine.VERSION)
 
 
-def _mapped(plan: IndexPlan, space: LinearMap, states_MD: NDArray[np.float16]) -> NDArray[np.float16]:
+def map_rows(plan: IndexPlan, space: LinearMap, states_MD: NDArray[np.float16]) -> NDArray[np.float16]:
     """Return the rows as the index stores them."""
     if plan.config.space == "none":
         return states_MD

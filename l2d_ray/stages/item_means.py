@@ -4,19 +4,19 @@ Shapes: V items of a shard, U queries, D hidden size.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from l2d_ray.core.arrays import Float64, FloatArray, IntArray
+from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray
+from l2d_ray.core.moments import ItemSums
 from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.core.titles import Standardisation, TitleRegression, Titles
 from l2d_ray.index.files import read_map, read_means, write_array
 from l2d_ray.index.manifest import Fitted, IndexFile
-from l2d_ray.index.moments import ShardMoments
 from l2d_ray.index.posterior import shard_items
 from l2d_ray.stages.index_plan import IndexPlan
 
@@ -30,12 +30,18 @@ class ShardMeans(NamedTuple):
     of_titles_VD: Float64
     """Prediction of the title, as far as rows have not replaced it: all of it without rows."""
 
+    def with_titles(self, title: float) -> Float64:
+        """Return the means, given TITLE."""
+        return self.of_rows_VD + title * self.of_titles_VD
+
 
 @dataclass(frozen=True)
 class IndexMeans:
     """The item means of an index, shard by shard, less the offset of its space."""
 
-    plan: IndexPlan
+    num_shards: int
+    item_sums: Callable[[int], ItemSums]
+    """Returns the sums of the rows of a shard's items."""
     titles_ID: FloatArray
     """State of each title of the catalogue."""
     space: LinearMap
@@ -46,7 +52,8 @@ class IndexMeans:
     def open(cls, plan: IndexPlan, titles_ID: FloatArray) -> Self:
         """Read what was fitted for an index. Its sums must be there."""
         fitted = Fitted.read(plan.workspace, f"{plan.folder}/fitted.json")
-        return cls(plan, titles_ID, *read_map(plan.workspace, fitted.map), read_means(plan.workspace, fitted.means))
+        maps = *read_map(plan.workspace, fitted.map), read_means(plan.workspace, fitted.means)
+        return cls(plan.num_shards, plan.item_sums, titles_ID, *maps)
 
     def shard(self, shard: int) -> ShardMeans:
         """Return the estimates of a shard's items."""
@@ -55,14 +62,13 @@ class IndexMeans:
         of_rows_VD = self.estimate(titles.means_ID, counts_V)
         return ShardMeans(items_V, of_rows_VD, predicted_VD - self.estimate(predicted_VD, counts_V))
 
-    def write(self, title: float) -> list[IndexFile]:
+    def write(self, plan: IndexPlan, title: float) -> list[IndexFile]:
         """Write the item means of each shard, given TITLE, and return their records."""
         attempt, files = uuid.uuid4().hex[:8], []
-        for number in range(self.plan.num_shards):
-            shard = self.shard(number)
-            means_VD = shard.of_rows_VD + title * shard.of_titles_VD
-            path = self.plan.item_means(number, attempt)
-            files.append(write_array(self.plan.workspace, path, means_VD.shape, np.float32, [means_VD]))
+        for number in range(self.num_shards):
+            means_VD = self.shard(number).with_titles(title)
+            path = plan.item_means(number, attempt)
+            files.append(write_array(plan.workspace, path, means_VD.shape, np.float32, [means_VD]))
         return files
 
     @cached_property
@@ -72,15 +78,15 @@ class IndexMeans:
     @cached_property
     def _regression(self) -> TitleRegression:
         def parts() -> Iterator[Titles]:
-            return (self._titles(shard)[1] for shard in range(self.plan.num_shards))
+            return (self._titles(shard)[1] for shard in range(self.num_shards))
 
         return TitleRegression.fit(parts)
 
-    def _titles(self, shard: int) -> tuple[IntArray, Titles, IntArray]:
-        """Return the items of a shard, what predicts their means, and the numbers of their rows."""
-        sums = ShardMoments.read(self.plan.workspace, self.plan.moments(shard))
-        items_V = shard_items(len(self.titles_ID), self.plan.num_shards, shard)
-        counts_V, means_VD = np.zeros(items_V.size, np.int64), np.zeros((items_V.size, self.plan.dimension))
+    def _titles(self, shard: int) -> tuple[IntArray, Titles, Amounts]:
+        """Return the items of a shard, what predicts their means, and the numbers or weights of their rows."""
+        sums = self.item_sums(shard)
+        items_V = shard_items(len(self.titles_ID), self.num_shards, shard)
+        counts_V, means_VD = np.zeros(items_V.size, sums.counts_I.dtype), np.zeros((items_V.size, self.offset_D.size))
         places = np.searchsorted(items_V, sums.items_I)
         counts_V[places] = sums.counts_I
         means_VD[places] = self.space(sums.sums_ID / sums.counts_I[:, None]) - self.offset_D

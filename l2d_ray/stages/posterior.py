@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.calibration import ValidationScores
-from l2d_ray.core.transitions import TransitionCounts, last_items
+from l2d_ray.core.transition_counts import TransitionCounts
+from l2d_ray.core.transitions import last_items
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.generations import Generation
 from l2d_ray.data.samples import Sample, choose_samples, training_parts
@@ -58,7 +59,7 @@ def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
     targets_V = shard_items(num_items, plan.num_shards, shard)
     older, generations = _counted_before(plan, shard, dataset)
     parts = chain.from_iterable(map(training_parts, generations))
-    counts = TransitionCounts.count(parts, num_items, targets_V)
+    counts = TransitionCounts.count(parts, num_items, targets_V, plan.config.half_life_days)
     if older:
         counts = counts.plus(read_counts(workspace, older.file))
     # The content is the same in every attempt, so they may share a name.
@@ -142,7 +143,7 @@ def fit_posterior(
     if older:
         parameters, used, nats = older.parameters, older.samples, older.nats
     else:
-        scores = _scores(means, transitions, samples, states_UD)
+        scores = _scores(plan, means, transitions, samples, states_UD)
         parameters, used = scores.fit(), len(samples)
         nats = round(scores.cross_entropy(parameters), 4) if samples else None
     record = PosteriorRecord(
@@ -151,23 +152,27 @@ def fit_posterior(
         nats=nats,
         items=len(means.titles_ID),
         transitions=list(transitions),
-        means=means.write(parameters.title),
+        means=means.write(plan, parameters.title),
         seconds=round(time.monotonic() - started, 3),
     )
     return commit(record, workspace, plan.posterior)
 
 
 def _scores(
-    means: IndexMeans, transitions: Sequence[TransitionsRecord], samples: Sequence[Sample], states_UD: FloatArray
+    plan: IndexPlan,
+    means: IndexMeans,
+    transitions: Sequence[TransitionsRecord],
+    samples: Sequence[Sample],
+    states_UD: FloatArray,
 ) -> ValidationScores:
     """Return the validation samples with the scores of the whole catalogue."""
     histories = [sample.history for sample in samples]
-    counts = [read_counts(means.plan.workspace, record.file) for record in transitions]
+    counts = [read_counts(plan.workspace, record.file) for record in transitions]
     joined = TransitionCounts.join(counts, np.maximum(last_items(histories), 0))
     queries_UD = (means.space(states_UD) - means.offset_D).astype(np.float32)
     of_states_UV, of_titles_UV = np.zeros((2, len(samples), joined.num_items), np.float32)
     norms_V = np.zeros(joined.num_items, np.float32)
-    for number in range(means.plan.num_shards if samples else 0):
+    for number in range(plan.num_shards if samples else 0):
         items_V, *estimates = means.shard(number)
         rows_VD, titles_VD = (estimate_VD.astype(np.float32) for estimate_VD in estimates)
         of_states_UV[:, items_V] = queries_UD @ rows_VD.T - np.vecdot(rows_VD, rows_VD) / 2

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from l2d_ray.core.arrays import Integers
+from l2d_ray.core.arrays import Float64, Integers
 from l2d_ray.core.metrics import bootstrap_intervals, ndcg, recall
 from l2d_ray.core.statistics import Ratio, paired_ratio
 
@@ -148,14 +148,40 @@ def ratios_to(reference: str, ranks: Mapping[str, pa.Table]) -> list[PairedRatio
     ]
 
 
+def changes_since(earlier: pa.Table, ranks: Mapping[str, pa.Table]) -> dict[str, Metrics]:
+    """Return the metrics of recommenders less those that they had in an earlier report, on the samples of both.
+
+    `earlier` has the rows of reports/*.parquet, `ranks` those of `Evaluator.ranks` by the name of the recommender. A
+    recommender that the earlier report lacks is left out.
+    """
+    changes = {}
+    for name, now in ranks.items():
+        then = earlier.filter(pa.compute.equal(earlier["recommender"], name))
+        then = then.filter(pa.compute.equal(then["run"], now["run"][0])).select(["sample_id", "rank"])
+        both = now.select(["sample_id", "user_hash", "rank"]).join(
+            then, "sample_id", join_type="inner", right_suffix="_then"
+        )
+        if both.num_rows:
+            users_U, now_U, then_U = (both[column].to_numpy() for column in ("user_hash", "rank", "rank_then"))
+            before = _values(then_U)
+            changes[name] = _means({key: values_U - before[key] for key, values_U in _values(now_U).items()}, users_U)
+    return changes
+
+
 def _metrics(ranks_U: NDArray[np.int64], users_U: NDArray[np.int64]) -> Metrics:
-    if not ranks_U.size:
-        return Metrics(0, {}, {})
+    return _means(_values(ranks_U), users_U) if ranks_U.size else Metrics(0, {}, {})
+
+
+def _values(ranks_U: NDArray[np.int64]) -> dict[str, Float64]:
+    """Return the value [U] of each metric for each sample."""
     metrics = {"recall": recall, "ndcg": ndcg}
-    values = {f"{name}@{k}": metric(ranks_U, k) for name, metric in metrics.items() for k in CUTOFFS}
+    return {f"{name}@{k}": metric(ranks_U, k) for name, metric in metrics.items() for k in CUTOFFS}
+
+
+def _means(values: Mapping[str, Float64], users_U: NDArray[np.int64]) -> Metrics:
     bounds = bootstrap_intervals(np.stack([*values.values()], axis=1), users_U).round(5).tolist()
     return Metrics(
-        users=int(ranks_U.size),
+        users=int(users_U.size),
         means={name: round(float(values_U.mean()), 5) for name, values_U in values.items()},
         intervals={name: (low, high) for name, (low, high) in zip(values, bounds, strict=True)},
     )

@@ -56,6 +56,8 @@ class TrainingPlan:
 
     def __post_init__(self) -> None:
         chosen = self.config.train.model_dump(mode="json")
+        if not chosen["on_valid"]:  # the digest is that of trainings from when there was no such setting
+            del chosen["on_valid"]
         settings = {f"train.{name}": value for name, value in chosen.items() if name not in self.trainer.unused}
         settings["recommend.exclude_seen"] = self.config.recommend.exclude_seen
         if self.trainer.reads_titles:
@@ -129,7 +131,7 @@ def train(plan: TrainingPlan, report: Report = lambda _: None) -> TrainingRecord
     """
     done = plan.finished()
     if done is None:
-        data, valid = TrainingData.read(plan.dataset), _validation_samples(plan)
+        data, valid = TrainingData.read(plan.dataset, plan.config.train.on_valid), _validation_samples(plan)
         progress = _run(plan, data, valid, report)
         done = _finish(plan, data, len(valid), progress)
     _clean(plan, done)
@@ -146,7 +148,7 @@ def _validation_samples(plan: TrainingPlan) -> list[Sample]:
 
 def _run(plan: TrainingPlan, data: TrainingData, valid: Sequence[Sample], report: Report) -> Progress:
     """Run the epochs that are due, with a checkpoint after each."""
-    config, progress = plan.config, Progress()
+    config, progress = plan.config, Progress(keep_last=plan.config.train.on_valid)
     learner = plan.trainer.learner(config, data)
     if plan.workspace.exists(plan.checkpoint):
         progress = _restore(plan, learner)
@@ -179,7 +181,7 @@ def _restore(plan: TrainingPlan, learner: Learner) -> Progress:
     history = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["history"])
     best = {name.removeprefix(BEST): tensor for name, tensor in tensors.items() if name.startswith(BEST)}
     learner.restore({name: tensor for name, tensor in tensors.items() if not name.startswith(BEST)})
-    return Progress([Epoch(**epoch) for epoch in history], best)
+    return Progress([Epoch(**epoch) for epoch in history], best, plan.config.train.on_valid)
 
 
 def _finish(plan: TrainingPlan, data: TrainingData, valid: int, progress: Progress) -> TrainingRecord:

@@ -51,9 +51,11 @@ class TrialResult:
 def plan_trials(config: Config) -> list[Trial]:
     """Return `tune.trials` choices from the recommender's grid, or all. A setting that is given is not varied.
 
-    The choice is random, and the same each time. Raises InputError as `plan_training` does.
+    The choice is random, and the same each time. Raises InputError as `plan_training` does, and for train.on_valid.
     """
     plan = plan_training(config)
+    if config.train.on_valid:
+        raise InputError("train.on_valid=true: validation samples that are trained on can choose nothing; leave it out")
     grid = {name: values for name, values in plan.trainer.grid.items() if f"train.{name}" not in config.given()}
     every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     chosen = np.random.default_rng(config.train.seed).permutation(len(every))[: config.tune.trials]

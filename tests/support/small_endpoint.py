@@ -34,9 +34,9 @@ from support.small_posterior import fit
 from support.small_workspace import ITEM_COUNT, build_units, config_of, write_dataset
 
 
-def write_endpoint(folder: Path, seed: int = 0, **overrides: Any) -> Config:
+def write_endpoint(folder: Path, seed: int = 0, daily: bool = False, **overrides: Any) -> Config:
     """Write a dataset, a tiny model, a memory of 2 shards and its index with parameters; return their configuration."""
-    write_dataset(folder, users=40, seed=seed)
+    write_dataset(folder, users=40, seed=seed, daily=daily)
     config = config_of(folder, **{"memory.units": 1, **overrides})
     workspace = Workspace.open(str(folder))
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)

@@ -22,7 +22,8 @@ from l2d_ray.records import MemoryIdentity
 from l2d_ray.schema import SAMPLES
 from l2d_ray.stages.index_growth import kept_setting
 from l2d_ray.stages.index_plan import IndexPlan, plan_index
-from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard, sum_moments
+from l2d_ray.stages.index_sums import sum_moments
+from l2d_ray.stages.indexing import build_shard, finish, fit, open_shard
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 8

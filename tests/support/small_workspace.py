@@ -32,15 +32,18 @@ JOBS = Path(__file__).parents[2] / "jobs"
 ITEM_COUNT = 30
 
 
-def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0) -> Dataset:
-    """Write histories of `length` items, of which the last two are for validation and test."""
-    random = np.random.default_rng(seed)
+def write_dataset(folder: Path, users: int, length: int = 12, seed: int = 0, daily: bool = False) -> Dataset:
+    """Write histories of `length` items, of which the last two are for validation and test.
+
+    Each second has an item of every user. With `daily`, each day has one, and users begin on different days.
+    """
+    random, starts = np.random.default_rng(seed), np.random.default_rng(seed).integers(0, 9, users)
     rows = [
         {
             "user_id": f"u{user}",
             "user_hash": user * 1_000_003,
             "item_indices": random.integers(0, ITEM_COUNT, length).tolist(),
-            "timestamps": list(range(length)),
+            "timestamps": [86_400 * (int(starts[user]) + n) if daily else n for n in range(length)],
             "splits": [Split.NONE, *[Split.TRAIN] * (length - 3), Split.VALID, Split.TEST],
         }
         for user in range(users)
