@@ -12,7 +12,7 @@ from l2d_ray.data.dataset import Dataset
 from l2d_ray.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = ["data.max_users=3", "memory.units=2", "workers.max=1"]
+SETTINGS = ["data.max_users=3", "memory.units=2", "memory.num_shards=1", "workers.max=1"]
 SETTINGS += ["finetune.samples=16", "finetune.valid_samples=4", "evaluate.samples=4"]
 QUIET = r"\[\d/7\] .+|Libraries write to .+|[a-z -]+: .+|After .+|[ \d]{3}\. .+|The user's .+|\d.+| *\w+(-\w+)* .+|"
 
