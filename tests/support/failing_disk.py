@@ -1,4 +1,4 @@
-"""A job on a disk that is full, then read-only, then in order: a script for a mount namespace of its own.
+"""A job on a disk that is full, then read-only, then in order: a script that runs in a separate mount namespace.
 
 Arguments: the folder where the disk is mounted, the folder whose dataset it holds, and the command of the job. The last
 line on stdout is one JSON object: of each run the exit status, stdout and stderr. The disk's memory is copied into the

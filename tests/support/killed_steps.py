@@ -1,7 +1,7 @@
 """The steps of a memory that lives, each killed at a random moment and run again: a script.
 
 Arguments: an empty folder, and the number of rounds. A round appends to the dataset, extracts, indexes, erases a user,
-and compacts. Each step starts in a process of its own, which is killed; the next one runs it to its end. A second
+and compacts. Each step starts in a separate process, which is killed; the next one runs it to its end. A second
 workspace has the same steps without kills. After each round both must have the same rows, and as many files of each
 kind. The last line on stdout is the number of kills that came before the end of a step.
 
