@@ -215,7 +215,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def test_peak_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     peaks = []
-    for users in (200, 1600):
+    for users in (200, 1000):
         folder = tmp_path / str(users)
         write_dataset(folder, users, length=42)
         job = command("build_memory", folder, **{"memory.units": 1, "model.num_layers": 1})
