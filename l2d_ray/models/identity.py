@@ -6,17 +6,16 @@ user's cache folder, under a digest of these files: jobs that run no model thems
 
 import hashlib
 import json
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from l2d_ray.config import ModelConfig
 from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model
+from l2d_ray.workspace import Workspace
 
 READERS = "transformers", "tokenizers", "gguf", "sentencepiece", "tiktoken", "mistral-common"
 """Packages that read a model's configuration and tokenizer. A description is of one version of each."""
@@ -94,9 +93,9 @@ def layers_in_use(config: ModelConfig, available: int) -> int:
 
 def _describe(checkpoint: Checkpoint, config: ModelConfig) -> Description:
     """Return the description of a model: as it was kept, else as transformers reads it now."""
-    kept = user_cache_path("l2d_ray") / "descriptions" / f"{_digest(checkpoint)}.json"
-    with suppress(OSError, ValueError, TypeError):  # it is missing or damaged
-        return Description(**json.loads(kept.read_text(encoding="utf-8")))
+    cache, kept = Workspace.open(str(user_cache_path("l2d_ray"))), f"descriptions/{_digest(checkpoint)}.json"
+    with suppress(OSError, InputError, TypeError):  # it is missing or damaged
+        return Description(**cache.read_json(kept))
     from l2d_ray.models.backbone import load_tokenizer, read_architecture, tokenizer_digest
 
     architecture = read_architecture(checkpoint, config.model_copy(update={"num_layers": None}))
@@ -106,7 +105,7 @@ def _describe(checkpoint: Checkpoint, config: ModelConfig) -> Description:
         tokenizer=tokenizer_digest(load_tokenizer(checkpoint)),
     )
     with suppress(OSError):  # without a cache folder, it is read again the next time
-        _keep(about, kept)
+        cache.write_json(kept, asdict(about))
     return about
 
 
@@ -123,12 +122,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _keep(about: Description, path: Path) -> None:
-    """Write a description, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / path.name
-        written.write_text(json.dumps(asdict(about)), encoding="utf-8")
-        written.replace(path)

@@ -184,7 +184,7 @@ class Progress:
     best: "dict[str, Tensor]" = field(default_factory=dict)
     """Weights of the best epoch."""
     keep_last: bool = False
-    """Whether the last epoch passes for the best one, because the validation samples are trained on."""
+    """Whether the last epoch is taken as the best one: validation samples that are trained on choose nothing."""
 
     @property
     def best_epoch(self) -> int:

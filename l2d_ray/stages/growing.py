@@ -17,14 +17,13 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import Amounts, Float64, FloatArray, IntArray
 from l2d_ray.core.decay import NO_DAY, days_of, weights
 from l2d_ray.core.moments import ItemSums, add_rows
-from l2d_ray.core.posterior import FLOOR, ItemScorer
+from l2d_ray.core.posterior import FLOOR, ItemScorer, Parameters
 from l2d_ray.core.samples import in_fraction
 from l2d_ray.core.space import ItemMeans, LinearMap
 from l2d_ray.core.transition_counts import TransitionCounts
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.samples import TrainingInteractions
-from l2d_ray.index.files import read_map, read_means
-from l2d_ray.index.manifest import Fitted, PosteriorRecord
+from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.index.shard import IndexShard, Segment
 from l2d_ray.index.vector_search import VectorSearch
 from l2d_ray.memory.deletions import LiveUnit
@@ -34,7 +33,7 @@ from l2d_ray.schema import hidden_states
 from l2d_ray.stages.extraction import held_out_store, plan_held_out
 from l2d_ray.stages.index_plan import IndexPlan
 from l2d_ray.stages.indexing import map_rows
-from l2d_ray.stages.item_means import IndexMeans
+from l2d_ray.stages.item_means import IndexMeans, read_maps
 
 COLUMNS = ("timestamp", "item_index", "sample_id")
 ROWS_AT_ONCE = 16_384
@@ -153,9 +152,7 @@ class GrowingIndex:
     @classmethod
     def open(cls, plan: IndexPlan, rows: Rows, num_items: int) -> "GrowingIndex":
         """Read what was fitted for an index, which must be complete."""
-        fitted = Fitted.read(plan.workspace, f"{plan.folder}/fitted.json")
-        maps = *read_map(plan.workspace, fitted.map), read_means(plan.workspace, fitted.means)
-        return cls(plan, rows, num_items, *maps)
+        return cls(plan, rows, num_items, *read_maps(plan))
 
     def __post_init__(self) -> None:
         self._restart()
@@ -184,7 +181,7 @@ class GrowingIndex:
 
     def scorer(self, counts: TransitionCounts, titles_ID: FloatArray) -> ItemScorer:
         """Return the scores of the aggregation `posterior` at the moment that `at` was last asked for."""
-        parameters = PosteriorRecord.read(self.plan.workspace, self.plan.posterior).parameters
+        parameters = self._parameters
         known_I = np.flatnonzero(self._sums.counts_I > 0)
         sums = ItemSums(known_I, self._sums.counts_I[known_I], self._sums.sums_ID[known_I])
         means = IndexMeans(1, lambda _: sums, titles_ID, self.space, self.offset_D, self.estimate)
@@ -196,6 +193,10 @@ class GrowingIndex:
             transitions=counts.weigh(parameters.lag_decay, FLOOR),
             parameters=parameters,
         )
+
+    @cached_property
+    def _parameters(self) -> Parameters:
+        return PosteriorRecord.read(self.plan.workspace, self.plan.posterior).parameters
 
     @cached_property
     def _mapped_ND(self) -> NDArray[np.float16]:

@@ -42,11 +42,13 @@ def _can_start_from(older: IndexPlan, units: set[str], shard: int) -> bool:
 
 def _sum_rows(plan: IndexPlan, shard: int, units: Collection[str]) -> ShardMoments:
     """Sum the rows that a shard has of some units. The result has no moments of items."""
-    columns, half_life_days = ["sample_id", "item_index", "timestamp"], plan.config.half_life_days
+    half_life_days = plan.config.half_life_days
+    columns = ["sample_id", "item_index", *(["timestamp"] if half_life_days else [])]
     occurring, newest_day = [np.empty(0, np.int32)], NO_DAY
     for rows in plan.rows(shard, columns, units=units):
         occurring.append(rows.column("item_index").to_numpy())
-        newest_day = max(newest_day, int(days_of(rows.column("timestamp").to_numpy()).max()))
+        if half_life_days:
+            newest_day = max(newest_day, int(days_of(rows.column("timestamp").to_numpy()).max()))
     items_I = np.unique(np.concatenate(occurring))
     sums_ID, counts_I = np.zeros((items_I.size, plan.dimension)), np.zeros(items_I.size, np.int64)
     moments, weighted = Moments.zero(plan.dimension), None

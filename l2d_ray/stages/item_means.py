@@ -21,6 +21,12 @@ from l2d_ray.index.posterior import shard_items
 from l2d_ray.stages.index_plan import IndexPlan
 
 
+def read_maps(plan: IndexPlan) -> tuple[LinearMap, Float64, ItemMeans]:
+    """Return what was fitted for an index: its map, the offset of mapped vectors, and the estimate of item means."""
+    fitted = Fitted.read(plan.workspace, f"{plan.folder}/fitted.json")
+    return *read_map(plan.workspace, fitted.map), read_means(plan.workspace, fitted.means)
+
+
 class ShardMeans(NamedTuple):
     """Estimates of the items of a shard, with rows or without. Their means are `of_rows` + TITLE * `of_titles`."""
 
@@ -51,9 +57,7 @@ class IndexMeans:
     @classmethod
     def open(cls, plan: IndexPlan, titles_ID: FloatArray) -> Self:
         """Read what was fitted for an index. Its sums must be there."""
-        fitted = Fitted.read(plan.workspace, f"{plan.folder}/fitted.json")
-        maps = *read_map(plan.workspace, fitted.map), read_means(plan.workspace, fitted.means)
-        return cls(plan.num_shards, plan.item_sums, titles_ID, *maps)
+        return cls(plan.num_shards, plan.item_sums, titles_ID, *read_maps(plan))
 
     def shard(self, shard: int) -> ShardMeans:
         """Return the estimates of a shard's items."""
