@@ -5,10 +5,7 @@ line on stdout is one JSON object: of each run the exit status, stdout and stder
 current folder.
 """
 
-import contextlib
-import io
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,34 +15,24 @@ import ray
 
 from l2d_ray.command_line import load_config
 from l2d_ray.distributed.job import connect
+from support.scripts import run_script
 
 
 def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def run(job: list[str]) -> tuple[object, str, str]:
-    """Run a job in this process, so that Ray starts once."""
-    sys.argv, out, err = job, io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(job[0], run_name="__main__")
-        except SystemExit as end:
-            return end.code, out.getvalue(), err.getvalue()
-    raise AssertionError("a job ends with an exit status")
-
-
 def main(disk: str, source: str, *job: str) -> None:
     mount("-t", "tmpfs", "-o", "size=250k", "tmpfs", disk)
     shutil.copytree(Path(source) / "dataset", Path(disk) / "dataset")
     connect(load_config(list(job[1:])))
-    found = {"full": run([*job])}
+    found = {"full": run_script([*job])}
     mount("-o", "remount,size=100m", disk)
     mount("--bind", disk, disk)  # on top of the other mount, in which the first run may have left a file open
     mount("-o", "remount,bind,ro", disk)
-    found["read-only"] = run([*job])
+    found["read-only"] = run_script([*job])
     subprocess.run(["umount", "--lazy", disk], check=True)
-    found["resumed"] = run([*job])
+    found["resumed"] = run_script([*job])
     shutil.copytree(Path(disk) / "memory", "memory")
     ray.shutdown()
     print(json.dumps(found))

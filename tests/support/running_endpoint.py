@@ -92,24 +92,6 @@ def load(url: str, bodies: Sequence[dict[str, Any]], rate: float) -> Iterator[li
             sender.join()
 
 
-OPERATOR = """
-import contextlib, io, json, runpy, sys
-
-for line in sys.stdin:
-    sys.argv, out, err, status = json.loads(line), io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
-"""
-"""Program that runs scripts one after the other, whose arguments it reads as lines of JSON.
-
-One process for all saves the seconds in which Python and Ray start.
-"""
-
-
 @dataclass(frozen=True)
 class Running:
     """A running endpoint."""
@@ -153,7 +135,7 @@ class Running:
 
     @cached_property
     def _operating(self) -> subprocess.Popen[str]:
-        pipe, job = subprocess.PIPE, [sys.executable, "-c", OPERATOR]
+        pipe, job = subprocess.PIPE, [sys.executable, str(Path(__file__).with_name("scripts.py"))]
         process = subprocess.Popen(job, env=self.environment(), stdin=pipe, stdout=pipe, text=True)
         self.operator.callback(process.kill)
         return process
