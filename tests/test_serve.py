@@ -246,8 +246,12 @@ def test_the_only_replica_is_replaced(url: str, engine: LocalEngine, component: 
     dataset = Path(engine.config.workspace) / "dataset"
     dataset.rename(dataset.with_name("away"))
     try:
+        with ThreadPoolExecutor(12) as pool:  # many connections at once, which the death of the gateway breaks
+            assert {reply.status for reply in pool.map(lambda _: request(url, "/v1/status"), range(24))} == {200}
         kill_worker(f"ServeReplica:l2d_ray:{component}")
-        replies, deadline = [request(url, "/v1/recommend", BODY)], time.monotonic() + 300
+        with ThreadPoolExecutor(4) as pool:
+            replies = list(pool.map(lambda _: request(url, "/v1/recommend", BODY), range(4)))
+        deadline = time.monotonic() + 300
         while [reply.status for reply in replies[-5:]] != [200] * 5:
             assert time.monotonic() < deadline, replies
             replies.append(request(url, "/v1/recommend", BODY))
