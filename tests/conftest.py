@@ -57,9 +57,10 @@ def ray_session() -> Iterator[None]:
     """Start a Ray for this test session, with more logical CPUs than a small machine has."""
     import ray
 
-    from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, NO_PREEMPTION, quiet_ray_data
+    from l2d_ray.distributed.job import quiet_ray_data
+    from l2d_ray.distributed.ray_settings import KEEP_IDLE_WORKERS, set_local_variables
 
-    os.environ |= NO_PREEMPTION
+    set_local_variables()
     # Workers import recommenders that tests add. Ray gives them only the folder of the command.
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -6,7 +6,8 @@ import psutil
 import pytest
 
 from l2d_ray.distributed import busy
-from l2d_ray.distributed.busy import NICENESS, Usage, is_busy, warn_if_busy
+from l2d_ray.distributed.busy import Usage, is_busy, warn_if_busy
+from l2d_ray.distributed.ray_settings import NICENESS
 
 START_BUSY = """
 import subprocess, sys
@@ -27,11 +28,13 @@ def test_the_time_of_a_process_that_ended_is_not_taken_for_that_of_others() -> N
     assert Usage(10.0, {1: 10.0, 3: 2.0}, 116.0).since(before) is None
 
 
-@pytest.mark.parametrize("niceness", ["15", "0"])
-def test_other_programs_are_reported_unless_ray_workers_get_their_share(
-    niceness: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("known", [False, True])
+def test_other_programs_are_reported_unless_the_user_set_the_niceness(
+    known: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(NICENESS, niceness)
+    monkeypatch.setenv(NICENESS, "0")
+    if not known:
+        monkeypatch.delenv(NICENESS)
     monkeypatch.setattr(busy, "SECONDS", 1.0)
     start = [sys.executable, "-c", START_BUSY, str(psutil.cpu_count())]
     found = subprocess.run(start, capture_output=True, text=True, check=True).stdout.split()
@@ -42,5 +45,5 @@ def test_other_programs_are_reported_unless_ray_workers_get_their_share(
         for pid in found:
             psutil.Process(int(pid)).kill()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (niceness != "0")
+    assert len(lines) == (not known)
     assert all(line.startswith("this machine is busy: other programs use ") for line in lines)

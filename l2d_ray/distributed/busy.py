@@ -10,10 +10,9 @@ from typing import Self
 
 import psutil
 
+from l2d_ray.distributed.ray_settings import NICENESS
 from l2d_ray.distributed.screen import say
 
-NICENESS = "RAY_worker_niceness"
-"""Environment variable that a Ray reads when it starts."""
 SECONDS = 30.0
 """Length of one measurement."""
 FULL, TAKEN = 0.9, 0.25
@@ -24,12 +23,12 @@ FULL, TAKEN = 0.9, 0.25
 def warn_if_busy() -> Iterator[None]:
     """Print one line on the user's stderr when other programs have slowed this job down for 30 seconds.
 
-    Ray's workers have niceness 15 by default: next to programs of niceness 0 they hardly run. The job is this process
-    with its descendants: the Ray that it started on this machine, and that Ray's workers.
+    The job is this process with its descendants: the Ray that it started on this machine, and that Ray's workers.
+    Prints nothing where the environment sets their niceness: who set it knows.
     """
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=[ended], daemon=True)
-    if os.environ.get(NICENESS) == "0":  # the workers get their share
+    if NICENESS in os.environ:
         ended.set()
     watch.start()
     try:
@@ -48,7 +47,7 @@ def _watch(ended: threading.Event) -> None:
             ours, others = cores_used
             say(
                 f"this machine is busy: other programs use {others:.1f} of its {cores} cores and this job gets"
-                f" {ours:.1f}; end them, or start the job with {NICENESS}=0 in its environment"
+                f" {ours:.1f}; end them, and it gets faster"
             )
             return
 

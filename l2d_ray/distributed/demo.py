@@ -24,10 +24,11 @@ from l2d_ray.data.samples import choose_samples
 from l2d_ray.data.sources import source_of
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.evaluate import evaluate
-from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, NO_PREEMPTION, quiet_ray_data
+from l2d_ray.distributed.job import quiet_ray_data
 from l2d_ray.distributed.pipeline import Titles, describe
 from l2d_ray.distributed.prepare import prepare
 from l2d_ray.distributed.progress import Progress
+from l2d_ray.distributed.ray_settings import KEEP_IDLE_WORKERS, set_local_variables
 from l2d_ray.distributed.screen import log_file, say
 from l2d_ray.distributed.training.driver import finetune
 from l2d_ray.distributed.workers import workers_that_fit
@@ -116,8 +117,8 @@ def _ray_with_job_server() -> Iterator[Cluster]:
         "dashboard_agent_listen_port": 0,
         "_system_config": KEEP_IDLE_WORKERS,
     }
+    set_local_variables()
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    os.environ |= NO_PREEMPTION
     try:
         ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         quiet_ray_data()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from l2d_ray.command_line import load_config
 from l2d_ray.config import Config
+from l2d_ray.distributed.ray_settings import KEEP_IDLE_WORKERS, NO_REQUESTS_OF_RAY_DATA, set_local_variables
 from l2d_ray.distributed.screen import quiet_libraries
 from l2d_ray.errors import InputError, input_error_in, one_line
 
@@ -23,21 +24,6 @@ if TYPE_CHECKING:
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets in a submitted job."""
-
-KEEP_IDLE_WORKERS = {"idle_worker_killing_time_threshold_ms": 600_000}
-"""System setting of Ray, which by default ends workers that idle for a second: many short passes would start them again
-and again."""
-
-NO_PREEMPTION = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""Environment in which Ray Train starts no actor that asks whether nodes are to be preempted. The only node is this
-machine, and each training would take 3 s of processor time more."""
-
-NO_REQUESTS_OF_RAY_DATA = {
-    f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{kind}_UTIL_THRESHOLD": "1e9"
-    for kind in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY")
-}
-"""Environment in which Ray Data asks the autoscaler for no nodes. Its requests ignore `workers.labels`, so that nodes
-would start which no worker may use. The actors of a pool ask (`workers.actor_pool`)."""
 
 
 def run(
@@ -109,7 +95,7 @@ def connect(config: Config, serves: bool = False) -> None:
     if joins_a_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return
-    os.environ |= NO_PREEMPTION
+    set_local_variables()
     if serves:
         from l2d_ray.distributed.serving.haproxy import local_variables
 

@@ -15,7 +15,7 @@ import ray
 
 import l2d_ray
 from l2d_ray.command_line import load_config
-from l2d_ray.distributed.job import KEEP_IDLE_WORKERS, NO_PREEMPTION
+from l2d_ray.distributed.ray_settings import KEEP_IDLE_WORKERS, set_local_variables
 from l2d_ray.distributed.serving.haproxy import free_ports
 from support.recorded_reads import VARIABLE, install, recorded
 from support.running_endpoint import ask
@@ -83,7 +83,8 @@ def main(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    os.environ |= NO_PREEMPTION | {VARIABLE: str(target / "reads"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    set_local_variables()
+    os.environ |= {VARIABLE: str(target / "reads"), "PYTHONPATH": os.pathsep.join(sys.path)}
     install()
     hook = {"worker_process_setup_hook": "support.recorded_reads.install"}
     ray.init(

@@ -55,8 +55,8 @@ def node_variables(settings: ServeConfig) -> dict[str, str]:
     lines = (
         # Also retry when a gateway broke off an answer or was silent too long: the requests of l2d_ray only read.
         "conn-failure empty-response response-timeout",
-        # Keep no idle connections to gateways. A dead gateway leaves many behind: each would cost a request a retry, and
-        # after the last one HAProxy closes the client's connection without an answer.
+        # Keep no idle connections to gateways. A dead gateway leaves many behind, and each would cost a request one of
+        # its retries. After the last one, HAProxy closes the client's connection without an answer.
         "default-server pool-max-conn 0",
         # Wait for the whole request first. Only then can HAProxy send it again, and notice a client that leaves.
         "option http-buffer-request",

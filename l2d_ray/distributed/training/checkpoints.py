@@ -1,4 +1,4 @@
-"""Places of checkpoints in the workspace, and repair of Ray Train's list of them."""
+"""Checkpoints in the workspace: their places, whose they are, and repair of Ray Train's list of them."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ from l2d_ray.workspace import Workspace
 
 FOLDER = "checkpoints"
 """Folder of the workspace with one folder for each unfinished training."""
+OWNER = "owner.json"
+"""File of a checkpoint: the training (`run`) and the number of `workers` that wrote it."""
 
 
 def run_folder(run: str) -> str:
@@ -18,6 +20,24 @@ def run_folder(run: str) -> str:
 def best_folder(run: str, epoch: int) -> str:
     """Return the folder, in the workspace, of the weights of the best epoch so far."""
     return f"{run_folder(run)}/best-{epoch}"
+
+
+def check_owner(workspace: Workspace, run: str, workers: int, zero_stage: int) -> None:
+    """Raise InputError if a number of workers cannot resume this training from what its folder holds."""
+    for file in reversed(workspace.files(run_folder(run), suffix=f"/{OWNER}")):
+        try:
+            owner = workspace.read_json(file)
+        except InputError:  # truncated by a kill: no training resumes from this checkpoint
+            continue
+        checkpoint = workspace.path(file).removesuffix(f"/{OWNER}")
+        if owner["run"] != run:
+            raise InputError(f"{checkpoint}: belongs to another model or configuration; delete its folder in {FOLDER}/")
+        if zero_stage and owner["workers"] != workers:
+            raise InputError(
+                f"{checkpoint}: holds ZeRO shards of {owner['workers']} workers, which {workers} cannot load; set"
+                f" workers.min={owner['workers']} and workers.max={owner['workers']}, or delete its folder in {FOLDER}/"
+            )
+        return
 
 
 def repair_list(workspace: Workspace, run: str) -> None:

@@ -17,7 +17,7 @@ from l2d_ray.config import Config
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.data.files import join
 from l2d_ray.distributed.job import connect
-from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, repair_list, run_folder
+from l2d_ray.distributed.training.checkpoints import FOLDER, best_folder, check_owner, repair_list, run_folder
 from l2d_ray.distributed.training.monitor import monitored
 from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.distributed.workers import training_workers
@@ -72,6 +72,7 @@ def finetune(config: Config) -> FinetuneResult:
     valid = _read_samples(dataset, Split.VALID, config, "valid_samples")
     finetuning = config.finetune
     workers = training_workers(config, len(table))
+    check_owner(workspace, run, workers, finetuning.zero_stage)
     schedule = Schedule(len(table), finetuning.epochs, workers, finetuning.batch_size, finetuning.micro_batch_size)
     data = ray.put(TrainingData(dataset.items()["title"].to_pylist(), table, valid))
     with monitored(config, workspace, run, schedule.steps) as queue:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from l2d_ray.config import Config
 from l2d_ray.core.packing import TrainingSamples
-from l2d_ray.distributed.training.checkpoints import best_folder
+from l2d_ray.distributed.training.checkpoints import OWNER, best_folder
 from l2d_ray.distributed.training.engine import make_engine
 from l2d_ray.distributed.training.plan import TrainingData, WorkerPlan
 from l2d_ray.errors import InputError
@@ -41,8 +41,6 @@ from l2d_ray.workspace import Workspace
 
 TAG = "state"
 """Name of DeepSpeed's folder in a checkpoint."""
-OWNER = "owner.json"
-"""File of a checkpoint with its training and number of workers, which is read before anything is loaded."""
 PADDED_BATCH_SIZE = 8
 """Largest micro-batch where every sample runs in full, which takes more memory."""
 
@@ -233,17 +231,6 @@ class _Worker:
         if checkpoint is None:
             return Progress()
         with checkpoint.as_directory() as folder:
-            owner = json.loads((Path(folder) / OWNER).read_text())
-            if owner["run"] != self._plan.run:
-                raise InputError(
-                    f"{checkpoint.path}: belongs to another model or configuration; delete its folder in checkpoints/"
-                )
-            if owner["workers"] != self._world and self._finetune.zero_stage:
-                raise InputError(
-                    f"{checkpoint.path}: holds ZeRO shards of {owner['workers']} workers, which {self._world} cannot"
-                    f" load; set workers.min={owner['workers']} and workers.max={owner['workers']}, or delete its"
-                    " folder in checkpoints/"
-                )
             _, state = self._engine.load_checkpoint(folder, tag=TAG, load_module_strict=False)
         return Progress(**state["progress"])
 
