@@ -42,8 +42,8 @@ from l2d_ray.workspace import Workspace
 MIN_SAMPLES, MAX_SAMPLES = 200, 2000
 MAX_SCORES = 15_000_000
 """Samples times items that are fitted on, unless that leaves fewer than `MIN_SAMPLES`."""
-BATCH = 256
-"""Histories that are encoded together."""
+BATCH = 64
+"""Histories that are encoded together. A task gets at least as many, because it loads the model first."""
 
 
 def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
