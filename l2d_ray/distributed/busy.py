@@ -24,12 +24,13 @@ def warn_if_busy() -> Iterator[None]:
     """Print one line on the user's stderr when other programs have slowed this job down for 30 seconds.
 
     The job is this process with its descendants: the Ray that it started on this machine, and that Ray's workers.
-    Prints nothing where the environment sets their niceness: who set it knows.
+    Prints nothing where the user's environment sets the niceness of these workers.
     """
+    if NICENESS in os.environ:
+        yield
+        return
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=[ended], daemon=True)
-    if NICENESS in os.environ:
-        ended.set()
     watch.start()
     try:
         yield

@@ -184,7 +184,7 @@ class Progress:
     best: "dict[str, Tensor]" = field(default_factory=dict)
     """Weights of the best epoch."""
     keep_last: bool = False
-    """Whether the last epoch is taken as the best one: validation samples that are trained on choose nothing."""
+    """Whether the last epoch counts as the best one. Validation samples that are trained on cannot choose an epoch."""
 
     @property
     def best_epoch(self) -> int:

@@ -48,7 +48,7 @@ class Unit:
     generation: int = 0
     """Place of the generation among those of the dataset."""
     held_out: bool = False
-    """Whether it has the validation and test samples. Otherwise it has the training samples."""
+    """Whether its samples are the validation and test samples, rather than the training samples."""
 
     @property
     def splits(self) -> tuple[Split, ...]:

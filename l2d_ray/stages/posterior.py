@@ -43,7 +43,7 @@ MIN_SAMPLES, MAX_SAMPLES = 200, 2000
 MAX_SCORES = 15_000_000
 """Samples times items that are fitted on, unless that leaves fewer than `MIN_SAMPLES`."""
 BATCH = 64
-"""Histories that are encoded together. A task gets at least as many, because it loads the model first."""
+"""Histories that are encoded together. There are no more tasks than such batches, because each task loads the model."""
 
 
 def count_transitions(plan: IndexPlan, shard: int) -> TransitionsRecord:
