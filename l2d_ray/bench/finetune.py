@@ -51,8 +51,8 @@ class FinetuneBenchmark:
     """Sequences in a padded batch: the fastest of 1 to 16 for one-by-one training."""
     threads: int
     two_workers_over_one: float | None
-    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus. None if two do
-    not fit."""
+    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus, over
+    finetune.samples (null: bench.samples). None if two do not fit."""
 
 
 def bench_finetune(config: Config) -> FinetuneBenchmark:
@@ -131,7 +131,8 @@ def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
 def _rate(config: Config, workers: int) -> float:
     """Return the samples per second of a training of one epoch."""
     name = f"bench-{workers}"
-    settings = {"name": name, "epochs": 1, "samples": config.bench.samples, "valid_samples": 50, "trackers": []}
+    settings = {"name": name, "epochs": 1, "valid_samples": 50, "trackers": []}
+    settings["samples"] = config.finetune.samples or config.bench.samples
     changes = {f"finetune.{key}": value for key, value in settings.items()}
     changed = config.replace(changes | {"workers.min": workers, "workers.max": workers})
     workspace = Workspace.open(config.workspace)

@@ -92,6 +92,8 @@ class ExportConfig(Section):
 class BenchConfig(Section):
     """The benchmarks, jobs/bench_*.py."""
 
+    only: list[str] = Field([])
+    """Benchmarks of jobs/benchmarks.yaml to run (jobs/bench_all.py). Empty: all."""
     samples: int = Field(400, ge=1)
     """Samples to run."""
     repeats: int = Field(3, ge=1)
