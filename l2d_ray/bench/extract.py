@@ -17,6 +17,7 @@ from l2d_ray.encoding import identify_memory
 from l2d_ray.models.backbone import Backbone
 from l2d_ray.models.hidden_states import packed_states, padded_states, relative_error
 from l2d_ray.models.int8_linear import Int8Linear
+from l2d_ray.models.linear_layers import PackedLinear
 from l2d_ray.stages.extraction import UnitExtractor, plan_units
 from l2d_ray.timing import timed
 from l2d_ray.workspace import Workspace
@@ -113,7 +114,7 @@ def _gemm_gflops(device: torch.device) -> float:
 
 def _flop_per_token(model: nn.Module) -> int:
     """Return two operations for each weight of the linear layers, which GPT-2 calls Conv1D."""
-    linear = (nn.Linear, Int8Linear, Conv1D)
+    linear = (nn.Linear, PackedLinear, Int8Linear, Conv1D)
     return sum(2 * module.weight.numel() for module in model.modules() if isinstance(module, linear))
 
 

@@ -19,6 +19,7 @@ from l2d_ray.errors import InputError
 from l2d_ray.models.checkpoint import Checkpoint, find_adapter, find_model, mark_unquantised
 from l2d_ray.models.identity import layers_in_use
 from l2d_ray.models.int8_linear import quantise
+from l2d_ray.models.linear_layers import pack_linears
 
 DTYPES = {
     "float32": torch.float32,
@@ -94,6 +95,8 @@ def _load(config: ModelConfig, dtype: str, device: str, head: bool) -> LanguageM
     base = model.base_model.to(device).eval().requires_grad_(False)
     if dtype == "int8":
         quantise(model if head else base)
+    elif device == "cpu" and dtype != "float16":
+        pack_linears(base)
     fuse_layers(base)
     backbone = Backbone(
         model=base,

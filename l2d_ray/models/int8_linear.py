@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2d_ray.errors import InputError
+from l2d_ray.models.linear_layers import linears_of, replace_linears
 
 LARGEST = 127
 """Integers range from -127 to 127."""
@@ -67,23 +68,13 @@ def quantise(model: nn.Module) -> None:
     """
     if not is_supported():
         raise InputError("model.dtype='int8': this processor has no AVX-512 VNNI for 8-bit products; use float32")
-    linears = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.Linear) and type(child).forward is nn.Linear.forward
-    ]
-    share = sum(linear.weight.numel() for _, _, linear in linears) / max(_count_weights(model), 1)
+    share = sum(linear.weight.numel() for _, _, linear in linears_of(model)) / max(_count_weights(model), 1)
     if share < MIN_LINEAR_SHARE:
         raise InputError(
             f"model.dtype='int8': only {share:.0%} of the weights of {type(model).__name__} are in linear layers; use"
             " float32"
         )
-    with torch.inference_mode():
-        while linears:  # popped, so that each float32 layer is freed before the next is rounded
-            parent, name, linear = linears.pop()
-            setattr(parent, name, Int8Linear(linear))
-            del linear
+    replace_linears(model, Int8Linear)
 
 
 def _count_weights(model: nn.Module) -> int:
