@@ -234,7 +234,9 @@ def test_flex_attention_equals_attention_in_cpu_blocks(size: int, known: bool) -
         state.enter(chunk, torch.float32)
         output, _ = prefix_tree_attention(layer, query, key, value, None, scaling=0.3, forest=state)
         other_state.enter(chunk, torch.float32)
-        keys, values = tree_attention._split(other_state.extend(other_layer, key, value))
+        other_state.extend(other_layer, key, value)
+        (keys_and_values,) = other_state.keys_and_values(np.arange(len(chunk.ends)))
+        keys, values = tree_attention._split(keys_and_values)
         block_mask = flex_attention.block_mask(chunk, torch.device("cpu"))
         flex = eager_flex_attention(query, keys, values, block_mask=block_mask, scale=0.3, enable_gqa=True)
         assert isinstance(flex, Tensor)
@@ -247,7 +249,7 @@ def test_queries_that_share_keys_share_a_block() -> None:
     forest = skip_known(plan_forest(Prompts.join(prompts)), np.full(5, 300))
     (chunk,) = split_chunks(forest, 1000)
     blocks = tree_attention._blocks(chunk, torch.float32)
-    assert [(queries.start, queries.stop, keys.numel()) for queries, keys, _ in blocks] == [
+    assert [(queries.start, queries.stop, keys.size) for queries, keys, _ in blocks] == [
         (5 * n, 5 * n + 5, 305) for n in range(5)
     ]
     branches = [np.append(prompts[0], 2000 + n) for n in range(100)]

@@ -18,7 +18,7 @@ from l2d_ray.core.packing import IntArray, Prompts, plan_forest
 from l2d_ray.encoding import HistoryEncoder
 from l2d_ray.models.backbone import Backbone, load_backbone
 from l2d_ray.models.hidden_states import HiddenStates, packed_states, padded_states, relative_error
-from l2d_ray.models.prefix_cache import PrefixCache
+from l2d_ray.models.prefix_cache import MAX_SEGMENTS, PrefixCache, Segment
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
 ITEM_TOKENS = [np.arange(10 * n, 10 * n + size, dtype=np.int32) for n, size in enumerate([3, 9, 5, 1, 7], start=3)]
@@ -48,7 +48,8 @@ class Checked:
         assert relative_error(result.states, packed_states(self.backbone, prompts, self.size).states) < 1e-5
         assert relative_error(result.states, padded_states(self.backbone, prompts, 1).states) < 1e-5
         assert self.cache.bytes <= self.cache.max_bytes
-        assert self.cache.bytes == sum(layer.nbytes for entry in self.cache._entries.values() for layer in entry)
+        entries = self.cache._entries.values()
+        assert self.cache.bytes == sum(layer.nbytes for entry in entries for segment in entry for layer in segment)
         return result
 
 
@@ -131,12 +132,16 @@ def keep(cache: PrefixCache, *items: int) -> list[Tensor]:
     """Cache a prompt of one-token items with random keys and values of two layers, and return these."""
     prompt = np.array(items, np.int32)
     layers = list(torch.randn(2, prompt.size + 100, 4, 32).half())
-    cache.keep(prompt, np.arange(1, prompt.size), layers, np.arange(prompt.size) + 50)
+    ends, keys = np.arange(1, prompt.size), np.arange(prompt.size) + 50
+    found = cache.lookup(prompt, ends)
+    cache.keep(prompt, ends, found, keys, lambda rows: [layer[torch.from_numpy(rows)] for layer in layers])
     return layers
 
 
-def look(cache: PrefixCache, *items: int) -> list[Tensor]:
-    return cache.lookup(np.array(items, np.int32), np.arange(1, len(items)))
+def look(cache: PrefixCache, *items: int) -> Segment:
+    """Return the keys and values of the longest beginning, its segments joined; an empty list if there is none."""
+    found = cache.lookup(np.array(items, np.int32), np.arange(1, len(items)))
+    return [torch.cat(tensors) for tensors in zip(*found, strict=True)]
 
 
 def test_an_entry_is_a_copy_of_the_prompt_without_its_suffix() -> None:
@@ -156,7 +161,8 @@ def test_the_longest_beginning_is_found() -> None:
     assert len(look(cache, 1, 2, 3, 4, 9)[0]) == 3
     assert len(look(cache, 1, 2, 4, 9)[0]) == 1
     assert look(cache, 2, 3, 9) == []
-    assert (cache.hits, cache.misses, cache.tokens_saved) == (2, 1, 4)
+    # Each that is kept was looked for before.
+    assert (cache.hits, cache.misses, cache.tokens_saved) == (2, 3, 4)
 
 
 def test_a_longer_history_replaces_the_shorter_one() -> None:
@@ -165,6 +171,26 @@ def test_a_longer_history_replaces_the_shorter_one() -> None:
     keep(cache, 1, 2, 3, 9)
     assert cache.bytes == 3 * BYTES_PER_TOKEN * 2
     assert look(cache, 1, 2, 9) == []
+
+
+def test_a_longer_history_takes_over_the_segments_of_the_shorter_one() -> None:
+    cache, history, whole = PrefixCache(LARGE), [1], list[Segment]()
+    for item in range(2, 2 * MAX_SEGMENTS):
+        before = cache.lookup(np.array([*history, 9], np.int32), np.arange(1, len(history) + 1))
+        history.append(item)
+        layers = keep(cache, *history, 9)
+        after = cache.lookup(np.array([*history, 9], np.int32), np.arange(1, len(history) + 1))
+        start = 50 + sum(len(segment[0]) for segment in before)
+        whole.append([layer[start : 50 + len(history)] for layer in layers])
+        for found, parts in zip(look(cache, *history, 9), zip(*whole, strict=True), strict=True):
+            assert torch.equal(found, torch.cat(parts))
+        if len(before) < MAX_SEGMENTS:
+            shared = zip(before, after, strict=False)
+            assert all(old is new for old, new in shared)
+            assert len(after) == len(before) + 1
+        else:
+            assert len(after) == 1
+        assert cache.bytes == len(history) * BYTES_PER_TOKEN * 2
 
 
 def test_the_least_recently_used_entries_are_evicted() -> None:

@@ -20,7 +20,7 @@ from l2d_ray.core.arrays import IntArray
 from l2d_ray.core.packing import Prompts, plan_forest, skip_known, split_chunks
 from l2d_ray.models import tree_attention
 from l2d_ray.models.backbone import DTYPES, Backbone
-from l2d_ray.models.prefix_cache import PrefixCache
+from l2d_ray.models.prefix_cache import PrefixCache, Segment, length
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2, "int8": 1e-2}
 """Largest `relative_error` by which packed and padded states may differ, by dtype."""
@@ -82,18 +82,18 @@ def packed_states(
     its last boundary.
     """
     tree_attention.use_in(backbone.model)
-    forest, known = plan_forest(prompts), []
+    forest, found = plan_forest(prompts), list[list[Segment]]()
     if cache is not None and boundaries is not None:
-        known = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]
-        forest = skip_known(forest, np.array([len(layers[0]) if layers else 0 for layers in known]))
-    state = tree_attention.ForestState(backbone.device, list(filter(None, known)))
+        found = [cache.lookup(prompts[n], boundaries[n]) for n in range(len(prompts))]
+        forest = skip_known(forest, np.array([length(entry) for entry in found]))
+    state = tree_attention.ForestState(backbone.device, [segment for entry in found for segment in entry])
     states = torch.empty(len(prompts), backbone.dimension, dtype=torch.float32)
     for chunk in split_chunks(forest, tokens_per_chunk):
         hidden = state.run(backbone.model, chunk, DTYPES[backbone.dtype])
         states[torch.from_numpy(chunk.prompts)] = hidden[torch.from_numpy(chunk.leaves)].float().cpu()
         if cache is not None and boundaries is not None:
             for n, leaf in zip(chunk.prompts, chunk.leaves, strict=True):
-                cache.keep(prompts[n], boundaries[n], state.layers, chunk.seen(leaf))
+                cache.keep(prompts[n], boundaries[n], found[n], chunk.seen(leaf), state.keys_and_values)
     return HiddenStates(states, forest.tokens.size)
 
 

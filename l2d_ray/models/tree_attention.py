@@ -34,8 +34,15 @@ PAIRS_PER_CALL = 1000
 """Cost of one more attention call, in pairs of query and key. A block ends early if that saves more pairs."""
 
 
+Part = tuple[int, slice | Tensor]
+"""Rows of one of several tensors: the number of the tensor, and its rows."""
+
+
 class ForestState:
     """The state of a forest between the layers' calls: the current chunk, and the keys and values of its path.
+
+    Every layer has its keys and values in several *sources* [tokens, 2 H, D]. Those of known beginnings are not joined
+    to those of the first chunk: a block of queries copies the few that it reads, and nothing else is copied.
 
     One object serves one forest.
     """
@@ -43,26 +50,41 @@ class ForestState:
     def __init__(self, device: torch.device, known: Sequence[Sequence[Tensor]] = ()) -> None:
         """Prepare for the first chunk.
 
-        `known[n]` holds each layer's keys and values [tokens, 2 H, D] of the beginning of a prompt. `forest.known`
+        `known[n]` holds each layer's keys and values [tokens, 2 H, D] of a part of the known tokens. `forest.known`
         indexes their concatenation.
         """
         self._device = device
         self._known = zip(*known, strict=True)
         self._sizes = [len(layers[0]) for layers in known]
-        self._path: list[tuple[int, int, int]] = []
-        self._keys_and_values: dict[nn.Module, Tensor] = {}
-        self.blocks: list[tuple[slice, Tensor, Tensor]] = []
+        self._rows = np.arange(sum(self._sizes))
+        """[P + C] row of each key of the current chunk in the concatenation of the sources."""
+        self._path: list[Part] | None = None
+        """The path's parts of the sources of the chunk before, to be joined with the chunk; None if they stay apart."""
+        self._before: dict[nn.Module, list[Tensor]] = {}
+        """Sources of the chunk before, until their layer has run."""
+        self._sources: dict[nn.Module, list[Tensor]] = {}
+        self.blocks: list[tuple[slice, list[Part], Tensor]] = []
+        """Each block's queries, the parts of the sources that are its keys, and its mask."""
         self.block_mask: Any = None
 
     def enter(self, chunk: Chunk, dtype: torch.dtype) -> None:
         """Prepare for the forward pass of the next chunk."""
-        self._path, self._sizes = _runs(chunk.path, self._sizes), [len(chunk.ends)]
-        if self._device.type == "cuda":
+        path, length, on_gpu = self._rows[chunk.path], len(chunk.tokens), self._device.type == "cuda"
+        self._before, self._sources = self._sources, {}
+        if self._before or on_gpu:
+            self._path = _parts(path, self._sizes)
+            self._rows, self._sizes = np.arange(path.size + length), [path.size + length]
+        else:
+            self._rows = np.concatenate([path, sum(self._sizes) + np.arange(length)])
+            self._sizes = [*self._sizes, length]
+        if on_gpu:
             from l2d_ray.models import flex_attention
 
             self.block_mask = flex_attention.block_mask(chunk, self._device)
         else:
-            self.blocks = _blocks(chunk, dtype)
+            self.blocks = [
+                (queries, _parts(self._rows[keys], self._sizes), mask) for queries, keys, mask in _blocks(chunk, dtype)
+            ]
 
     def run(self, model: Any, chunk: Chunk, dtype: torch.dtype) -> Tensor:
         """Run the next chunk through a model that `use_in` prepared; return its last hidden states [C, hidden size]."""
@@ -75,25 +97,26 @@ class ForestState:
         ).last_hidden_state[0]
         return states
 
-    @property
-    def layers(self) -> list[Tensor]:
-        """Each layer's keys and values [P + C, 2 H, D] after the forward pass of the current chunk."""
-        return list(self._keys_and_values.values())
+    def keys_and_values(self, keys: IntArray) -> list[Tensor]:
+        """Return each layer's keys and values [keys, 2 H, D] after the forward pass of the current chunk, as copies.
 
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> Tensor:
-        """Return the path's keys and values followed by the chunk's [1, H, C, D], as [P + C, 2 H, D].
-
-        The result is kept for the next chunk. A token's keys and values are adjacent in memory, as the projections
-        leave them, so that one copy moves both.
+        `keys` are indices into the chunk's keys.
         """
-        keys_and_values = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
-        if self._path:
-            before = (self._keys_and_values[layer],) if layer in self._keys_and_values else next(self._known)
-            path = (before[tensor][start:stop] for tensor, start, stop in self._path)
-            keys_and_values = torch.cat([*path, keys_and_values])
+        parts = _parts(self._rows[keys], self._sizes)
+        return [torch.cat(_pieces(sources, parts)) for sources in self._sources.values()]
+
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Add the chunk's keys and values [1, H, C, D] to the sources of a layer, and return these.
+
+        They are kept for the next chunk. A token's keys and values are adjacent in memory, as the projections leave
+        them, so that one copy moves both.
+        """
+        own = torch.cat([key.transpose(1, 2)[0], value.transpose(1, 2)[0]], dim=1)
+        before = self._before.pop(layer) if layer in self._before else list(next(self._known, ()))
+        sources = [*before, own] if self._path is None else [_join([*_pieces(before, self._path), own])]
         # Detached, because training has one chunk, and gradient checkpointing could otherwise not free these tensors.
-        self._keys_and_values[layer] = keys_and_values.detach()
-        return keys_and_values
+        self._sources[layer] = [source.detach() for source in sources]
+        return sources
 
 
 def use_in(model: Any) -> None:
@@ -121,17 +144,17 @@ def prefix_tree_attention(
     for name in NOT_SUPPORTED & arguments.keys():
         if arguments[name] is not None:
             raise ValueError(f"attention with {name} cannot run packed")
-    keys_and_values = forest.extend(module, key, value)
+    sources = forest.extend(module, key, value)
     grouped = key.shape[1] != query.shape[1]
     if forest.block_mask is not None:
         from l2d_ray.models import flex_attention
 
-        output = flex_attention.attention(query, *_split(keys_and_values), forest.block_mask, scaling, grouped)
+        output = flex_attention.attention(query, *_split(sources[0]), forest.block_mask, scaling, grouped)
         return output.transpose(1, 2).contiguous(), None
     outputs = [
         scaled_dot_product_attention(
             query[:, :, queries],
-            *_split(keys_and_values.index_select(0, keys)),
+            *_split(_join(_pieces(sources, keys))),
             attn_mask=mask,
             scale=scaling,
             enable_gqa=grouped,
@@ -147,7 +170,7 @@ def _split(keys_and_values: Tensor) -> tuple[Tensor, Tensor]:
     return key, value
 
 
-def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tensor]]:
+def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, IntArray, Tensor]]:
     """Return each block's queries, keys and additive mask [1, 1, queries, keys]."""
     blocks = []
     path = len(chunk.path)
@@ -158,7 +181,7 @@ def _blocks(chunk: Chunk, dtype: torch.dtype) -> list[tuple[slice, Tensor, Tenso
         keys = np.concatenate([np.flatnonzero(is_open), queries])
         visible = (chunk.starts[keys] <= queries[:, None]) & (queries[:, None] < chunk.ends[keys])
         mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~torch.from_numpy(visible), -torch.inf)
-        blocks.append((slice(start, stop), torch.from_numpy(keys), mask[None, None]))
+        blocks.append((slice(start, stop), keys, mask[None, None]))
     return blocks
 
 
@@ -184,10 +207,26 @@ def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
     return [*blocks, (start, stop)]
 
 
-def _runs(indices: IntArray, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Convert indices into the concatenation of tensors of these sizes to slices (tensor, start, stop)."""
+def _parts(rows: IntArray, sizes: Sequence[int]) -> list[Part]:
+    """Convert rows of the concatenation of tensors of these sizes to parts. Adjacent rows of a tensor are one part."""
     bounds = np.cumsum([0, *sizes])
-    tensors = np.searchsorted(bounds, indices, side="right") - 1
-    cuts = np.flatnonzero((np.diff(indices) != 1) | (np.diff(tensors) != 0)) + 1
-    runs = zip(np.split(tensors, cuts), np.split(indices - bounds[tensors], cuts), strict=True)
-    return [(int(tensor[0]), int(run[0]), int(run[-1]) + 1) for tensor, run in runs if run.size]
+    tensors = np.searchsorted(bounds, rows, side="right") - 1
+    cuts = np.flatnonzero(np.diff(tensors)) + 1
+    return [
+        (int(tensor[0]), slice(int(own[0]), int(own[-1]) + 1) if (np.diff(own) == 1).all() else torch.from_numpy(own))
+        for tensor, own in zip(np.split(tensors, cuts), np.split(rows - bounds[tensors], cuts), strict=True)
+        if own.size
+    ]
+
+
+def _pieces(sources: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
+    chosen = ((sources[number], rows) for number, rows in parts)
+    return [
+        source[rows] if isinstance(rows, slice) else source.index_select(0, rows.to(source.device))
+        for source, rows in chosen
+    ]
+
+
+def _join(pieces: list[Tensor]) -> Tensor:
+    """Concatenate tensors. One alone is not copied."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
