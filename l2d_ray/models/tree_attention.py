@@ -72,7 +72,7 @@ class ForestState:
         path, length, on_gpu = self._rows[chunk.path], len(chunk.tokens), self._device.type == "cuda"
         self._before, self._sources = self._sources, {}
         if self._before or on_gpu:
-            self._path = _parts(path, self._sizes)
+            self._path = self._parts(path)
             self._rows, self._sizes = np.arange(path.size + length), [path.size + length]
         else:
             self._rows = np.concatenate([path, sum(self._sizes) + np.arange(length)])
@@ -83,7 +83,7 @@ class ForestState:
             self.block_mask = flex_attention.block_mask(chunk, self._device)
         else:
             self.blocks = [
-                (queries, _parts(self._rows[keys], self._sizes), mask) for queries, keys, mask in _blocks(chunk, dtype)
+                (queries, self._parts(self._rows[keys]), mask) for queries, keys, mask in _blocks(chunk, dtype)
             ]
 
     def run(self, model: Any, chunk: Chunk, dtype: torch.dtype) -> Tensor:
@@ -97,12 +97,24 @@ class ForestState:
         ).last_hidden_state[0]
         return states
 
+    def _parts(self, rows: IntArray) -> list[Part]:
+        """Convert rows of the concatenation of the sources to parts. Adjacent rows of a source are one part."""
+        bounds = np.cumsum([0, *self._sizes])
+        numbers = np.searchsorted(bounds, rows, side="right") - 1
+        cuts = np.flatnonzero(np.diff(numbers)) + 1
+        pairs = zip(np.split(numbers, cuts), np.split(rows - bounds[numbers], cuts), strict=True)
+        return [(int(number[0]), self._slice_or_indices(own)) for number, own in pairs if own.size]
+
+    def _slice_or_indices(self, rows: IntArray) -> slice | Tensor:
+        adjacent = (np.diff(rows) == 1).all()
+        return slice(int(rows[0]), int(rows[-1]) + 1) if adjacent else torch.from_numpy(rows).to(self._device)
+
     def keys_and_values(self, keys: IntArray) -> list[Tensor]:
         """Return each layer's keys and values [keys, 2 H, D] after the forward pass of the current chunk, as copies.
 
         `keys` are indices into the chunk's keys.
         """
-        parts = _parts(self._rows[keys], self._sizes)
+        parts = self._parts(self._rows[keys])
         return [torch.cat(_pieces(sources, parts)) for sources in self._sources.values()]
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> list[Tensor]:
@@ -207,24 +219,9 @@ def _bounds(chunk: Chunk) -> list[tuple[int, int]]:
     return [*blocks, (start, stop)]
 
 
-def _parts(rows: IntArray, sizes: Sequence[int]) -> list[Part]:
-    """Convert rows of the concatenation of tensors of these sizes to parts. Adjacent rows of a tensor are one part."""
-    bounds = np.cumsum([0, *sizes])
-    tensors = np.searchsorted(bounds, rows, side="right") - 1
-    cuts = np.flatnonzero(np.diff(tensors)) + 1
-    return [
-        (int(tensor[0]), slice(int(own[0]), int(own[-1]) + 1) if (np.diff(own) == 1).all() else torch.from_numpy(own))
-        for tensor, own in zip(np.split(tensors, cuts), np.split(rows - bounds[tensors], cuts), strict=True)
-        if own.size
-    ]
-
-
 def _pieces(sources: Sequence[Tensor], parts: Sequence[Part]) -> list[Tensor]:
     chosen = ((sources[number], rows) for number, rows in parts)
-    return [
-        source[rows] if isinstance(rows, slice) else source.index_select(0, rows.to(source.device))
-        for source, rows in chosen
-    ]
+    return [source[rows] if isinstance(rows, slice) else source.index_select(0, rows) for source, rows in chosen]
 
 
 def _join(pieces: list[Tensor]) -> Tensor:
