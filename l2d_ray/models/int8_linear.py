@@ -15,6 +15,8 @@ from l2d_ray.models.linear_layers import linears_of, replace_linears
 
 LARGEST = 127
 """Integers range from -127 to 127."""
+ROWS = 256
+"""Tokens of one product. The sums of more leave the processor's cache: products of 2,048 took 1.2 times as long."""
 MIN_LINEAR_SHARE = 0.9
 """Share of a model's weights that must be in linear layers: below it, int8 gains too little."""
 
@@ -38,16 +40,22 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., M] float32 to [..., N] float32."""
         rows = x.reshape(-1, x.shape[-1])
+        result = rows.new_empty(len(rows), self.scale_N.numel())
+        for start in range(0, len(rows), ROWS):
+            self._multiply(rows[start : start + ROWS], result[start : start + ROWS])
+        if self.bias is not None:
+            result.add_(self.bias)
+        return result.view(*x.shape[:-1], self.scale_N.numel())
+
+    def _multiply(self, rows: Tensor, result: Tensor) -> None:
+        """Write `rows W^T` into `result`."""
         scale = _scale(rows)
         rows = rows / scale
         coarse = rows.round()
         fine = rows.sub_(coarse).mul_(2 * LARGEST).round_()  # the remainder is at most 0.5
         both = torch.cat([coarse.to(torch.int8), fine.to(torch.int8)])  # one product reads the weights once
         coarse, fine = torch._int_mm(both, self.weight.t()).to(torch.float32).chunk(2)
-        result = coarse.add_(fine, alpha=1 / (2 * LARGEST)).mul_(scale).mul_(self.scale_N)
-        if self.bias is not None:
-            result.add_(self.bias)
-        return result.view(*x.shape[:-1], self.scale_N.numel())
+        torch.mul(coarse.add_(fine, alpha=1 / (2 * LARGEST)).mul_(scale), self.scale_N, out=result)
 
 
 def is_supported() -> bool:
