@@ -119,6 +119,29 @@ def test_chunked_logits_give_the_same_gradient(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(gradient(chunked), gradient(whole), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("some_tokens", [False, True])
+def test_the_librarys_chunks_give_the_same_gradient(
+    monkeypatch: pytest.MonkeyPatch, method: str, some_tokens: bool
+) -> None:
+    """They run on GPUs only."""
+    batch, vocabulary = samples(), torch.arange(2, 45) if some_tokens else None
+    found = []
+    for in_chunks in (causal_loss._loss_in_chunks, causal_loss.library_loss):
+        model = model_of("llama", method)
+        monkeypatch.setattr(causal_loss, "_loss_in_chunks", in_chunks)
+        loss, _ = packed_loss(model, batch, vocabulary)
+        loss.backward()
+        found.append((loss.detach(), gradient(model)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_scaled_and_capped_logits_are_not_plain() -> None:
+    for family, changes in PACKED.items():
+        plain = family in ("llama", "qwen3", "gpt2")
+        assert causal_loss.has_plain_logits(tiny_model(tiny_config(family, **changes))) == plain
+
+
 @pytest.mark.parametrize("family", ["cohere", "gemma2", "llama"])
 def test_the_loss_over_some_tokens_is_that_with_the_other_logits_at_minus_infinity(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, linear_cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from l2d_ray.core.arrays import IntArray
@@ -51,13 +51,34 @@ def packed_loss(model: Any, samples: TrainingSamples, vocabulary: Tensor | None 
     causal = without_adapter(model)
     states = _packed_states(causal, forest, targets.parents)
     ids, weights = (torch.from_numpy(array).to(states.device) for array in (targets.tokens, targets.weights))
+    loss = _loss_in_chunks(causal, vocabulary, states, ids, weights)
+    return loss, LossCounts(forest.tokens.size, samples.sequences.tokens.size)
+
+
+def _loss_in_chunks(causal: Any, vocabulary: Tensor | None, states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of the losses of Y tokens, with the logits of some of them in memory at a time.
+
+    On a GPU these are PyTorch's own chunks, if the logits are a plain product. On a CPU they took 1.7 times as long.
+    """
+    if states.is_cuda and has_plain_logits(causal):
+        return library_loss(causal, vocabulary, states, ids, weights)
     chunks = list(zip(*(torch.split(tensor, LOGITS_PER_CHUNK) for tensor in (states, ids, weights)), strict=True))
     if len(chunks) == 1:
-        loss = _loss_of_states(causal, vocabulary, states, ids, weights)
-    else:
-        parts = [checkpoint(_loss_of_states, causal, vocabulary, *chunk, use_reentrant=False) for chunk in chunks]
-        loss = torch.stack(parts).sum()
-    return loss, LossCounts(forest.tokens.size, samples.sequences.tokens.size)
+        return _loss_of_states(causal, vocabulary, states, ids, weights)
+    parts = [checkpoint(_loss_of_states, causal, vocabulary, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(parts).sum()
+
+
+def library_loss(causal: Any, vocabulary: Tensor | None, states: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of the losses of Y tokens by `torch.nn.functional.linear_cross_entropy`.
+
+    It computes gradients along with each chunk of logits, instead of computing the logits again.
+    """
+    weight, bias = _head(causal, vocabulary)
+    ids = ids if vocabulary is None else torch.searchsorted(vocabulary, ids)
+    options = nn.LinearCrossEntropyOptions()
+    losses = linear_cross_entropy(states, weight, ids, linear_bias=bias, reduction="none", options=options)
+    return (losses.float() * weights).sum()
 
 
 def padded_loss(model: Any, samples: TrainingSamples, vocabulary: Tensor | None = None) -> tuple[Tensor, LossCounts]:
@@ -104,15 +125,30 @@ def _logits(causal: Any, states_YD: Tensor, vocabulary: Tensor | None = None) ->
 
     With a `vocabulary`, V counts its tokens.
     """
-    config, head = causal.config, causal.get_output_embeddings()
+    config = causal.config
     if vocabulary is None:
-        logits: Tensor = head(states_YD)
+        logits: Tensor = causal.get_output_embeddings()(states_YD)
     else:
-        logits = linear(states_YD, head.weight[vocabulary], None if head.bias is None else head.bias[vocabulary])
+        logits = linear(states_YD, *_head(causal, vocabulary))
     logits = logits * (getattr(config, "logit_scale", None) or 1)  # Cohere
     logits = logits / (getattr(config, "logits_scaling", None) or 1)  # Granite
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def has_plain_logits(causal: Any) -> bool:
+    """Return whether logits are the product of states and the head's weights, neither adapted nor scaled nor capped."""
+    names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+    scaled = any(getattr(causal.config, name, None) not in (None, 1) for name in names)
+    return type(causal.get_output_embeddings()) is nn.Linear and not scaled
+
+
+def _head(causal: Any, vocabulary: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return weights [V, D] and bias [V] of the head, or those of the tokens of a vocabulary."""
+    head = causal.get_output_embeddings()
+    if vocabulary is None:
+        return head.weight, head.bias
+    return head.weight[vocabulary], None if head.bias is None else head.bias[vocabulary]
 
 
 def _loss_of_states(

@@ -1,8 +1,8 @@
 """Linear layers for inference on a CPU, their weights laid out once as oneDNN's matrix products read them.
 
-PyTorch's own layer rearranges its weights in every product, which costs most where a batch has few tokens. On one thread
-with AVX-512 in float32, a packed product of 4 tokens took half of the time. One of 16 tokens took 0.7 of it, one of
-1,000 tokens 0.85 to 0.9. With AVX2 alone that is 0.6, 0.8 and 0.95. In bfloat16 it is 0.55, 0.8 and 1.
+PyTorch's own layer rearranges its weights in every product, which costs most where a batch has few tokens. On one
+thread with AVX-512 in float32, a packed product of 4 tokens took half of the time. One of 16 tokens took 0.7 of it, one
+of 1,000 tokens 0.85 to 0.9. With AVX2 alone that is 0.6, 0.8 and 0.95. In bfloat16 it is 0.55, 0.8 and 1.
 """
 
 from collections.abc import Callable
