@@ -65,6 +65,24 @@ def test_a_loaded_recommender_is_the_one_that_was_trained(folder: Path, name: st
         np.testing.assert_array_equal(found.scores_I, expected.scores_I)
 
 
+@every_name
+def test_the_parts_of_a_batch_give_the_losses_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    offsets = np.cumsum([0, *random.integers(2, 14, 60)])
+    data = TrainingData(random.integers(0, ITEMS, offsets[-1]).astype(np.int32), offsets, ITEMS)
+    settings = TrainConfig(**QUICK | {"length": 12, "dropout": 0, "loss": "softmax"})
+
+    def losses() -> list[list[float]]:
+        learner = SequenceLearner(MODELS[name], settings, data, "cpu")
+        return [sorted(losses_N.tolist()) for losses_N in learner._losses(1)]
+
+    in_parts, parts = losses(), list[int]()
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceLearner, "_parts", lambda _, __, rows: parts.append(len(rows)) or [rows])
+        np.testing.assert_allclose(np.concatenate(in_parts), np.concatenate(losses()), rtol=1e-4)
+    assert sum(parts) >= offsets.size - 1
+
+
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=9), st.integers(1, 12))
 def test_every_training_sample_is_in_one_window(sizes: list[int], length: int) -> None:
     """Items are numbered, so that the target of item i is item i + 1."""

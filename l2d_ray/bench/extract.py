@@ -54,7 +54,7 @@ class ExtractBenchmark:
 
 def bench_extract(config: Config) -> ExtractBenchmark:
     """Run `bench.samples` training samples of the workspace both ways, `bench.repeats` times in turn."""
-    prompts, backbone, tokens_per_chunk = _prepare(config)
+    prompts, backbone, tokens_per_chunk = prepare_extraction(config)
     batch_size = _fastest_batch_size(backbone, prompts)
     forest = plan_forest(prompts)
     flop = _flop_per_token(backbone.model) * forest.tokens.size + _attention_flop(backbone, forest.positions)
@@ -84,7 +84,7 @@ def bench_extract(config: Config) -> ExtractBenchmark:
     )
 
 
-def _prepare(config: Config) -> tuple[Prompts, Backbone, int]:
+def prepare_extraction(config: Config) -> tuple[Prompts, Backbone, int]:
     """Return the prompts of the first `bench.samples` training samples, the model, and the tokens per chunk."""
     whole = config.replace({"memory.units": 1})
     unit = plan_units(whole, Dataset.open(Workspace.open(config.workspace)))[0]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from l2d_ray.config.section import Folder, Name, Section
+from l2d_ray.config.section import File, Folder, Name, Section
 
 
 class EvaluateConfig(Section):
@@ -94,6 +94,8 @@ class BenchConfig(Section):
 
     only: list[str] = Field([])
     """Benchmarks of jobs/benchmarks.yaml to run (jobs/bench_all.py). Empty: all."""
+    peers: dict[str, File] = Field({})
+    """Python of each engine's virtual environment, by the NAME of jobs/peers/NAME_states.py (jobs/bench_peers.py)."""
     samples: int = Field(400, ge=1)
     """Samples to run."""
     repeats: int = Field(3, ge=1)
