@@ -1,4 +1,4 @@
-"""Measure packed extraction against other engines, each in a virtual environment of its own.
+"""Measure packed extraction against other engines, each in a separate virtual environment.
 
     python jobs/bench_peers.py workspace=… 'bench.peers={"vllm": "/tmp/vllm/bin/python"}' [key=value …]
 

@@ -1,6 +1,6 @@
 """The protocol between jobs/bench_peers.py and an engine: run the same prompts at each line on stdin, and say how long.
 
-Needs NumPy only, because each engine runs in a virtual environment of its own.
+Needs NumPy only, because each engine runs in a separate virtual environment.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Run = Callable[[list[list[int]]], NDArray[np.float32]]
-"""From the token ids of prompts to the last hidden state at the last token of each, [prompts, hidden size]."""
+"""Function from prompts, as token ids, to the hidden state of the last token of each, [prompts, hidden size]."""
 
 
 def answer(load: Callable[[str], Run]) -> None:

@@ -1,6 +1,6 @@
 """Benchmark of packed extraction against other engines: the same model, prompts and cores, in alternating runs.
 
-An engine is a script `jobs/peers/NAME_states.py`, which runs in a virtual environment of its own and keeps the model in
+An engine is a script `jobs/peers/NAME_states.py`, which runs in a separate virtual environment and keeps the model in
 memory. `jobs/peers/answering.py` is its side of the protocol.
 """
 
@@ -103,9 +103,8 @@ def _script(name: str) -> Path:
     script = SCRIPTS / f"{name}{SUFFIX}"
     if not script.exists():
         names = ", ".join(sorted(path.name.removesuffix(SUFFIX) for path in SCRIPTS.glob(f"*{SUFFIX}")))
-        raise InputError(
-            f"bench.peers: {script} does not exist; there are {names or 'none: run this in the repository'}"
-        )
+        remedy = f"choose from {names}" if names else "run this job in the root of the repository"
+        raise InputError(f"bench.peers: {script} does not exist; {remedy}")
     return script
 
 
@@ -120,7 +119,7 @@ class Engine:
     """A process that runs the prompts on request, as a context manager."""
 
     def __init__(self, name: str, command: Sequence[str], folder: Path, threads: int) -> None:
-        """Describe the process. It has a folder of its own below `folder`, with links to the model and the prompts."""
+        """Describe the process. It reads a new folder below `folder`, with links to the model and the prompts."""
         self._name, self._folder, self._command = name, folder / name, [*command, str(folder / name)]
         self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self._folder.mkdir()
