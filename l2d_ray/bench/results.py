@@ -85,21 +85,28 @@ def bench_all(config: Config) -> BenchAllResult:
 
     The workspace keeps each measurement in a file below `measured/`, so that the same command goes on where it was
     killed. Delete that file to measure again. Raises InputError for an unknown benchmark, for one whose place is
-    missing in `jobs/RESULTS.md`, and for a command that fails.
+    missing in `jobs/RESULTS.md`, and for commands that fail, at the end.
     """
     benchmarks = _read(config.bench.only)
     repository, workspace, measured = Workspace.open("."), Workspace.open(config.workspace), []
     for name in benchmarks:
         _place(name)
+    failures = []
     for name, benchmark in benchmarks.items():
         record = f"measured/{name}-{benchmark.digest()[:8]}.json"
         if not workspace.exists(record):
-            _measure(name, benchmark, config.workspace).write(workspace, record)
+            try:
+                _measure(name, benchmark, config.workspace).write(workspace, record)
+            except InputError as error:
+                failures.append(str(error))
+                continue
             measured.append(name)
         before, after = _place(name)
         block = "\n".join(_block(benchmark, Measurement.read(workspace, record)))
         with repository.create(str(RESULTS)) as stream:
             stream.write(f"{before}{block}{after}".encode())
+    if failures:
+        raise InputError(f"{'; '.join(failures)}; correct that and run this job again")
     kept = [name for name in benchmarks if name not in measured]
     return BenchAllResult(measured, kept, str(RESULTS))
 
@@ -136,7 +143,7 @@ def _measure(name: str, benchmark: Benchmark, scratch: str) -> Measurement:
         program, environment = ["sh", "-euc", command], os.environ | {SCRATCH: scratch, "PATH": path}
         done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, stderr=stderr(), text=True)
         if done.returncode:
-            raise InputError(f"{name}: exit status {done.returncode} of {command}; correct it and run this job again")
+            raise InputError(f"{name}: exit status {done.returncode} of {command}")
         results.append(json.loads(done.stdout.splitlines()[-1]))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return Measurement(
