@@ -1,7 +1,8 @@
 """The machine that a figure was measured on: its processor and how busy it was."""
 
 from dataclasses import dataclass
-from typing import Self
+from functools import cache
+from typing import Any, Self
 
 import psutil
 import torch
@@ -26,7 +27,7 @@ class Machine:
     @classmethod
     def now(cls) -> Self:
         """Look at this machine. Takes two seconds."""
-        cores, cpu = psutil.cpu_count() or 1, get_cpu_info()
+        cores, cpu = psutil.cpu_count() or 1, _processor()
         return cls(
             processor=cpu.get("brand_raw", cpu["arch"]),
             flags=[flag for flag in FLAGS if flag in cpu["flags"]],
@@ -39,3 +40,9 @@ class Machine:
         flags = f" ({', '.join(self.flags)})" if self.flags else ""
         parts = [f"{self.cores} cores of {self.processor}{flags}", *self.gpus]
         return f"{' and '.join(parts)}, of which other programs used {self.busy_cores} before"
+
+
+@cache
+def _processor() -> dict[str, Any]:
+    found: dict[str, Any] = get_cpu_info()
+    return found
