@@ -156,7 +156,7 @@ def test_unusable_files_are_refused_before_anything_runs(
 
 
 def test_an_unknown_benchmark_is_refused_by_name(repository: Path) -> None:
-    with pytest.raises(InputError, match=r"^bench.only: no benchmark 'third'; there are first, second$"):
+    with pytest.raises(InputError, match=r"^bench.only: no benchmark 'third'; choose from first, second$"):
         run(repository, "bench.only=third")
 
 

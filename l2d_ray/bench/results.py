@@ -31,6 +31,10 @@ SCRATCH = "SCRATCH"
 """Environment variable by which commands name the folder of their workspaces."""
 
 
+class _FailedError(Exception):
+    """A command failed; the other benchmarks run."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Commands, and what of their results is a figure."""
@@ -97,7 +101,7 @@ def bench_all(config: Config) -> BenchAllResult:
         if not workspace.exists(record):
             try:
                 _measure(name, benchmark, config.workspace).write(workspace, record)
-            except InputError as error:
+            except _FailedError as error:
                 failures.append(str(error))
                 continue
             measured.append(name)
@@ -121,7 +125,7 @@ def _read(only: list[str]) -> dict[str, Benchmark]:
         raise InputError(f"{BENCHMARKS}: {one_line(error)}; correct it") from None
     for name in only:
         if name not in found:
-            raise InputError(f"bench.only: no benchmark {name!r}; there are {', '.join(found)}")
+            raise InputError(f"bench.only: no benchmark {name!r}; choose from {', '.join(found)}")
     return {name: benchmark for name, benchmark in found.items() if not only or name in only}
 
 
@@ -135,7 +139,7 @@ def _place(name: str) -> tuple[str, str]:
 
 
 def _measure(name: str, benchmark: Benchmark, scratch: str) -> Measurement:
-    """Run the commands one after the other. Raises InputError if one fails."""
+    """Run the commands one after the other. Raises _FailedError if one fails."""
     machine, started, results = Machine.now(), time.monotonic(), []
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in benchmark.lines():
@@ -143,7 +147,7 @@ def _measure(name: str, benchmark: Benchmark, scratch: str) -> Measurement:
         program, environment = ["sh", "-euc", command], os.environ | {SCRATCH: scratch, "PATH": path}
         done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, stderr=stderr(), text=True)
         if done.returncode:
-            raise InputError(f"{name}: exit status {done.returncode} of {command}")
+            raise _FailedError(f"{name}: exit status {done.returncode} of {command}")
         results.append(json.loads(done.stdout.splitlines()[-1]))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return Measurement(
