@@ -131,8 +131,8 @@ def _gradient(model: Any, losses: Iterable[Tensor]) -> Tensor:
 def _rate(config: Config, workers: int) -> float:
     """Return the samples per second of a training of one epoch."""
     name = f"bench-{workers}"
-    settings = {"name": name, "epochs": 1, "valid_samples": 50, "trackers": []}
-    settings["samples"] = config.finetune.samples or config.bench.samples
+    samples = config.finetune.samples or config.bench.samples
+    settings = {"name": name, "epochs": 1, "samples": samples, "valid_samples": 50, "trackers": []}
     changes = {f"finetune.{key}": value for key, value in settings.items()}
     changed = config.replace(changes | {"workers.min": workers, "workers.max": workers})
     workspace = Workspace.open(config.workspace)

@@ -17,6 +17,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from l2d_ray.bench.extract import prepare_extraction
 from l2d_ray.config import Config
@@ -151,10 +152,10 @@ class Engine:
         print(file=self._process.stdin, flush=True)
         return float(self._read())
 
-    def states(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def states(self) -> NDArray[np.float32]:
         """Return the states of the last run [prompts, hidden size], and end the process."""
         self._process.communicate()
-        found: np.ndarray[tuple[int, int], np.dtype[np.float32]] = np.load(self._folder / "states.npy")
+        found: NDArray[np.float32] = np.load(self._folder / "states.npy")
         return found
 
     def _read(self) -> str:
