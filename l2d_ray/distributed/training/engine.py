@@ -40,7 +40,7 @@ def make_engine(
 ) -> Any:
     """Return a DeepSpeed engine around the model, which runs packed or padded, with the loss over a vocabulary."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay)
+    optimizer = torch.optim.AdamW(trainable, lr=finetune.learning_rate, weight_decay=finetune.weight_decay, fused=True)
     warmup = min(finetune.warmup_steps, schedule.steps // 10)
     factor = partial(learning_rate_factor, warmup=warmup, steps=schedule.steps)
     engine, *_ = deepspeed.initialize(
