@@ -89,7 +89,7 @@ def test_figures_stand_in_their_places_with_commands_and_machine(repository: Pat
     assert "old figures" not in text
     assert "plot" not in text
     assert "A report" not in text
-    assert len(re.findall(r"^\d+ cores of .+, of which other programs used [\d.]+ before\. 20\d\d-", text, re.M)) == 2
+    assert len(re.findall(r"^\d+ cores of .+, of which other programs used [\d.]+ before\.\n20\d\d-", text, re.M)) == 2
     assert text.endswith("<!-- end of second -->\nProse after.\n")
     assert {line.split()[1] for line in (repository / "ran").read_text().splitlines()} == {
         str(repository.parent / "scratch")

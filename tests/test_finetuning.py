@@ -1,10 +1,9 @@
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.small_workspace import ITEM_COUNT, config_of, expected_ids, write_dataset
 from support.tiny_models import tiny_tokenizer
@@ -57,14 +56,25 @@ def test_every_sample_is_in_one_micro_batch_an_epoch(users: int, workers: int, b
         assert [len(worker) for worker in step] == [schedule.micro_batches] * workers
         sizes = [part.size for worker in step for part in worker]
         assert min(sizes) >= 1
-        assert sum(sizes) <= max(batch_size, 2 * workers - 1)
-        assert max(sizes) <= max(micro, 2)
-        assert max(sizes) - min(sizes) <= 1
-        smaller = replace(schedule, micro_batch_size=min(micro, 4)).micro_batches
-        for worker in step:
-            again = np.array_split(np.concatenate(worker), len(worker))
-            assert [part.tolist() for part in again] == [part.tolist() for part in worker]
-            assert min(part.size for part in np.array_split(np.concatenate(worker), smaller)) >= 1
+        assert sum(sizes) <= 5 / 3 * max(batch_size, 2 * workers - 1) + 1
+
+
+@given(windows=st.lists(st.integers(1, 30), min_size=1, max_size=20), parts=st.integers(1, 12), least=st.integers(1, 5))
+def test_parts_are_of_similar_size_and_end_where_a_window_ends_near(windows: list[int], parts: int, least: int) -> None:
+    starts = np.repeat(np.arange(len(windows)), windows)
+    assume(starts.size >= parts * least)
+    samples = SampleTable(starts.astype(np.int32), starts, np.arange(starts.size), np.arange(starts.size))
+    found = samples.split(np.arange(starts.size), parts, least)
+    assert np.concatenate(found).tolist() == list(range(starts.size))
+    assert len(found) == parts
+    assert min(part.size for part in found) >= least
+    size, ends = starts.size / parts, np.cumsum(windows)
+    assert max(part.size for part in found) <= 5 / 3 * size + 1
+    for number, cut in enumerate(np.cumsum([part.size for part in found])[:-1], start=1):
+        even = round(number * size)
+        assert cut == even or cut in ends
+        if abs(ends - even).min() <= min(int(size) // 3, (int(size) - least) // 2):
+            assert cut in ends
 
 
 def test_samples_of_a_window_stay_together_and_epochs_differ() -> None:

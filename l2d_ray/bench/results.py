@@ -172,7 +172,7 @@ def _block(benchmark: Benchmark, measurement: Measurement) -> Iterator[str]:
     if benchmark.document:
         yield from _tables_of(Path(last[benchmark.document]).read_text())
     at = f" at commit {measurement.commit}" if measurement.commit else ""
-    yield from (f"{measurement.machine}. {measurement.date}{at}, {measurement.seconds:,.0f} s.", "", "")
+    yield from (f"{measurement.machine}.", f"{measurement.date}{at}, {measurement.seconds:,.0f} s.", "", "")
 
 
 def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:

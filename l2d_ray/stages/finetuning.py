@@ -152,24 +152,42 @@ class SampleTable:
         place = np.random.default_rng([seed, epoch]).permutation(groups.size)
         return np.lexsort([self.stops, place[group_N]])
 
+    def split(self, samples_N: IntArray, parts: int, least: int = 1) -> list[IntArray]:
+        """Divide samples into parts of similar size, each with at least `least` samples, where windows change.
+
+        The beginning of a window runs once for every part that has samples of it. So a part may have up to two thirds
+        more or fewer samples than the mean if no window is then divided.
+        """
+        size = samples_N.size // parts
+        even_P = np.linspace(0, samples_N.size, parts + 1)[1:-1].round().astype(int)
+        changes = np.flatnonzero(np.diff(self.starts[samples_N])) + 1
+        if not changes.size:
+            return np.split(samples_N, even_P)
+        after_P = np.searchsorted(changes, even_P).clip(max=changes.size - 1)
+        near_2P = changes[np.array([np.maximum(after_P - 1, 0), after_P])]
+        near_P = near_2P[np.abs(near_2P - even_P).argmin(axis=0), np.arange(parts - 1)]
+        slack = min(size // 3, (size - least) // 2)
+        return np.split(samples_N, np.where(np.abs(near_P - even_P) <= slack, near_P, even_P))
+
 
 @dataclass(frozen=True)
 class Schedule:
     """Division of the samples into epochs, optimizer steps, workers and micro-batches.
 
-    The parts of a whole differ by at most one sample.
+    The parts of a whole have similar sizes (`SampleTable.split`).
     """
 
     samples: int
     epochs: int
     workers: int
     batch_size: int
+    """Samples of a step, in the mean."""
     micro_batch_size: int
-    """Samples of a micro-batch, at most; one more where the steps of an epoch differ by a sample."""
+    """Samples of a micro-batch, in the mean, at most."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps of at most `batch_size` samples, each with at least one sample for every worker."""
+        """Number of steps of `batch_size` samples in the mean, each with at least one sample for every worker."""
         return min(-(-self.samples // self.batch_size), self.samples // self.workers)
 
     @property
@@ -186,9 +204,10 @@ class Schedule:
     def divide(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
         """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch."""
         for epoch in range(self.epochs):
-            for batch in np.array_split(table.epoch(seed, epoch), self.steps_per_epoch):
-                parts = np.array_split(batch, self.workers * self.micro_batches)
-                yield [parts[start :: self.workers] for start in range(self.workers)]
+            order = table.epoch(seed, epoch)
+            for batch in table.split(order, self.steps_per_epoch, self.workers * self.micro_batches):
+                of_workers = table.split(batch, self.workers, self.micro_batches)
+                yield [table.split(part, self.micro_batches) for part in of_workers]
 
 
 class SamplePhraser:
