@@ -15,8 +15,9 @@ from l2d_ray.models.linear_layers import linears_of, replace_linears
 
 LARGEST = 127
 """Integers range from -127 to 127."""
-ROWS = 256
-"""Tokens of one product. The sums of more leave the processor's cache: products of 2,048 took 1.2 times as long."""
+ROWS = 512
+"""Tokens of one product for each thread. The sums of more leave the processor's cache; fewer make threads wait for each
+other (`jobs/RESULTS.md`, *Building a memory*)."""
 MIN_LINEAR_SHARE = 0.9
 """Share of a model's weights that must be in linear layers: below it, int8 gains too little."""
 
@@ -41,8 +42,9 @@ class Int8Linear(nn.Module):
         """Map [..., M] float32 to [..., N] float32."""
         rows = x.reshape(-1, x.shape[-1])
         result = rows.new_empty(len(rows), self.scale_N.numel())
-        for start in range(0, len(rows), ROWS):
-            self._multiply(rows[start : start + ROWS], result[start : start + ROWS])
+        step = ROWS * torch.get_num_threads()
+        for start in range(0, len(rows), step):
+            self._multiply(rows[start : start + step], result[start : start + step])
         if self.bias is not None:
             result.add_(self.bias)
         return result.view(*x.shape[:-1], self.scale_N.numel())

@@ -181,9 +181,9 @@ class Schedule:
     epochs: int
     workers: int
     batch_size: int
-    """Samples of a step, in the mean."""
+    """Mean number of samples of a step, at most."""
     micro_batch_size: int
-    """Samples of a micro-batch, in the mean, at most."""
+    """Mean number of samples of a micro-batch, at most."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -239,8 +239,8 @@ class SamplePhraser:
         return TrainingSamples(sequences, np.array([title.size for _, title in pairs]), table.ids[samples])
 
     def batches(self, table: SampleTable, samples: IntArray, size: int) -> list[TrainingSamples]:
-        """Return these samples in batches of at most `size`."""
-        return [self.phrase(table, part) for part in np.array_split(samples, -(-samples.size // size))]
+        """Return these samples in batches of at most `size` in the mean (`SampleTable.split`)."""
+        return [self.phrase(table, part) for part in table.split(samples, -(-samples.size // size))]
 
     def _pair(self, items: NDArray[np.int32], start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         title = self._prompts.item_tokens(int(items[stop]))
