@@ -52,7 +52,7 @@ class Benchmark:
 
     def lines(self) -> list[str]:
         """Return the commands, each on one line."""
-        return self.commands.strip().replace("\\\n", " ").splitlines()
+        return self.commands.strip().replace("\\\n", "").splitlines()
 
     def digest(self) -> str:
         """Return the SHA-256 of the commands."""
