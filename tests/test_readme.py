@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -56,8 +57,9 @@ def settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tupl
 
 def commands(document: Path) -> list[list[str]]:
     """Return the arguments of every `python jobs/…` in a block of code, with continuation lines joined."""
-    code = [*blocks(document, "bash"), *re.findall(r"(?:^    .*\n)+", document.read_text(), re.MULTILINE)]
-    lines = "\n".join(code).replace("\\\n", " ").splitlines()
+    indented = re.findall(r"(?:^    .*\n)+", document.read_text(), re.MULTILINE)
+    code = [*blocks(document, "bash"), *map(dedent, indented)]
+    lines = "\n".join(code).replace("\\\n", "").splitlines()
     calls = [line[line.index("python jobs/") :] for line in lines if "python jobs/" in line]
     return [shlex.split(call, comments=True)[1:] for call in calls]
 
