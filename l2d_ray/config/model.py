@@ -59,10 +59,10 @@ class FinetuneConfig(Section):
     patience: int = Field(1, ge=1)
     """Stop after this many epochs without a better validation loss. The weights of the best epoch are kept."""
     batch_size: int = Field(128, ge=1)
-    """Mean number of samples of one optimizer step, over all workers. Steps end where a window ends."""
+    """Mean number of samples of one optimizer step, over all workers. A step ends where a window ends."""
     micro_batch_size: int = Field(64, ge=1)
-    """Mean number of samples that a worker runs at once, at most; some have two thirds more, to keep a window together.
-    Gradients accumulate up to batch_size."""
+    """Mean number of samples that a worker runs at once, at most. Some runs have two thirds more, to keep a window
+    together. Gradients accumulate up to batch_size."""
     samples: int | None = Field(None, ge=1)
     """Approximate number of training samples to use. Samples that share a window's beginning are chosen together. null:
     all."""
