@@ -152,8 +152,8 @@ class SampleTable:
         place = np.random.default_rng([seed, epoch]).permutation(groups.size)
         return np.lexsort([self.stops, place[group_N]])
 
-    def split(self, samples_N: IntArray, parts: int, least: int = 1) -> list[IntArray]:
-        """Divide samples into parts of similar size, each with at least `least` samples, where windows change.
+    def split(self, samples_N: IntArray, parts: int) -> list[IntArray]:
+        """Divide samples into parts of similar size, none empty, where windows change.
 
         The beginning of a window runs once for every part that has samples of it. So a part may have up to two thirds
         more or fewer samples than the mean if no window is then divided.
@@ -166,8 +166,7 @@ class SampleTable:
         after_P = np.searchsorted(changes, even_P).clip(max=changes.size - 1)
         near_2P = changes[np.array([np.maximum(after_P - 1, 0), after_P])]
         near_P = near_2P[np.abs(near_2P - even_P).argmin(axis=0), np.arange(parts - 1)]
-        slack = min(size // 3, (size - least) // 2)
-        return np.split(samples_N, np.where(np.abs(near_P - even_P) <= slack, near_P, even_P))
+        return np.split(samples_N, np.where(np.abs(near_P - even_P) <= size // 3, near_P, even_P))
 
 
 @dataclass(frozen=True)
@@ -203,11 +202,12 @@ class Schedule:
 
     def divide(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
         """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch."""
+        size = self.workers * self.micro_batches
         for epoch in range(self.epochs):
-            order = table.epoch(seed, epoch)
-            for batch in table.split(order, self.steps_per_epoch, self.workers * self.micro_batches):
-                of_workers = table.split(batch, self.workers, self.micro_batches)
-                yield [table.split(part, self.micro_batches) for part in of_workers]
+            parts = table.split(table.epoch(seed, epoch), self.steps_per_epoch * size)
+            for start in range(0, len(parts), size):
+                step = parts[start : start + size]
+                yield [step[first :: self.workers] for first in range(self.workers)]
 
 
 class SamplePhraser:

@@ -41,8 +41,8 @@ from l2d_ray.workspace import Workspace
 
 TAG = "state"
 """Name of DeepSpeed's folder in a checkpoint."""
-PADDED_BATCH_SIZE = 8
-"""Largest micro-batch where every sample runs in full, which takes more memory."""
+PADDED_BATCH_SIZE = 5
+"""Largest mean size of micro-batches where every sample runs in full, which takes more memory. None has more than 8."""
 
 
 def train(plan: WorkerPlan) -> dict[str, Any]:
