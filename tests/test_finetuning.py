@@ -78,6 +78,23 @@ def test_parts_are_of_similar_size_and_end_where_a_window_ends_near(windows: lis
             assert cut in ends
 
 
+def test_the_workers_of_a_step_run_about_as_many_titles() -> None:
+    windows = np.random.default_rng(0).integers(1, 41, 400)
+    starts = np.repeat(np.cumsum(windows) - windows, windows)
+    samples = SampleTable(np.zeros(starts.size, np.int32), starts, np.arange(starts.size) + 5, np.arange(starts.size))
+    titles = [
+        [sum(map(samples.titles, worker)) for worker in step]
+        for step in Schedule(len(samples), 1, workers=2, batch_size=256, micro_batch_size=64).divide(samples, seed=0)
+    ]
+    assert sum(map(max, titles)) < 1.05 * np.sum(titles) / 2
+
+
+def test_only_titles_that_several_samples_share_run_once() -> None:
+    starts, stops = np.array([0, 0, 0, 7]), np.array([1, 2, 3, 9])
+    samples = SampleTable(np.zeros(10, np.int32), starts, stops, np.arange(4))
+    assert samples.titles(np.arange(4)) == 3 + 2 + 4
+
+
 def test_samples_of_a_window_stay_together_and_epochs_differ() -> None:
     samples = table(30)
     first, second = samples.epoch(0, 0), samples.epoch(0, 1)

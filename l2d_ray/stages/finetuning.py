@@ -168,6 +168,12 @@ class SampleTable:
         near_P = near_2P[np.abs(near_2P - even_P).argmin(axis=0), np.arange(parts - 1)]
         return np.split(samples_N, np.where(np.abs(near_P - even_P) <= size // 3, near_P, even_P))
 
+    def titles(self, samples_N: IntArray) -> int:
+        """Return the number of titles that run through the model for these samples, in the order of an epoch."""
+        starts_N, items_N = self.starts[samples_N], self.stops[samples_N] - self.starts[samples_N]
+        longest = np.append(np.diff(starts_N) != 0, True)  # the last sample of a window has all items of the others
+        return int(items_N[longest].sum()) + samples_N.size
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -201,13 +207,16 @@ class Schedule:
         return min(-(-largest // (self.workers * self.micro_batch_size)), smallest // self.workers)
 
     def divide(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
-        """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch."""
-        size = self.workers * self.micro_batches
+        """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch.
+
+        The workers' micro-batches cost about the same, because a step lasts as long as its busiest worker.
+        """
+        shape = self.steps_per_epoch, self.micro_batches, self.workers
         for epoch in range(self.epochs):
-            parts = table.split(table.epoch(seed, epoch), self.steps_per_epoch * size)
-            for start in range(0, len(parts), size):
-                step = parts[start : start + size]
-                yield [step[first :: self.workers] for first in range(self.workers)]
+            parts = table.split(table.epoch(seed, epoch), math.prod(shape))
+            by_cost = np.argsort([table.titles(part) for part in parts], kind="stable").reshape(-1, self.workers)
+            for step in np.random.default_rng([seed, epoch, 1]).permutation(by_cost).reshape(shape):
+                yield [[parts[part] for part in of_worker] for of_worker in step.T]
 
 
 class SamplePhraser:
