@@ -44,7 +44,7 @@ unit: install  ## the tests that take seconds, and one pass of every job on Ray
 
 slow: install  ## kills, full disks, lost nodes, hostile requests; last those that need the machine to themselves
 	$(BIN)/pytest -m "slow and not alone and not long" -n 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -m "alone and not long"
 
 demo: install  ## every stage on a local Ray: recommendations first, a table of recommenders last
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python jobs/demo.py --config jobs/configs/demo.yaml

@@ -6,10 +6,12 @@ the clients saw.
 
 import json
 import os
+import random
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,28 @@ def test_the_same_command_completes_a_killed_promotion(
     assert {reply.body["version"] for reply in replies} == {before, after}
     assert named(engine) == [after]
     assert endpoint.version() == after
+
+
+@pytest.mark.long
+def test_promotions_killed_at_random_are_completed_by_the_same_commands(
+    endpoint: Running, engine: LocalEngine, folders: dict[str, Path], expected: Expected
+) -> None:
+    chance, killed, seconds = random.Random(0), 0, 20.0
+    with load(endpoint.url, BODIES, RATE) as replies:
+        for _ in range(12):
+            after = other(folders, endpoint.version())
+            started = time.monotonic()
+            process = subprocess.Popen(endpoint.promotion(folders[after]), env=endpoint.environment())
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(0, seconds))
+                seconds = time.monotonic() - started
+            killed += process.poll() is None
+            process.kill()
+            process.wait()
+            assert result_of(endpoint.promote(folders[after]))["version"] == after == endpoint.version()
+            assert named(engine) == [after]
+    assert check(replies, expected) == {200: len(replies)}
+    assert killed >= 6
 
 
 def test_one_of_two_simultaneous_promotions_is_refused(
