@@ -13,10 +13,10 @@ from support.small_workspace import command, environment, result_of
 ROOT = Path(__file__).parents[1]
 
 
-def run(stage: str, temporary: Path, **how: bool) -> subprocess.CompletedProcess[str]:
-    """Run a stage of noisy_stages as a job, with `temporary` for temporary files."""
+def run(stage: str, temporary: Path, before: str = "", **how: bool) -> subprocess.CompletedProcess[str]:
+    """Run a stage of noisy_stages as a job, after the line `before`, with `temporary` for temporary files."""
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    call = f"from l2d_ray.distributed.job import run; run('support.noisy_stages:{stage}', **{how})"
+    call = f"{before}\nfrom l2d_ray.distributed.job import run; run('support.noisy_stages:{stage}', **{how})"
     return subprocess.run(
         [sys.executable, "-c", call],
         env=environment() | {"PYTHONPATH": path, "TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"},
@@ -75,6 +75,18 @@ def test_ray_is_quiet_and_prepared_for_http_only_where_a_stage_serves(serves: bo
     assert bool(json.loads(process.stdout.splitlines()[-1])["serve"]) == serves
     (log,) = tmp_path.glob("l2d_ray-*.log")
     assert re.search(r"core_worker\.cc.*constructor arguments in the object store", log.read_text())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_that_does_not_start_in_time_is_one_line(tmp_path: Path) -> None:
+    raylet = tmp_path / "raylet"
+    raylet.write_text("#!/bin/sh\nexec sleep 60\n")
+    raylet.chmod(0o755)
+    process = run("good", tmp_path, f"import ray._private.services as ray; ray.RAYLET_EXECUTABLE = '{raylet}'")
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: Ray did not start within 30 s: this machine is too busy")
 
 
 def test_jobs_with_nothing_to_do_do_without_ray(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def joins_a_cluster() -> bool:
 def connect(config: Config, serves: bool = False) -> None:
     """Join the Ray cluster of the environment (`ray job submit`, RAY_ADDRESS), or start one on this machine.
 
-    Does nothing if this process has a connection already.
+    Does nothing if this process has a connection already. Raises TimeoutError if Ray does not start in time.
     """
     import ray  # not above: it takes a second, and wrong settings are refused without it
 
@@ -100,16 +100,23 @@ def connect(config: Config, serves: bool = False) -> None:
         from l2d_ray.distributed.serving.haproxy import local_variables
 
         os.environ |= local_variables(config.serve)
-    ray.init(
-        "local",  # never another Ray that runs on this machine
-        # More logical CPUs than cores: a pool of actors must leave room for tasks, and the models of an endpoint for
-        # its gateways and shards, which take a tenth of a CPU each.
-        num_cpus=max(4, os.cpu_count() or 1) + 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _system_config=KEEP_IDLE_WORKERS,
-    )
+    try:
+        ray.init(
+            "local",  # never another Ray that runs on this machine
+            # More logical CPUs than cores: a pool of actors must leave room for tasks, and the models of an endpoint
+            # for its gateways and shards, which take a tenth of a CPU each.
+            num_cpus=max(4, os.cpu_count() or 1) + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config=KEEP_IDLE_WORKERS,
+        )
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # a bare Exception, at Ray 2.60
+            raise
+        raise TimeoutError(
+            "Ray did not start within 30 s: this machine is too busy, or too little memory is free"
+        ) from None
 
 
 def _is_connected() -> bool:
