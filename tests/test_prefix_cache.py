@@ -113,6 +113,16 @@ def test_a_batch_can_use_an_entry_that_it_evicts(load: Callable[[str], Backbone]
     assert run.cache.hits == 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_history_that_is_found_whole_and_evicted_is_kept_again(load: Callable[[str], Backbone], family: str) -> None:
+    probe = Checked(load(family))
+    probe([3, 1, 4])
+    run = Checked(load(family), max_bytes=probe.cache.bytes * 3 // 2, size=4)
+    run([3, 1, 4])
+    run([0, 1, 2], [3, 1, 4])  # the first evicts what the second has found
+    assert list(run.cache._entries) == list(probe.cache._entries)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5), max_size=6),

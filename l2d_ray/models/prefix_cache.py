@@ -80,7 +80,8 @@ class PrefixCache:
         key = prompt[:last].tobytes()
         if key in self._entries:
             return
-        entry = [*found, read(keys[length(found) : last])]
+        new = keys[length(found) : last]  # none, if another prompt of the batch has evicted what was found
+        entry = [*found, read(new)] if new.size else found
         if len(entry) > MAX_SEGMENTS:
             entry = [[torch.cat(tensors) for tensors in zip(*entry, strict=True)]]
         size = _bytes(entry)
