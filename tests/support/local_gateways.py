@@ -19,11 +19,13 @@ from l2d_ray.serve.releases import ReleaseFile
 from support.fake_handles import FakeHandle
 
 LAYOUTS = ("colocated", "distributed")
+PATIENT = {"shard_seconds": 60, "deadline_seconds": 120}
+"""Limits that a busy machine keeps, too."""
 
 
 def release_file(config: Config, **settings: Any) -> ReleaseFile:
-    """Return the release file of an endpoint with these settings of `serve`."""
-    return new_release_file(config.replace({f"serve.{name}": value for name, value in settings.items()}))
+    """Return the release file of an endpoint with these settings of `serve`, and limits that are not exceeded."""
+    return new_release_file(config.replace({f"serve.{name}": value for name, value in (PATIENT | settings).items()}))
 
 
 def handle_of(replica: ReleaseReplica) -> FakeHandle:
