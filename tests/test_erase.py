@@ -43,6 +43,14 @@ def test_a_user_is_erased_and_the_files_are_compacted(tmp_path: Path, capsys: py
     )
     assert "these hold samples of users, too; delete them or make them again: reports/evaluation.parquet" in said
     (folder / "reports/evaluation.parquet").unlink()
+    first = compact(config)
+    assert (first.removed_snapshots, first.holding_erased) == (
+        0,
+        5,
+    )  # versions 1 and 2; snapshots 1, 2 and, with its deletion vectors, 3
+    assert "5 older snapshots and versions are kept for their readers, and hold what was erased; compact.keep_snap" in (
+        capsys.readouterr().err
+    )
     keep = config.replace({f"compact.{name}": value for name, value in AT_ONCE.items()})
     assert compact(keep).pinned == [1]
     assert (
@@ -51,7 +59,8 @@ def test_a_user_is_erased_and_the_files_are_compacted(tmp_path: Path, capsys: py
     )
     build(Workspace.open(str(folder)), space="none")
     record_index(Config(workspace=str(folder), index=IndexConfig(space="none")), 4)
-    assert compact(keep).pinned == []
+    assert (last := compact(keep)).pinned == []
+    assert last.holding_erased == 0
     assert traces(folder, "u3", ids) == set()
     assert sorted(states_of(folder)) == expected_ids(folder)
 

@@ -116,6 +116,22 @@ def test_the_model_that_was_tuned_as_a_whole_is_the_model_of_the_memory(folder: 
     )
 
 
+@pytest.mark.parametrize(("method", "key"), [("full", "model__name"), ("lora", "model__adapter")])
+def test_a_model_of_another_workspace_brings_its_settings(folder: Path, tmp_path: Path, method: str, key: str) -> None:
+    other = tmp_path / "other"
+    finetune(other, finetune__method=method, model__name="org/base", model__num_layers=2, history__stride=40)
+    found = for_memory(config(folder, **{key: other / "adapter"}))
+    assert (found.history.stride, found.model.num_layers) == (40, 2)
+    expected = (str(other / "adapter"), None) if method == "full" else ("org/base", str(other / "adapter"))
+    assert (found.model.name, found.model.adapter) == expected
+    assert for_memory(config(folder, history__stride=1, **{key: other / "adapter"})).history.stride == 1
+    assert refused(for_memory, config(folder, prompt__suffix="x", **{key: other / "adapter"})).startswith(
+        f"prompt.suffix='x': {other}/adapter/training.json records ''; "
+    )
+    for location in ("org/name", "s4://bucket/name"):
+        assert for_memory(config(folder, model__name=location)).model.name == location
+
+
 def test_what_contradicts_the_fine_tuned_model_is_refused_by_name(folder: Path) -> None:
     finetune(folder, model__name="org/base")
     path = f"{folder}/adapter/training.json"

@@ -15,4 +15,9 @@ def compact(config: Config) -> CompactResult:
             f"snapshots {result.pinned} of the memory are kept, because their index was built last or is served; run"
             " jobs/build_index.py and jobs/promote.py, and compact again"
         )
+    if result.holding_erased:
+        say(
+            f"{result.holding_erased} older snapshots and versions are kept for their readers, and hold what was"
+            " erased; compact.keep_snapshots=1 compact.keep_days=0 removes them now"
+        )
     return result

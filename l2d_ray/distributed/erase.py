@@ -12,7 +12,8 @@ def erase(config: Config) -> EraseResult:
     result = erasure.erase(config, lambda label, step, calls: run_tasks(label, config, step, calls))
     say(
         f"{result.users:,} users, {result.samples:,} samples and {result.rows:,} rows of the memory are gone; to have"
-        " them in no file, run jobs/compact.py, jobs/build_index.py, jobs/promote.py, and jobs/compact.py again"
+        " them in no file, run jobs/compact.py, jobs/build_index.py, jobs/promote.py, and jobs/compact.py again with"
+        " compact.keep_snapshots=1 compact.keep_days=0"
     )
     if result.left:
         say(f"these hold samples of users, too; delete them or make them again: {', '.join(result.left)}")

@@ -46,6 +46,8 @@ class CompactResult:
     """Files of all kinds, records included."""
     pinned: list[int]
     """Numbers of older snapshots that are kept only for their index, which was built last or is served."""
+    holding_erased: int
+    """Older snapshots of the memory and versions of the dataset that are kept and hold what was erased later."""
     seconds: float
 
 
@@ -65,6 +67,7 @@ def compact(config: Config, run: Run) -> CompactResult:
         removed_versions=removed.versions,
         removed_files=removed.files,
         pinned=removed.pinned,
+        holding_erased=removed.holding_erased,
         seconds=round(time.monotonic() - started, 3),
     )
 

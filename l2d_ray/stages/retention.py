@@ -52,6 +52,8 @@ class Removal:
     """Files of all kinds, records included."""
     pinned: list[int]
     """Numbers of snapshots that are kept only for their index, which was built last or is served."""
+    holding_erased: int
+    """Snapshots and versions that are kept, and whose files hold what was erased later."""
 
 
 def expire(workspace: Workspace, config: CompactConfig) -> Removal:
@@ -82,6 +84,15 @@ def expire(workspace: Workspace, config: CompactConfig) -> Removal:
         versions=sum(path.startswith(VERSIONS_FOLDER) for path in gone),
         files=len(gone),
         pinned=pinned,
+        holding_erased=_holding_erased(kept_versions, kept_snapshots),
+    )
+
+
+def _holding_erased(versions: list[Version], snapshots: list[Snapshot]) -> int:
+    """Return the number of versions, the newest first, and snapshots whose files hold what was erased."""
+    newest, erasures = versions[0], set(versions[0].erasures)
+    return sum(bool(erasures - set(version.lineage)) for version in versions) + sum(
+        bool(snapshot.deletions or erasures & set(newest.since(snapshot.dataset))) for snapshot in snapshots
     )
 
 

@@ -9,6 +9,7 @@ A setting that is not given is taken from the record. A given one that contradic
 it decides numbers, and taken where it chooses among what the workspace holds.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from l2d_ray.config import (
@@ -29,18 +30,15 @@ from l2d_ray.records import Record
 from l2d_ray.stages.finetuning import Training
 from l2d_ray.workspace import Workspace
 
-MEMORY, INDEX = "memory/settings.json", "index/settings.json"
+MEMORY, INDEX, TRAINING = "memory/settings.json", "index/settings.json", "training.json"
 HERE = "{workspace}"
 """Stands in a record for the workspace's location, so that a workspace can be moved."""
 IRRELEVANT_DATA = {"data.interactions", "data.items", "data.num_blocks", "data.append"}
 """Settings of the preparation that may differ: where the raw files were, and how the work was divided."""
 DELIVERY = IRRELEVANT_DATA | {"data.since", "data.until"}
 """Settings of the preparation that belong to the files, so that they may differ when a dataset grows."""
-
 TITLES = ("data.columns.", "data.max_title_words")
 """Settings of the preparation that say how titles are read and judged."""
-
-
 HOW_TO_GROW = "index.max_drift", "index.max_segments"
 """Settings of one run of jobs/build_index.py, which do not choose among indexes."""
 
@@ -179,13 +177,11 @@ def _with_model(config: Config, workspace: Workspace) -> Config:
 def _with_memory(config: Config, workspace: Workspace, record: MemorySettings, strict: tuple[str, ...]) -> Config:
     """Fill in the settings of a memory. Its model may have moved: then the model's digest decides."""
     recorded = flatten(record.model_dump(mode="json", exclude={"trained_from"}))
-    for key in ("model.name", "model.adapter"):
-        recorded[key] = _there(recorded[key], workspace)
-    given = config.given()
+    given, located = config.given(), ("model.name", "model.adapter")
+    recorded |= {key: _there(recorded[key], workspace) for key in located}
     for key, same in (("model.name", _there(record.trained_from, workspace)), ("model.dtype", "auto")):
         if key in given and given[key] == same:
             del given[key]
-    located = ("model.name", "model.adapter")
     decisive = {key: value for key, value in recorded.items() if key.startswith(strict) and key not in located}
     _refuse(given, decisive, workspace.path(MEMORY), "build a memory with this value in another workspace")
     return _fill(config, given, recorded)
@@ -208,18 +204,17 @@ def _check_is_of_training(config: Config, workspace: Workspace, record: MemorySe
 
 
 def _with_training(config: Config, workspace: Workspace) -> Config:
-    """Fill in the model that was fine-tuned in the workspace, and how it was, unless another model is given."""
+    """Fill in the settings of the fine-tuned model that is given, or else of the one in the workspace."""
     location = _training_to_use(config, workspace)
     if location is None:
         return config
-    path, given = f"{file_name(location)}/training.json", config.given()
-    training = Training.read(workspace, path)
-    settings = training.settings
+    of_training, given = Workspace.open(location), config.given()
+    path, settings = of_training.path(TRAINING), Training.read(of_training, TRAINING).settings
     base = settings["model"]["name"]
     if "model.adapter" not in given and given.get("model.name", base) not in (base, location):
         raise InputError(
-            f"model.name={config.model.name!r}: {workspace.path(path)} is of {base!r}, fine-tuned; leave it out to use"
-            " the fine-tuned model, or add model.adapter=null to use this one as it is"
+            f"model.name={config.model.name!r}: {path} is of {base!r}, fine-tuned; leave it out to use the fine-tuned"
+            " model, or add model.adapter=null to use this one as it is"
         )
     recorded = flatten({part: settings[part] for part in ("model", "history", "prompt")})
     if settings["finetune"]["method"] == "full":
@@ -228,7 +223,7 @@ def _with_training(config: Config, workspace: Workspace) -> Config:
     else:
         recorded["model.adapter"] = location
     decisive = {key: recorded[key] for key in recorded if key.startswith("prompt.") or key == "model.num_layers"}
-    _refuse(given, decisive, workspace.path(path), "add model.adapter=null to use the model as it is")
+    _refuse(given, decisive, path, "add model.adapter=null to use the model as it is")
     return _fill(config, given, recorded)
 
 
@@ -236,7 +231,7 @@ def _training_to_use(config: Config, workspace: Workspace) -> str | None:
     """Return the location of the fine-tuned model that the settings mean, if any."""
     given, trainings = config.given(), _trainings(workspace)
     for key in ("model.adapter", "model.name"):
-        if given.get(key) in trainings:
+        if given.get(key) and (given[key] in trainings or _is_training(given[key])):
             return str(given[key])
     if "model.adapter" in given:
         return None
@@ -249,9 +244,16 @@ def _training_to_use(config: Config, workspace: Workspace) -> str | None:
     return next(iter(trainings), None)
 
 
+def _is_training(location: str) -> bool:
+    """Return whether jobs/finetune.py made the model there, perhaps in another workspace."""
+    with suppress(InputError):  # no folder can be there
+        return Workspace.open(location).exists(TRAINING)
+    return False
+
+
 def _trainings(workspace: Workspace) -> dict[str, str]:
     """Return the base model of each fine-tuned model in the workspace, by its location."""
-    paths = {name: f"{name}/training.json" for name in workspace.folders()}
+    paths = {name: f"{name}/{TRAINING}" for name in workspace.folders()}
     return {
         join(workspace.uri, name): Training.read(workspace, path).settings["model"]["name"]
         for name, path in paths.items()
@@ -264,10 +266,8 @@ def _with_index(config: Config, workspace: Workspace, pinned: bool) -> Config:
     if not workspace.exists(INDEX):
         return config
     recorded, given = flatten(IndexSettings.read(workspace, INDEX).model_dump(mode="json")), config.given()
-    if not pinned:
-        del recorded["index.snapshot"]
-    for name in HOW_TO_GROW:
-        del recorded[name]
+    for key in HOW_TO_GROW if pinned else (*HOW_TO_GROW, "index.snapshot"):
+        del recorded[key]
     if given.get("index.space", recorded["index.space"]) != recorded["index.space"]:
         del recorded["index.prior"]  # was chosen for the recorded space
     return _fill(config, given, recorded)
