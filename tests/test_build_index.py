@@ -17,9 +17,11 @@ import pytest
 from support.small_workspace import ITEM_COUNT, command, config_of, environment_of_cluster, refusal, write_dataset
 
 from l2d_ray.core.metrics import recall
+from l2d_ray.core.posterior import Parameters
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
+from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.workspace import Workspace
@@ -56,6 +58,20 @@ def test_the_index_holds_every_row_of_the_memory_and_is_built_once(folder: Path)
     assert (again.index, again.shards_reused, again.posterior) == (first.index, 3, first.posterior)
     index = ShardedIndex.open(Workspace.open(str(folder)), str(Path(first.index).relative_to(folder)))
     assert sum(shard.num_rows for shard in index.shards) == first.rows
+
+
+def test_default_parameters_are_replaced_by_those_of_another_workspace(folder: Path) -> None:
+    fitted = build_index(config_of(folder, **SETTINGS)).posterior
+    live = folder / "live"
+    shutil.copytree(folder, live, ignore=shutil.ignore_patterns("live"))
+    (path,) = live.rglob("posterior.json")
+    defaults = {"samples": 0, "nats": None, "parameters": dataclasses.asdict(Parameters())}
+    path.write_text(json.dumps(json.loads(path.read_text()) | defaults))
+    assert build_index(config_of(live, **SETTINGS)).posterior == Parameters() != fitted
+    with pytest.raises(InputError, match="no index with fitted parameters there"):
+        ensure_posterior(config_of(live, **SETTINGS, **{"index.parameters_from": str(live / "typo")}))
+    taken = build_index(config_of(live, **SETTINGS, **{"index.parameters_from": str(folder)})).posterior
+    assert taken == fitted == build_index(config_of(live, **SETTINGS)).posterior
 
 
 def test_an_index_of_another_model_is_built_without_parameters_and_says_so(

@@ -263,6 +263,22 @@ def test_without_validation_samples_the_parameters_are_the_defaults(
     assert (empty.parameters, empty.samples, empty.nats) == (Parameters(), 0, None)
 
 
+def test_parameters_are_taken_from_another_workspace(fitted: tuple[Config, PosteriorRecord], tmp_path: Path) -> None:
+    config, record = fitted
+    shutil.copytree(config.workspace, tmp_path / "live")
+    live = config.replace({"workspace": str(tmp_path / "live"), "index.parameters_from": config.workspace})
+    plan = plan_index(live)
+    (tmp_path / "live" / plan.posterior).unlink()
+    empty = np.empty((0, plan.dimension), np.float32)
+    taken = fit_posterior(live, plan, record.transitions, [], empty)
+    assert (taken.parameters, taken.samples, taken.nats) == (record.parameters, record.samples, record.nats)
+    for other in (tmp_path / "nothing", tmp_path / "live"):
+        (tmp_path / "live" / plan.posterior).unlink(missing_ok=True)
+        wrong = plan_index(live.replace({"index.parameters_from": str(other)}))
+        with pytest.raises(InputError, match=r"no index with fitted parameters there; run jobs/build_index\.py with"):
+            fit_posterior(live, wrong, record.transitions, [], empty)
+
+
 def test_a_release_changes_with_the_parameters(fitted: tuple[Config, PosteriorRecord], tmp_path: Path) -> None:
     config, _ = fitted
     shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True)

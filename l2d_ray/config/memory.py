@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from l2d_ray.config.section import Section
+from l2d_ray.config.section import Folder, Section
 
 
 class MemoryConfig(Section):
@@ -51,6 +51,9 @@ class IndexConfig(Section):
     max_segments: int = Field(8, ge=1)
     """Segments of a shard. The rows of newer snapshots are in segments apart (l2d_ray/stages/index_growth.py);
     beyond this number, all rows become one again. 1 does so at once."""
+    parameters_from: Folder | None = None
+    """Workspace from whose index the parameters of `l2d` are taken, instead of fitting them. It is for datasets
+    without validation samples (data.split=none), which otherwise get the defaults."""
 
     def prior_in(self, space: str) -> float:
         """Return the prior's weight in this space."""

@@ -2,7 +2,8 @@
 
 1. Count the transitions to the items of every shard.
 2. Run the titles through the model of the memory.
-3. Keep the parameters of an older index with the same map, or run the validation samples through the model, too.
+3. Keep the parameters of an older index with the same map, or of another workspace (`index.parameters_from`), or run
+   the validation samples through the model, too.
 4. Fit the parameters, unless they are kept, and estimate the items.
 
 The index must be complete. Every step leaves files, and the same command continues from them.
@@ -29,7 +30,7 @@ from l2d_ray.stages.posterior import (
     count_transitions,
     encode,
     fit_posterior,
-    older_parameters,
+    kept_parameters,
     validation_samples,
 )
 
@@ -43,23 +44,29 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
     """
     plan = plan_index(config)
     if plan.workspace.exists(plan.posterior):
-        return PosteriorRecord.read(plan.workspace, plan.posterior)
+        record = PosteriorRecord.read(plan.workspace, plan.posterior)
+        if record.samples or not plan.config.parameters_from:
+            return record
+        kept_parameters(plan)  # raises InputError before the defaults are removed
+        plan.workspace.remove([plan.posterior])
     check_room(config)
     dataset = dataset_of(plan)
     check_query(plan.snapshot.identity, identify_memory(config))
     shards = [(plan, shard) for shard in range(plan.num_shards)]
     transitions = run_tasks("transitions", config, count_transitions, shards)
     run_tasks("titles", config, _compute_titles, [(config, plan)], gpus=config.workers.gpus)
-    kept = older_parameters(plan)
+    kept = kept_parameters(plan)
     samples = [] if kept else validation_samples(dataset)
     states_UD = _encode(config, plan, samples)
-    record: PosteriorRecord
-    (record,) = run_tasks("parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)])
+    fits: list[PosteriorRecord] = run_tasks(
+        "parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)]
+    )
+    (record,) = fits
     if not record.samples:
         logger.warning(
-            "%s: no validation samples; aggregation=posterior has the default parameters %s",
+            "%s: no validation samples; `l2d` (aggregation=posterior) has the default parameters. To take those that"
+            " were fitted in another workspace, add index.parameters_from=WORKSPACE",
             plan.workspace.path("dataset"),
-            record.parameters,
         )
     return record
 

@@ -34,9 +34,10 @@ from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import IndexManifest, PosteriorRecord, TransitionsRecord, posterior_path
 from l2d_ray.index.posterior import read_counts, shard_items, write_counts
 from l2d_ray.schema import Split
-from l2d_ray.stages.index_plan import IndexPlan, dataset_of
+from l2d_ray.stages.index_plan import IndexPlan, dataset_of, plan_index
 from l2d_ray.stages.indexing import commit
 from l2d_ray.stages.item_means import IndexMeans
+from l2d_ray.stages.settings import INDEX, for_queries
 from l2d_ray.workspace import Workspace
 
 MIN_SAMPLES, MAX_SAMPLES = 200, 2000
@@ -90,12 +91,27 @@ def _generations_of(workspace: Workspace, digest: str) -> list[GenerationRecord]
         return []
 
 
-def older_parameters(plan: IndexPlan) -> PosteriorRecord | None:
-    """Return what was fitted to the older index whose map this one has; None if there is none."""
+def kept_parameters(plan: IndexPlan) -> PosteriorRecord | None:
+    """Return what was fitted to the older index whose map this one has, or else in `index.parameters_from`.
+
+    None if there is neither. Raises InputError if that workspace has no fitted index.
+    """
     older = IndexManifest.read(plan.workspace, plan.manifest).fitted.older
-    if not older or not plan.workspace.exists(posterior_path(older)):
-        return None
-    return PosteriorRecord.read(plan.workspace, posterior_path(older))
+    path, other = older and posterior_path(older), plan.config.parameters_from
+    record = PosteriorRecord.read(plan.workspace, path) if path and plan.workspace.exists(path) else None
+    return _fitted_in(other) if other and not (record and record.samples) else record
+
+
+def _fitted_in(location: str) -> PosteriorRecord:
+    """Return what was fitted to the index of another workspace that was built last."""
+    workspace = Workspace.open(location)
+    path = plan_index(for_queries(Config(workspace=location))).posterior if workspace.exists(INDEX) else None
+    if path is None or not workspace.exists(path):
+        raise InputError(
+            f"index.parameters_from={location!r}: no index with fitted parameters there; run jobs/build_index.py with"
+            f" workspace={location} first"
+        )
+    return PosteriorRecord.read(workspace, path)
 
 
 def validation_samples(dataset: Dataset) -> list[Sample]:
@@ -133,15 +149,14 @@ def fit_posterior(
 ) -> PosteriorRecord:
     """Fit the parameters to validation samples, given their states; without samples, record the defaults.
 
-    An index with the map of an older one keeps its parameters, and needs no samples. The index must be complete. Skips
-    a fit that is done.
+    Parameters that are kept (`kept_parameters`) need no samples. The index must be complete. Skips a fit that is done.
     """
-    workspace, started, older = plan.workspace, time.monotonic(), older_parameters(plan)
+    workspace, started, kept = plan.workspace, time.monotonic(), kept_parameters(plan)
     if workspace.exists(plan.posterior):
         return PosteriorRecord.read(workspace, plan.posterior)
     means = IndexMeans.open(plan, compute_titles(config, plan))
-    if older:
-        parameters, used, nats = older.parameters, older.samples, older.nats
+    if kept:
+        parameters, used, nats = kept.parameters, kept.samples, kept.nats
     else:
         scores = _scores(plan, means, transitions, samples, states_UD)
         parameters, used = scores.fit(), len(samples)
