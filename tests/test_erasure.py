@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.growing import Log, append, build_without_model, histories_of, prepare, random_log, titles_of
-from support.keeping import erased, opened
+from support.keeping import erased, opened, run_here
 from support.small_workspace import expected_ids, states_of, write_dataset
 
 import l2d_ray
@@ -219,3 +219,64 @@ def test_what_would_leave_nothing_is_refused(folder: Path) -> None:
 def test_a_command_that_names_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"erase\.users, erase\.items and erase\.before are missing; give at least"):
         erased(folder)
+
+
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, **selection: Any) -> None:
+    """Erase from the dataset, and stop before the memory."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(erasure, "_erase_memory", killed)
+        patched.setattr(erasure, "_finish_erasure", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            erased(folder, **selection)
+
+
+def test_another_erasure_completes_one_that_was_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = len(states_of(folder))
+    interrupted(folder, monkeypatch, users=["u3"])
+    interrupted(folder, monkeypatch, items=["i2"], before=DAY_0 + timedelta(20))
+    result = erased(folder, users=["u5"])
+    assert sorted(states_of(folder)) == expected_ids(folder)
+    assert result.rows == rows - len(expected_ids(folder)) > 0
+    assert build_without_model(folder).rows == len(expected_ids(folder))
+    assert verify(opened(folder).workspace).problems == []
+
+
+def test_an_erasure_during_the_first_build_is_completed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, take = tmp_path / "ws", MemoryStore.take_snapshot
+    prepare(folder, LOG, TITLES)
+
+    def slow(*arguments: Any) -> Any:
+        erased(folder, users=["u3"])
+        return take(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryStore, "take_snapshot", slow)
+        build_without_model(folder)
+    assert sorted(states_of(folder)) != expected_ids(folder)
+    erased(folder, users=["u5"])
+    assert sorted(states_of(folder)) == expected_ids(folder)
+
+
+def test_a_snapshot_has_the_items_of_its_own_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(folder, monkeypatch, users=["u3"])
+    append(opened(folder), [("u4", "new", DAY * 10**5)], TITLES | {"new": "A new item"})
+    erased(folder, users=["u3"])
+    store = MemoryStore(opened(folder).workspace)
+    digest = store.snapshot().dataset
+    assert store.items(digest).equals(Dataset.open(store.workspace, digest).items())
+    assert len(store.items(digest)) == len(TITLES)
+
+
+def test_ids_are_taken_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    folder, users = tmp_path / "ws", tmp_path / "users.txt"
+    prepare(folder, [(user, item, 1) for user in ("ann", "ann ", "bob", "eve") for item in ("i1", "i2")], TITLES)
+    users.write_bytes(b"\xef\xbb\xbfbob\r\nann \n\n")
+    config = Config().replace({"workspace": str(folder), "erase.users": str(users)})
+    assert erasure.erase(config, run_here).unknown == 0
+    assert histories_of(opened(folder)).keys() == {"ann", "eve"}

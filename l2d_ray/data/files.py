@@ -103,6 +103,8 @@ def numbered_lines(path: str, fallback: str | None = None) -> Iterator[tuple[int
     with readable(path) as stream:
         for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
             text = _decode(line, fallback, f"{path}: line {number}").rstrip("\r\n")
+            if number == 1:
+                text = text.removeprefix("\ufeff")  # the mark with which some editors begin a file
             if text.strip():
                 seen = True
                 yield number, text

@@ -15,6 +15,8 @@ def erase(config: Config) -> EraseResult:
         " them in no file, run jobs/compact.py, jobs/build_index.py, jobs/promote.py, and jobs/compact.py again with"
         " compact.keep_snapshots=1 compact.keep_days=0"
     )
+    if result.unknown:
+        say(f"{result.unknown} of the given ids are not in the dataset")
     if result.left:
         say(f"these hold samples of users, too; delete them or make them again: {', '.join(result.left)}")
     return result

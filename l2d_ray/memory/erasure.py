@@ -44,6 +44,13 @@ def erase_rows(uri: str, units: Sequence[LiveUnit], erasure: RowErasure) -> list
     return [_erase(workspace, unit, erasure) for unit in units]
 
 
+def read_sample_ids(workspace: Workspace, units: Sequence[LiveUnit]) -> IntArray:
+    """Return the ids of all samples in the files of units, erased and quarantined ones too, each once, ascending."""
+    files = [workspace.path(file.path) for unit in units for file in unit.record.files]
+    tables = [pq.read_table(file, columns=["sample_id"], filesystem=workspace.filesystem) for file in files]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *(table["sample_id"].to_numpy() for table in tables)]))
+
+
 def _erase(workspace: Workspace, unit: LiveUnit, erasure: RowErasure) -> LiveUnit:
     erased, places = unit.erased(workspace), dict[int | None, IntArray]()
     for file in unit.record.files:

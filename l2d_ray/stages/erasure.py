@@ -2,13 +2,15 @@
 
 First comes a version of the dataset without them, then a snapshot of the memory. Each appears at once. Files do not
 change: what was erased stays readable in the versions and snapshots before, until jobs/compact.py removes these. If the
-job is killed in between, the same command makes the snapshot; jobs/build_memory.py does nothing before.
+job is killed in between, any later erasure makes the snapshot, too, without all that the dataset lacks by then;
+jobs/build_memory.py does nothing before.
 
 Of two jobs that change the dataset or the memory at the same time one comes first, and the other starts again from what
 it finds.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -25,12 +27,14 @@ from l2d_ray.data.erasure import ErasedPart, Erasure, erase_part, find_emptied, 
 from l2d_ray.data.files import numbered_lines
 from l2d_ray.data.histories import Lists
 from l2d_ray.data.interactions import user_hashes
+from l2d_ray.data.samples import iter_samples
 from l2d_ray.data.versions import commit_version
 from l2d_ray.errors import InputError
 from l2d_ray.memory.deletions import LiveUnit
-from l2d_ray.memory.erasure import RowErasure, erase_rows
+from l2d_ray.memory.erasure import RowErasure, erase_rows, read_sample_ids
 from l2d_ray.memory.manifest import Snapshot
 from l2d_ray.memory.store import HELD_OUT, MemoryStore
+from l2d_ray.schema import Split
 from l2d_ray.stages.steps import Run, on_newest
 from l2d_ray.workspace import Workspace
 
@@ -98,21 +102,22 @@ def erase(config: Config, run: Run) -> EraseResult:
     Raises InputError if there is no dataset, if nothing would be left of it, or if the memory lacks samples of it.
     """
     started, workspace, selection = time.monotonic(), Workspace.open(config.workspace), Selection.read(config.erase)
-    workspace.delete(HELD_OUT)  # rows of validation and test samples, which an evaluation computes again
+    before = MemoryStore(workspace).newest()
     change = on_newest(
         lambda: Dataset.open(workspace),
         lambda dataset: _erase_dataset(dataset, selection, run),
         key=lambda dataset: dataset.version,
     )
     old, new = change.old, change.new
-    before, after = _erase_memory(new, selection, change.before, change.without_history, run) or (None, None)
+    after = _erase_memory(new, change.rows, run)
+    workspace.delete(HELD_OUT)  # rows of validation and test samples, which an evaluation computes again
     return EraseResult(
         version=new.version.number,
         users=old.num_users - new.num_users,
         samples=_num_samples(old) - _num_samples(new),
         snapshot=after.number if after else None,
-        rows=before.rows - after.rows if before and after else 0,
-        quarantined=before.quarantined - after.quarantined if before and after else 0,
+        rows=max(0, before.rows - after.rows) if before and after else 0,
+        quarantined=max(0, before.quarantined - after.quarantined) if before and after else 0,
         unknown=change.unknown,
         left=[*workspace.files("reports", ".parquet"), *workspace.files("export")],
         seconds=round(time.monotonic() - started, 3),
@@ -125,18 +130,32 @@ class _Change:
 
     old: Dataset
     new: Dataset
-    before: int | None
-    """Time before which all was erased, in the unit of the dataset."""
-    without_history: IntArray
-    """Ids of samples that lost their whole history."""
+    rows: "_Rows"
+    """What the memory must lose for it."""
     unknown: int
     """Ids that were given and that the old dataset does not have."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of the memory that one erasure erases."""
+
+    selection: Selection
+    before: int | None
+    """Time before which all is erased, in the unit of the dataset."""
+    without_history: IntArray
+    """Ids of samples that lost their whole history."""
+
+    def of(self, items: pa.Table) -> RowErasure:
+        """Return them for a memory with these items (`schema.ITEMS`)."""
+        users = np.sort(user_hashes(self.selection.user_ids))
+        return RowErasure(users, self.selection.in_items(items), self.before, self.without_history)
 
 
 def _erase_dataset(old: Dataset, selection: Selection, run: Run) -> _Change:
     """Erase from the dataset. Raises FileExistsError if another job changed it meanwhile."""
     erasure = Erasure(selection.user_ids, selection.in_items(old.items()), selection.before(old))
-    _finish_erasure(old, selection, erasure.before, run)
+    _finish_erasure(old, run)
     known = len(old.find_users(erasure.user_ids, erasure.user_hashes)) + erasure.items.size
     if not erasure.of_users_alone:
         (emptied,) = run("users with nothing left", find_emptied, [(old, erasure)])
@@ -144,14 +163,15 @@ def _erase_dataset(old: Dataset, selection: Selection, run: Run) -> _Change:
     parts = _erase_parts(old, erasure, run)
     lost = [part.without_history for of_generation in parts for part in of_generation]
     unknown = len(selection.user_ids) + len(selection.item_ids) - known
-    return _Change(old, _commit(old, parts), erasure.before, np.concatenate([NO_IDS, *lost]), unknown)
+    rows = _Rows(selection, erasure.before, np.concatenate([NO_IDS, *lost]))
+    return _Change(old, _commit(old, parts), rows, unknown)
 
 
-def _finish_erasure(dataset: Dataset, selection: Selection, before: int | None, run: Run) -> None:
+def _finish_erasure(dataset: Dataset, run: Run) -> None:
     """Erase from the memory what a killed run has erased from the dataset, so that the memory can grow again."""
     newest = MemoryStore(dataset.workspace).newest()
     if newest and dataset.version.erased_since(newest.dataset) != newest.dataset:
-        _erase_memory(dataset, selection, before, NO_IDS, run)
+        _erase_memory(dataset, None, run)
 
 
 def _erase_parts(dataset: Dataset, erasure: Erasure, run: Run) -> list[list[ErasedPart]]:
@@ -180,41 +200,63 @@ def _commit(old: Dataset, parts: list[list[ErasedPart]]) -> Dataset:
     return Dataset(old.workspace, old.manifest, version)
 
 
-def _erase_memory(
-    dataset: Dataset, selection: Selection, before: int | None, without_history: IntArray, run: Run
-) -> tuple[Snapshot, Snapshot] | None:
-    """Return the newest snapshot of the memory, and the one without what is erased; None if there is no memory.
+def _erase_memory(dataset: Dataset, rows: _Rows | None, run: Run) -> Snapshot | None:
+    """Return the newest snapshot of the memory, without what is erased; None if there is no memory.
 
-    If nothing is to be erased, both are the same.
+    If the dataset has other erasures that the memory lacks, or `rows` is None, every row goes whose sample the dataset
+    does not have.
     """
     store = MemoryStore(dataset.workspace)
 
-    def work(newest: Snapshot | None) -> tuple[Snapshot, Snapshot] | None:
+    def work(newest: Snapshot | None) -> Snapshot | None:
         if newest is None:
             return None
-        items = selection.in_items(store.items(newest.dataset)) if len(selection.item_ids) else NO_ITEMS
-        rows = RowErasure(np.sort(user_hashes(selection.user_ids)), items, before, without_history)
-        live = store.live_units(newest)
+        digest, live = dataset.version.erased_since(newest.dataset), store.live_units(newest)
+        version = _version(dataset, digest)
         chunks = [live[start : start + UNITS_PER_TASK] for start in range(0, len(live), UNITS_PER_TASK)]
-        calls = [(store.workspace.uri, chunk, rows) for chunk in chunks]
-        units = [unit for chunk in run("erase from the memory", erase_rows, calls) for unit in chunk]
-        after = _without(newest, units, dataset)
-        if after.dataset != newest.dataset:
-            store.keep_items(after.dataset, dataset.items())
+        uri, own = store.workspace.uri, {newest.dataset, dataset.digest}
+        if rows and digest in own and not set(dataset.version.since(newest.dataset)) - own:
+            erasure = rows.of(store.items(newest.dataset))
+            found = run("erase from the memory", erase_rows, [(uri, chunk, erasure) for chunk in chunks])
+        else:
+            found = run("erase from the memory", erase_absent, [(uri, chunk, version.digest) for chunk in chunks])
+        after = _without(newest, [unit for chunk in found for unit in chunk], digest)
+        if digest != newest.dataset:
+            store.keep_items(digest, version.items())
         elif after.deletions == newest.deletions and after.units == newest.units:
-            return newest, newest
-        return newest, store.add_snapshot(after)
+            return newest
+        return store.add_snapshot(after)
 
     return on_newest(store.newest, work)
 
 
-def _without(newest: Snapshot, units: list[LiveUnit], dataset: Dataset) -> Snapshot:
-    """Return the snapshot after the newest one, of these units; a unit that lost everything is left out."""
+def _version(dataset: Dataset, digest: str) -> Dataset:
+    """Return this version of a dataset; if a compaction has removed it, the newest one, which has all that it had."""
+    try:
+        return Dataset.open(dataset.workspace, digest)
+    except InputError:
+        return dataset
+
+
+def erase_absent(uri: str, units: Sequence[LiveUnit], digest: str) -> list[LiveUnit]:
+    """Return units without the rows whose samples this version of the dataset does not train on, as `erase_rows`."""
+    workspace = Workspace.open(uri)
+    ids = read_sample_ids(workspace, units)
+    for batch in iter_samples(Dataset.open(workspace, digest), Split.TRAIN):
+        ids = np.setdiff1d(ids, batch.sample_ids)
+    return erase_rows(uri, units, RowErasure(NO_IDS, NO_ITEMS, None, ids))
+
+
+def _without(newest: Snapshot, units: list[LiveUnit], digest: str) -> Snapshot:
+    """Return the snapshot after the newest one, of these units and this version of the dataset.
+
+    A unit that lost everything is left out.
+    """
     left = [unit for unit in units if not unit.deletions or unit.rows or unit.quarantined] or units[:1]
     return newest.model_copy(
         update={
             "number": newest.number + 1,
-            "dataset": dataset.version.erased_since(newest.dataset),
+            "dataset": digest,
             "units": [unit.record.unit for unit in left],
             "deletions": {unit.record.unit: unit.deletions for unit in left if unit.deletions},
             "rows": sum(unit.rows for unit in left),
@@ -225,7 +267,7 @@ def _without(newest: Snapshot, units: list[LiveUnit], dataset: Dataset) -> Snaps
 
 def _ids(path: str | None) -> pa.Array:
     """Return the ids of a file, each once, in order."""
-    lines = {line.strip() for _, line in numbered_lines(path)} if path else set()
+    lines = {line for _, line in numbered_lines(path)} if path else set()
     return pa.array(sorted(lines), pa.string())
 
 
