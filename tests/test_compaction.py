@@ -250,3 +250,16 @@ def test_the_snapshot_whose_index_is_served_is_kept(folder: Path) -> None:
     assert compacted(folder, **AT_ONCE).pinned == [2]
     workspace.delete("serving")
     assert compacted(folder, **AT_ONCE).pinned == []
+
+
+def test_units_without_samples_are_merged(tmp_path: Path) -> None:
+    """All rows of the first unit are erased, or its users have one interaction each."""
+    for name, users in (("erased", ["b"]), ("short", [])):
+        folder = tmp_path / name
+        prepare(folder, [("a", "x", 1), ("b", "y", 2), ("b", "x", 3), ("c", "x", 1)], {"x": "Title x", "y": "Title y"})
+        build_without_model(folder)
+        if users:
+            erased(folder, users=users)
+        assert compacted(folder, **AT_ONCE).units == 1
+        assert sorted(states_of(folder)) == expected_ids(folder)
+        assert l2d_ray.read_memory(folder).schema.names[:2] == ["sample_id", "user_hash"]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.growing import append, build_memory, prepare, random_log, titles_of
+from support.growing import append, build_memory, build_without_model, prepare, random_log, titles_of
+from support.keeping import compacted
 from support.small_memory import build
 from support.small_workspace import config_of, expected_ids, states_of
 
@@ -154,3 +155,16 @@ def test_a_dataset_without_a_split_is_not_evaluated(tmp_path: Path) -> None:
     evaluate = settings(tmp_path, **{"evaluate.recommenders": "most-popular"})
     with pytest.raises(InputError, match=r"dataset: no test samples; prepare the data with another data\.split"):
         plan_evaluation(evaluate)
+
+
+def test_a_snapshot_from_before_merged_generations_counts_as_none(tmp_path: Path) -> None:
+    folder = tmp_path / "ws"
+    dataset = prepare(folder, LOG[:150], TITLES)
+    build_without_model(folder)
+    append(dataset, LOG[150:300], TITLES)
+    build_without_model(folder)
+    compacted(folder, keep_snapshots=5)
+    for path in (folder / "memory/snapshots").iterdir():
+        if path.name != "1.json":
+            path.unlink()
+    assert build_without_model(folder).rows == len(expected_ids(folder))

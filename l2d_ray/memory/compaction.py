@@ -23,11 +23,11 @@ def plan_merges(units: Sequence[LiveUnit], unit_samples: int) -> list[list[LiveU
     `unit_samples`, unless a unit alone has more.
     """
     groups: list[list[LiveUnit]] = []
-    size = unit_samples
+    size = 0
     for unit in units:
         samples = unit.rows + unit.quarantined
         if unit.deletions or samples < unit_samples / 2:
-            if size + samples > unit_samples:
+            if not groups or size + samples > unit_samples:
                 groups.append([])
                 size = 0
             groups[-1].append(unit)

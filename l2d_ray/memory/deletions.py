@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from l2d_ray.core.arrays import IntArray
 from l2d_ray.errors import InputError
 from l2d_ray.memory.manifest import DataFile, DeletionVector, UnitRecord, live_name
-from l2d_ray.schema import DELETIONS
+from l2d_ray.schema import DELETIONS, memory_schema
 from l2d_ray.workspace import Workspace
 
 DELETIONS_FOLDER = "memory/deletions"
@@ -124,7 +124,8 @@ def open_rows(workspace: Workspace, units: Sequence[LiveUnit]) -> ds.Dataset:
     """
     files = [(unit, file) for unit in units for file in unit.data_files()]
     paths = [workspace.path(file.path) for _, file in files]
-    rows = ds.dataset(paths, filesystem=workspace.filesystem)
+    schema = memory_schema(units[0].record.identity.dimension) if units and not paths else None
+    rows = ds.dataset(paths, filesystem=workspace.filesystem, schema=schema)
     incomplete = [unit for unit in units if unit.deletions and unit.deletions.rows]
     if not incomplete:
         return rows

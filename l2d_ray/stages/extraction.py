@@ -122,7 +122,7 @@ def plan_growth(
     All of its units stay if it is of the same fraction of this dataset, or of an earlier version. A unit of an earlier
     version is valid in each later one, because neither items, nor samples, nor their windows ever change. A snapshot
     with a unit that is no longer committed counts as none. So does one from before an erasure that it cannot catch up
-    with. Raises InputError if it could, because jobs/erase.py was killed.
+    with, or from before generations that were merged. Raises InputError if it could, because jobs/erase.py was killed.
     """
     units, lineage = plan_units(config, dataset), dataset.version.lineage
     if (
@@ -138,9 +138,22 @@ def plan_growth(
             " run jobs/erase.py again, as it was run last"
         )
     later = set(dataset.version.since(newest.dataset))
-    if later & set(dataset.version.erasures):
+    if later & set(dataset.version.erasures) or not _adds_up(dataset, newest.dataset, later):
         return [], units
     return newest.units, [unit for unit in units if dataset.generations[unit.generation].digest in later]
+
+
+def _adds_up(dataset: Dataset, digest: str, later: Collection[str]) -> bool:
+    """Return whether the generations of the digests `later` have what a dataset has more than an older version of it.
+
+    They do not if a compaction has merged them with others.
+    """
+    try:
+        older = Dataset.open(dataset.workspace, digest)
+    except InputError:
+        return False
+    new = [one.num_samples(Split.TRAIN) for one in dataset.generations if one.digest in later]
+    return older.num_samples(Split.TRAIN) + sum(new) == dataset.num_samples(Split.TRAIN)
 
 
 def count_units(config: Config, samples: int, users: int | None = None) -> int:
