@@ -121,6 +121,13 @@ def test_a_model_that_attends_to_later_tokens_is_refused(tmp_path: Path, family:
     )
 
 
+def test_a_model_that_reads_images_too_is_refused(llama: str, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path / "model")
+    transformers.Gemma3Config().save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="'gemma3' reads more than text; give a model for text alone"):
+        load_backbone(ModelConfig(name=str(tmp_path / "model")))
+
+
 def test_code_in_a_model_folder_is_not_run(llama: str, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -1,6 +1,9 @@
 """Linear layers with packed weights: the results of PyTorch's own."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,19 @@ def test_a_layer_that_computes_something_else_stays() -> None:
     pack_linears(model)
     assert [type(layer) for layer in model] == [PackedLinear, Doubled, nn.LayerNorm]
     torch.testing.assert_close(model(x).detach(), original(x).detach())
+
+
+def test_a_processor_that_cannot_pack_bfloat16_runs_it_unpacked(tmp_path: Path) -> None:
+    code = (
+        "import sys; from l2d_ray.models.backbone import load_backbone; from l2d_ray.config import ModelConfig;"
+        "model = load_backbone(ModelConfig(name=sys.argv[1]), 'bfloat16').model;"
+        "print({type(layer).__name__ for layer in model.modules() if 'Linear' in type(layer).__name__})"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, save_tiny(tmp_path)],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines()[-1] == "{'Linear'}"

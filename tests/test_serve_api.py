@@ -4,6 +4,7 @@ import logging
 import re
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from support.served_items import pairs_of
@@ -13,6 +14,7 @@ from l2d_ray.config import ServeConfig
 from l2d_ray.core.query import Query
 from l2d_ray.index import aggregations
 from l2d_ray.serve.api import create_app
+from l2d_ray.serve.catalogue import _fold
 from l2d_ray.serve.engine import OverloadedError, UnavailableError
 from l2d_ray.serve.schemas import (
     BatchRequest,
@@ -83,6 +85,8 @@ def test_an_aggregation_without_fitted_parameters_is_neither_offered_nor_answere
     response = recommend(engine, aggregation="posterior")
     assert response.status_code == 422
     assert response.json()["detail"] == "body.aggregation: not offered by this index; use global or local"
+    engine.offer("most-popular")
+    assert recommend(engine, aggregation="posterior", recommender="most-popular").status_code == 200
 
 
 def test_filters_take_items_out_of_the_answer(engine: LocalEngine) -> None:
@@ -250,6 +254,7 @@ def test_items_are_found_by_words_of_their_titles(engine: LocalEngine) -> None:
     assert ids(http.get("/v1/items", params={"query": " ", "most": 2}).json()) == ["i0", "i1"]
     assert len(ids(http.get("/v1/items", params={"most": 100}).json())) == 30
     assert http.get("/v1/items", params={"query": "x" * 51}).status_code == 422
+    assert _fold(pa.array(["Chanel № 5", "Mamma Mia™", "TÍTLE"])).to_pylist() == ["chanel no 5", "mamma miatm", "title"]
 
 
 def test_the_page_and_the_documentation_need_no_other_server(engine: LocalEngine) -> None:

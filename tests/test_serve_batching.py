@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from l2d_ray.serve import batching
 from l2d_ray.serve.batching import LateError, TokenBatcher
 
 
@@ -177,5 +178,48 @@ def test_items_whose_callers_left_are_not_counted() -> None:
             task.cancel()
         await asyncio.sleep(0)
         assert await batch(5, within=0.25) == 10
+
+    asyncio.run(scenario())
+
+
+def test_a_large_batch_that_stalled_once_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "FORGET_SECONDS", 0.5)
+
+    async def scenario() -> None:
+        stalls = [2.0]
+
+        def run(items: list[int]) -> list[int]:
+            time.sleep(stalls.pop() if sum(items) > 1000 and stalls else sum(items) / 1e5)
+            return items
+
+        batch = TokenBatcher(run, size=abs, budget=2048)
+
+        async def done() -> int:
+            replies = await asyncio.gather(*(batch(100, within=0.8) for _ in range(20)), return_exceptions=True)
+            return sum(reply == 100 for reply in replies)
+
+        await batch(100)
+        assert await done() == 20  # nothing is known of large batches yet
+        assert await done() < 20
+        await asyncio.sleep(0.6)
+        await batch(100)
+        assert await done() == 20
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("results", [[], [1, 2], StopIteration()])
+def test_a_batch_without_one_result_for_each_item_fails(results: list[int] | StopIteration) -> None:
+    def run(items: list[int]) -> list[int]:
+        if isinstance(results, StopIteration):
+            raise results
+        return results
+
+    async def scenario() -> None:
+        batch = TokenBatcher(run, size=abs, budget=10)
+        for failed in (1, 2):
+            with pytest.raises(RuntimeError, match="batch"):
+                await asyncio.wait_for(batch(1), 10)
+            assert batch.failed == failed
 
     asyncio.run(scenario())

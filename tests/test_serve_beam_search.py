@@ -112,3 +112,8 @@ def test_beam_search_requires_a_key(engine: LocalEngine, monkeypatch: pytest.Mon
         ({}, 401),
     ):
         assert http.post("/v1/beam_search", json={"history": HISTORY}, headers=headers).status_code == status
+
+
+def test_what_is_ignored_is_not_checked(engine: LocalEngine) -> None:
+    ignored = {"recommender": "sasrec", "aggregation": "posterior", "top_m": 7}
+    assert pairs(search(engine, k=ITEMS, **ignored).json()) == expected(engine, [3, 7, 11])

@@ -46,9 +46,27 @@ def test_an_interrupted_promotion_is_taken_up(config: Config) -> None:
     file = new_release_file(config)
     grow_endpoint(config)
     newer = new_release_file(config).first
+    assert NewestIndex(file, config).take() == newer
     assert NewestIndex(file, config).take() is None
     file.write([file.first, newer])
     assert NewestIndex(file, config).take() == newer
+
+
+def test_an_index_that_is_built_while_the_endpoint_starts_or_its_follower_is_replaced_is_offered(
+    config: Config,
+) -> None:
+    file = new_release_file(config)
+    for snapshot in (2, 3):
+        grow_endpoint(config)
+        release = NewestIndex(file, config).take()
+        assert release is not None
+        assert release.open().manifest.snapshot == snapshot
+        file.write([release])
+    file.write([file.first])  # rolled back
+    newest = NewestIndex(file, config)
+    assert newest.take() is None
+    newest.offer_again()  # its promotion failed, and the follower is replaced
+    assert NewestIndex(file, config).take() == release
 
 
 def test_an_index_that_grew_has_the_parameters_of_the_older_one(config: Config) -> None:

@@ -140,6 +140,10 @@ def read_architecture(checkpoint: Checkpoint, config: ModelConfig) -> Any:
             f"model.name={config.name!r}: {architecture.model_type!r} is no decoder-only language model; give one that"
             " transformers' AutoModelForCausalLM opens"
         )
+    if not hasattr(architecture, "hidden_size"):
+        raise InputError(
+            f"model.name={config.name!r}: {architecture.model_type!r} reads more than text; give a model for text alone"
+        )
     if config.num_layers is not None:
         _cut_layers(architecture, layers_in_use(config, architecture.num_hidden_layers))
     return architecture

@@ -40,8 +40,13 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace every nn.Linear of a model in float32 or bfloat16 by a PackedLinear, if this PyTorch has oneDNN."""
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    """Replace every nn.Linear of a model in float32 or bfloat16 by a PackedLinear, if oneDNN can pack on this machine.
+
+    It packs bfloat16 on processors with AVX-512 or AVX-NE-CONVERT.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    if next(model.parameters()).dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         replace_linears(model, PackedLinear)
 
 

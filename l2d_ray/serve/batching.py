@@ -14,6 +14,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 SPEED_SAMPLES = 5
 """Recent batches per order of magnitude of size, from which the speed is estimated."""
+FORGET_SECONDS = 60.0
+"""Seconds without a batch of an order of magnitude after which its batches count no more."""
 
 
 class LateError(Exception):
@@ -39,6 +41,8 @@ class TokenBatcher(Generic[T, R]):
         self._started: float | None = None
         self._size_running = 0
         self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=SPEED_SAMPLES))
+        self._last: dict[int, float] = {}
+        """Time of the last batch of each order of magnitude."""
         self._per_batch = self._rate = 0.0
         """Estimated seconds per batch, and per unit of size."""
         self.failed = 0
@@ -79,9 +83,14 @@ class TokenBatcher(Generic[T, R]):
         """Estimate the fixed seconds per batch and the seconds per unit of size, neither below 0.
 
         Fits a line (least squares) to the medians of recent batches of each order of magnitude of size. The medians
-        ignore a batch that stalled. The orders of magnitude keep large batches in view after many small ones.
+        ignore a batch that stalled. The orders of magnitude keep large batches in view after many small ones, but not
+        for ever: a single one that stalled would have all large ones refused.
         """
-        self._done[size.bit_length()].append((size, seconds))
+        now, magnitude = time.monotonic(), size.bit_length()
+        self._last[magnitude] = now
+        self._done[magnitude].append((size, seconds))
+        for old in [old for old, last in self._last.items() if now - last > FORGET_SECONDS]:
+            del self._last[old], self._done[old]
         size_M, seconds_M = np.array([np.median(done, axis=0) for done in self._done.values()]).T
         through_zero = size_M @ seconds_M / max(size_M @ size_M, 1.0)
         variance = size_M.var()
@@ -96,7 +105,7 @@ class TokenBatcher(Generic[T, R]):
             started = time.monotonic()
             self._started, self._size_running = started, size
             try:
-                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._checked, items)
             except Exception as error:
                 self.failed += not all(future.done() for future in futures)
                 for future in futures:
@@ -110,6 +119,16 @@ class TokenBatcher(Generic[T, R]):
                     future.set_result(result)
             self.failed = 0
             self._update_speed(size, time.monotonic() - started)
+
+    def _checked(self, items: list[T]) -> list[R]:
+        """Run items. Raises RuntimeError if there is not one result for each."""
+        try:
+            results = self._run(items)
+        except StopIteration as error:  # which no future takes
+            raise RuntimeError("the batch raised StopIteration") from error
+        if len(results) != len(items):
+            raise RuntimeError(f"a batch of {len(items)} items has {len(results)} results")
+        return results
 
     def _next_batch(self) -> list[tuple[T, int, asyncio.Future[R]]]:
         batch: list[tuple[T, int, asyncio.Future[R]]] = []

@@ -56,5 +56,5 @@ class ItemCatalogue:
 
 def _fold(texts: pa.Array) -> pa.Array:
     """Return the texts in lower case, without accents."""
-    decomposed = pc.utf8_normalize(pc.utf8_lower(texts.cast(pa.string())), form="NFKD")
+    decomposed = pc.utf8_lower(pc.utf8_normalize(texts.cast(pa.string()), form="NFKD"))
     return pc.replace_substring_regex(decomposed, r"\p{Mn}", "")

@@ -17,17 +17,19 @@ logger = logging.getLogger(__name__)
 class NewestIndex:
     """The index that jobs/build_index.py built last in the workspace of an endpoint.
 
-    Each index is offered once. So after jobs/promote.py has returned to an older one, that stays served until another
-    index is built.
+    Each index is offered once, also if the process is replaced. So after jobs/promote.py has returned to an older one,
+    that stays served until another index is built.
     """
 
     def __init__(self, file: ReleaseFile, config: Config) -> None:
-        """Take the present index as known, unless a promotion was interrupted.
+        """Go on after the index that was offered last, or with that one again if its promotion was interrupted.
 
-        `config` is that of the endpoint, with the settings that were given only.
+        `config` is that of the endpoint, with the settings that were given only. Raises InputError if there is no
+        memory.
         """
         self._file, self._config = file, config
-        self._known = "" if len(file.read()) > 1 else self._path()
+        self._known = "" if len(file.read()) > 1 else file.last_offered()
+        self._path()
 
     def take(self) -> Release | None:
         """Return the release of an index that was built since the last call, if the endpoint is to serve it.
@@ -38,6 +40,7 @@ class NewestIndex:
         path = self._path()
         if path == self._known:
             return None
+        self._file.offer(path)
         self._known = path
         release, (served, *_) = Release.plan(self._config, self._file.first.recommenders), self._file.read()
         if release.version == served.version:
@@ -50,6 +53,7 @@ class NewestIndex:
     def offer_again(self) -> None:
         """Offer the newest index once more, because its promotion failed."""
         self._known = ""
+        self._file.offer("")
 
     def _path(self) -> str:
         """Return the path of its manifest; "" if there is none."""

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from l2d_ray.config import ServeConfig
 from l2d_ray.core.query import Query
 from l2d_ray.serve.engine import Answer, Engine, OverloadedError, ServedRelease
+from l2d_ray.serve.recommenders import L2D
 from l2d_ray.serve.schemas import BatchRequest, BatchResponse, RecommendRequest, RecommendResponse
 from l2d_ray.serve.translation import Location, check_limit, query_of, response_of
 
@@ -65,7 +66,9 @@ class RecommendationRoutes:
         """
         release = self._engine.current()
         async with asyncio.timeout(self._settings.beam_seconds):
-            response = await self._respond(lambda query, _: release.beam_search(query), release, request)
+            ignored = {"recommender": L2D, "aggregation": next(iter(release.aggregations))}
+            chosen = request.model_copy(update=ignored)
+            response = await self._respond(lambda query, _: release.beam_search(query), release, chosen)
         self._log("beam_search", [request], [response])
         return response
 

@@ -161,6 +161,20 @@ class ReleaseFile:
         """Name these releases. Raises OSError if the workspace cannot be written to."""
         Workspace.open(self.uri).write_json(self.path, ReleaseList(releases=list(releases)).model_dump())
 
+    def last_offered(self) -> str:
+        """Return the path of the index that was offered to the endpoint last; at first, the one it was started with."""
+        workspace = Workspace.open(self.uri)
+        return str(workspace.read_json(self._offered)["index"]) if workspace.exists(self._offered) else self.first.index
+
+    def offer(self, index: str) -> None:
+        """Record the path of an index that is offered to the endpoint."""
+        Workspace.open(self.uri).write_json(self._offered, {"index": index})
+
     def delete(self) -> None:
-        """Delete the file, after the endpoint has stopped."""
-        Workspace.open(self.uri).delete(self.path)
+        """Delete what was written, after the endpoint has stopped."""
+        for path in (self.path, self._offered):
+            Workspace.open(self.uri).delete(path)
+
+    @property
+    def _offered(self) -> str:
+        return f"{self.path}.offered"

@@ -33,7 +33,7 @@ def query_of(
     if request.recommender not in release.recommenders:
         served = ", ".join(release.recommenders)
         raise invalid((*location, "recommender"), f"not served; give one of {served} (serve.recommender)")
-    if request.aggregation not in release.aggregations:
+    if request.recommender == L2D and request.aggregation not in release.aggregations:
         raise invalid((*location, "aggregation"), f"not offered by this index; use {' or '.join(release.aggregations)}")
     if request.explain and (request.recommender, request.aggregation) != (L2D, l2d_posterior.NAME):
         reason = f"explains only the scores of l2d with aggregation={l2d_posterior.NAME}; give these, or leave it out"
