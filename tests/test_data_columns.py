@@ -8,6 +8,7 @@ from l2d_ray.data.columns import ids, require, titles, whole_numbers
 from l2d_ray.errors import InputError
 
 WHOLE = "give whole numbers, such as Unix seconds, or an Arrow timestamp column"
+ROUNDED = f"is too large for a floating-point number to be exact; {WHOLE}"
 
 
 def test_text_and_whole_numbers_are_ids() -> None:
@@ -74,7 +75,8 @@ def test_dates_and_times_become_microseconds() -> None:
         ([1.0, float("nan")], False, f"f: row 12: timestamp=nan is not a whole number; {WHOLE}"),
         ([1.0, float("inf")], False, f"f: row 12: timestamp=inf is not a whole number; {WHOLE}"),
         ([1.0, 1.5], False, f"f: row 12: timestamp=1.5 is not a whole number; {WHOLE}"),
-        ([1.0, 1e19], False, f"f: row 12: timestamp=1e+19 is not a whole number; {WHOLE}"),
+        ([1.0, 1e19], False, f"f: row 12: timestamp=1e+19 {ROUNDED}"),
+        ([1.0, 2.0**53 + 2], False, f"f: row 12: timestamp=9007199254740994.0 {ROUNDED}"),
         (pa.array(["1", "2"]), False, f"f: row 11: timestamp='1' is of type string; {WHOLE}"),
         (pa.array(["1", "x"]), True, f"f: row 12: timestamp='x' is not a whole number; {WHOLE}"),
         (pa.array(["1", ""]), True, f"f: row 12: timestamp='' is not a whole number; {WHOLE}"),

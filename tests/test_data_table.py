@@ -67,6 +67,14 @@ def test_arrow_timestamps_stay_timestamps(tmp_path: Path) -> None:
     assert interactions_of(config_of(path))["timestamp"].to_pylist() == [datetime(2020, 1, 1)]
 
 
+def test_a_key_may_be_missing_in_any_json_object(tmp_path: Path) -> None:
+    first, second = '{"what": "1"}\n', '{"what": "2", "name": "Two"}\n'
+    for content in (first + second, second + first):
+        (tmp_path / "items.jsonl").write_text(content)
+        found = {row["item_id"]: row["title"] for row in items_of(config_of(tmp_path / "items.jsonl")).to_pylist()}
+        assert found == {"1": "", "2": "Two"}
+
+
 def test_rows_are_numbered_over_chunks(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     number = 250_000

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.figure import Figure
 from support import toy_recommender
 from support.evaluations import evaluate, rank
 from support.small_endpoint import write_endpoint
@@ -17,6 +19,7 @@ from l2d_ray.core.query import Query
 from l2d_ray.errors import InputError
 from l2d_ray.recommenders.contract import IndexKey
 from l2d_ray.recommenders.registry import MODULES, find
+from l2d_ray.stages import reports
 from l2d_ray.stages.costs import Cost
 from l2d_ray.stages.evaluation import (
     Plan,
@@ -280,3 +283,11 @@ def test_the_table_and_the_plots_show_every_recommender(planned: Plan) -> None:
     nothing_compared = Report(planned, {}, Validation({}, []), rows, [], [], costs, [], [])
     assert plot(nothing_compared).axes
     assert png(plot_costs(nothing_compared)).startswith(b"\x89PNG")
+
+
+def test_empty_lists_are_drawn() -> None:
+    nothing = SimpleNamespace(predicted_B=np.empty(0), observed_B=np.empty(0), error=0.0)
+    report = SimpleNamespace(calibrations={"l2d": SimpleNamespace(listed=nothing)})
+    figure = Figure()
+    reports._reliability(figure.subplots(), report)  # type: ignore[arg-type]
+    assert png(figure).startswith(b"\x89PNG")

@@ -33,9 +33,9 @@ from l2d_ray.index.exchange import drive, run
 from l2d_ray.index.manifest import PosteriorRecord
 from l2d_ray.index.sharding import IndexReader, ShardedIndex
 from l2d_ray.serve.releases import Release
-from l2d_ray.stages.index_plan import plan_index
+from l2d_ray.stages.index_plan import dataset_of, plan_index
 from l2d_ray.stages.item_means import IndexMeans
-from l2d_ray.stages.posterior import compute_titles, fit_posterior
+from l2d_ray.stages.posterior import compute_titles, encode, fit_posterior, validation_samples
 from l2d_ray.workspace import Workspace
 
 DIMENSION = 4
@@ -303,3 +303,22 @@ def test_a_damaged_file_is_refused_by_name(fitted: tuple[Config, PosteriorRecord
     record.model_copy(update={"transitions": record.transitions[:1]}).write(workspace, plan_index(config).posterior)
     with pytest.raises(InputError, match=r"posterior.json: lists shards \[0\], expected 2"):
         IndexReader.open(workspace, manifest)
+
+
+def test_validation_samples_whose_states_are_not_finite_are_left_out(
+    fitted: tuple[Config, PosteriorRecord], tmp_path: Path
+) -> None:
+    config, record = fitted
+    shutil.copytree(config.workspace, tmp_path, dirs_exist_ok=True)
+    plan = plan_index(config.replace({"workspace": str(tmp_path)}))
+    samples = validation_samples(dataset_of(plan))
+    states_UD = encode(config, [sample.history for sample in samples])
+    found = []
+    for number in (None, 7):
+        (tmp_path / plan.posterior).unlink()
+        if number is not None:
+            states_UD[number] = np.nan
+        found.append(fit_posterior(config, plan, record.transitions, samples, states_UD))
+    assert [one.samples for one in found] == [len(samples), len(samples) - 1]
+    assert found[1].parameters.tau == pytest.approx(found[0].parameters.tau, rel=0.5)
+    assert np.isfinite(found[1].nats)

@@ -164,3 +164,7 @@ def test_a_name_without_a_number_leaves_it_to_validation(name: str, tuned: str, 
     assert getattr(options.chosen({name: {tuned: 0.25}}), tuned) == 0.25
     fixed = find(f"{name}-{stated}", Config(), "name").options
     assert (getattr(fixed, tuned), fixed.studies(Config()), fixed.chosen({})) == (stated, [], fixed)
+
+
+def test_a_title_whose_state_is_not_finite_leaves_the_others() -> None:
+    assert _scaled(np.array([3.0, np.nan, 1.0, 2.0]))[[0, 2, 3]].tolist() == [1, 0, 0.5]

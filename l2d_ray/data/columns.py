@@ -22,6 +22,8 @@ INTERACTIONS = pa.schema(
 ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
 """Schema of the items that every source yields; a missing title is empty."""
 
+EXACT = 2.0**53
+"""Largest whole number up to which every whole number is a floating-point number."""
 _WHOLE = "give whole numbers, such as Unix seconds, or an Arrow timestamp column"
 
 
@@ -125,10 +127,12 @@ def _parsed(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
 def _from_floats(array: pa.Array, path: str, name: str, first_row: int) -> pa.Array:
     values = array.cast(pa.float64()).to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore"):
-        bad = ~(np.isfinite(values) & (values == np.trunc(values)) & (np.abs(values) < 2.0**63))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise InputError(f"{path}: row {first_row + row}: {name}={values[row]} is not a whole number; {_WHOLE}")
+        bad = ~(np.isfinite(values) & (values == np.trunc(values)))
+        inexact = np.abs(values) > EXACT
+    for wrong, what in ((bad, "not a whole number"), (inexact, "too large for a floating-point number to be exact")):
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(f"{path}: row {first_row + row}: {name}={values[row]} is {what}; {_WHOLE}")
     return pa.array(values.astype(np.int64))
 
 

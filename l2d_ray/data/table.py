@@ -110,5 +110,6 @@ def _parquet_chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[t
 
 def _json_chunks(path: str, wanted: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, list[Any]]]]:
     for row, chunk in json_chunks(path):
-        columns.require(path, wanted, list(chunk[0][1]), remedy)
+        if row == 1:  # a key may be missing in some objects
+            columns.require(path, wanted, list(dict.fromkeys(key for _, record in chunk for key in record)), remedy)
         yield row, {name: [record.get(name) for _, record in chunk] for name in wanted}

@@ -94,8 +94,8 @@ def grounded_title(resources: "Resources") -> GroundedTitle:
 
 
 def _scaled(distances_I: Float64) -> Float64:
-    distances_I -= distances_I.min()
-    distances_I /= distances_I.max() or 1
+    distances_I -= np.fmin.reduce(distances_I)  # without those of titles whose states are not finite
+    distances_I /= np.fmax.reduce(distances_I) or 1
     return distances_I
 
 

@@ -149,8 +149,11 @@ def fit_posterior(
 ) -> PosteriorRecord:
     """Fit the parameters to validation samples, given their states; without samples, record the defaults.
 
-    Parameters that are kept (`kept_parameters`) need no samples. The index must be complete. Skips a fit that is done.
+    Samples with a state that is not finite are left out. Parameters that are kept (`kept_parameters`) need no samples.
+    The index must be complete. Skips a fit that is done.
     """
+    finite_F = np.flatnonzero(np.isfinite(states_UD).all(axis=1)).tolist()
+    samples, states_UD = [samples[number] for number in finite_F], states_UD[finite_F]
     workspace, started, kept = plan.workspace, time.monotonic(), kept_parameters(plan)
     if workspace.exists(plan.posterior):
         return PosteriorRecord.read(workspace, plan.posterior)

@@ -148,10 +148,11 @@ def _reliability(axes: "Axes", report: "Report") -> None:
         label = f"{name}, expected calibration error {percent(one.listed.error)}%"
         axes.plot(one.listed.predicted_B, one.listed.observed_B, marker="o", label=label)
     predicted_B = np.concatenate([one.listed.predicted_B for one in report.calibrations.values()])
-    ends = [predicted_B.min(), predicted_B.max()]
-    axes.plot(ends, ends, color="gray", linewidth=0.8, label="perfect")
-    axes.set_xscale("log")
-    axes.set_yscale("log", nonpositive="clip")
+    if predicted_B.size:  # else every list is empty, and no axis can be logarithmic
+        ends = [predicted_B.min(), predicted_B.max()]
+        axes.plot(ends, ends, color="gray", linewidth=0.8, label="perfect")
+        axes.set_xscale("log")
+        axes.set_yscale("log", nonpositive="clip")
     axes.set_xlabel("probability of an item among the first 20")
     axes.set_ylabel("share of these items that came next")
     axes.set_title("reliability of probabilities, test data", fontsize=10)
