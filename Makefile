@@ -14,11 +14,13 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## make .venv with everything in it
 
-# torch first: whatever else asks for it then takes this very build. pip would compile 23,000 files on one core.
+# torch first: whatever else asks for it then takes this very build. pip would compile 23,000 files on one core. In the
+# mode `compat` the package is found before a folder that is called like it, such as a clone next to one's own scripts.
 $(INSTALLED): pyproject.toml cluster/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint cluster/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile --constraint cluster/constraints.txt --editable '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint cluster/constraints.txt \
+		--config-settings editable_mode=compat --editable '.[cpu,dev]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # templates among them are no programs
 	touch $@
 

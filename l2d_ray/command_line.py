@@ -6,6 +6,7 @@ Overrides win over the file, the file over the defaults of `l2d_ray.config`. Unk
 values raise `InputError` with the key, the value and what would be accepted.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -216,18 +217,22 @@ def _prefixes(reads: Sequence[str]) -> tuple[str, ...]:
 def _print_help(about: str, keys: Sequence[str], full: bool) -> NoReturn:
     """Print settings, section by section, with their defaults, and exit."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
-    print(f"usage: {Path(sys.argv[0]).name} [--config FILE] [key=value …]\n")
-    print(about.strip() + "\n" if about else "", end="")
+    lines = [f"usage: {Path(sys.argv[0]).name} [--config FILE] [key=value …]", ""]
+    lines += [about.strip()] if about else []
     section = ""
     for key, field in _fields():
         if key not in keys:
             continue
         if key.partition(".")[0] != section:
             section = key.partition(".")[0]
-            print(f"\n{_heading(section)}" if "." in key else "")
-        print(_entry(key, field, full, width))
-    print("\nValues are defaults; settings that the workspace records replace them.")
-    print("" if full else "--help-all describes every setting of every job in full.")
+            lines += ["", _heading(section)] if "." in key else [""]
+        lines.append(_entry(key, field, full, width))
+    lines += ["", "Values are defaults; settings that the workspace records replace them."]
+    lines.append("" if full else "--help-all describes every setting of every job in full.")
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader has seen enough; Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 

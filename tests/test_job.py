@@ -52,6 +52,7 @@ def test_an_unexpected_error_shows_its_traceback_and_names_the_log(tmp_path: Pat
     ("stage", "status", "line"),
     [
         ("refused", 2, "error: data.items='x': not found; name a file\n"),
+        ("interrupted", 130, "error: interrupted; run the same command again to go on\n"),
         ("disk_full", 1, "error: [Errno 28] No space left on device; correct that and run the same command again\n"),
     ],
 )
@@ -101,3 +102,12 @@ def test_jobs_with_nothing_to_do_do_without_ray(tmp_path: Path) -> None:
     assert (memory["units"], memory["units_reused"], memory["snapshot"]) == (1, 1, 1)
     assert (index["shards"], index["shards_reused"], index["rows"]) == (2, 2, memory["rows"])
     assert index["posterior"]["tau"] > 0
+
+
+def test_a_reader_of_the_help_may_stop_early() -> None:
+    job = [sys.executable, str(ROOT / "jobs/evaluate.py"), "--help-all"]
+    with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (0, "")

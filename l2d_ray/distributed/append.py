@@ -81,7 +81,7 @@ def append(config: Config) -> AppendResult:
     before, after = _counts(old), _counts(new)
     if step.refused:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in step.refused.items())
-        say(f"did not enter: {reasons}; l2d_ray/data/growth.py explains the reasons")
+        say(f"did not enter: {reasons}; cluster/README.md explains the reasons (Keep it fresh)")
     if new is old:
         say(f"nothing is new; the dataset stays at version {old.version.number}")
     return AppendResult(

@@ -217,3 +217,7 @@ def _print(found: Report) -> None:
     for title, rows in (("test", found.results), ("test, all on the same samples", found.same_users)):
         if rows:
             show(f"\n{title}\n{table(rows)}")
+    show(
+        "dense, sparse, cold: Recall@20 of targets with more training samples than the median, fewer, and none; head,"
+        " tail: of the most popular items, and the others; coverage: share of the catalogue in any user's first 20"
+    )

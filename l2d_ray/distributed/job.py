@@ -43,7 +43,7 @@ def run(
     that is prepared for HTTP.
 
     Exit status 0: done. 2: bad input or configuration, with one line on stderr. 1: a full disk, a missing permission
-    and the like, with one line; any other error, with a traceback.
+    and the like, with one line; any other error, with a traceback. 130: interrupted from the keyboard, with one line.
     """
     try:
         config = load_config(sys.argv[1:], reads.split(), about or "", temporary_folder=_SUBMITTED in os.environ)
@@ -62,6 +62,8 @@ def run(
                 result: DataclassInstance = pkgutil.resolve_name(stage)(config)
     except InputError as error:
         _fail(2, str(input_error_in(str(error)) or error))  # the message of a replica's error is its whole traceback
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; run the same command again to go on")
     except OSError as error:
         _fail(1, f"{error}; correct that and run the same command again")
     except Exception as error:

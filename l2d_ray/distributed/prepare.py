@@ -49,6 +49,8 @@ class PrepareResult:
     test: int
     dropped: dict[str, int]
     """Interactions that were left out, by reason."""
+    items_left_out: int
+    """Items of the item table without an interaction that was kept; jobs/add_items.py adds such items."""
     seconds: float
     dataset: str
     """Location of the dataset."""
@@ -87,7 +89,13 @@ def prepare(config: Config) -> PrepareResult:
     manifest = write_manifest(workspace, items, parts, about)
     _warn_if_few_are_kept(manifest["interactions"], dropped)
     seconds = round(time.monotonic() - started, 3)
-    return PrepareResult(**_counts(items, parts), dropped=dropped, seconds=seconds, dataset=workspace.path("dataset"))
+    return PrepareResult(
+        **_counts(items, parts),
+        dropped=dropped,
+        items_left_out=len(catalogue) - items.num_rows,
+        seconds=seconds,
+        dataset=workspace.path("dataset"),
+    )
 
 
 def _warn_if_few_are_kept(kept: int, dropped: dict[str, int]) -> None:

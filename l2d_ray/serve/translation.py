@@ -44,7 +44,7 @@ def query_of(
         raise invalid(
             at_history,
             f"unknown items: {', '.join(item[:100] for item in unknown[:10])}; add unknown_items=skip to leave such"
-            " items out, or give their titles",
+            ' items out, or give {"title": …} in place of an id',
         )
     history = [catalogue.index(item) if isinstance(item, str) else item.title for item in request.history]
     known = [item for item in history if item is not None]

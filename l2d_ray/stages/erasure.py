@@ -131,7 +131,7 @@ class _Change:
     old: Dataset
     new: Dataset
     rows: "_Rows"
-    """What the memory must lose for it."""
+    """Rows of the memory to erase with it."""
     unknown: int
     """Ids that were given and that the old dataset does not have."""
 

@@ -66,3 +66,7 @@ def disk_full(_config: Config) -> NoisyResult:
 def broken(_config: Config) -> NoisyResult:
     noise()
     raise RuntimeError("a mistake of ours")
+
+
+def interrupted(_config: Config) -> NoisyResult:
+    raise KeyboardInterrupt

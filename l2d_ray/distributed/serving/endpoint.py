@@ -72,6 +72,7 @@ def endpoint(config: Config) -> Iterator[str]:
     http_options = {"host": settings.host, "port": settings.port}
     serve.start(http_options=http_options, logging_config=LoggingConfig(encoding="JSON"))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    say("loading model and index")
     try:
         with _progress_reports():
             try:
