@@ -130,7 +130,7 @@ def test_unknown_items_are_refused_by_name_or_skipped(engine: LocalEngine) -> No
     [
         ({"history": []}, "body.history"),
         ({"history": "i3"}, "body.history"),
-        ({"history": [3]}, "body.history"),
+        ({"history": [3]}, "body.history.0: "),
         ({"history": ["i3"] * 21}, "at most 20"),
         ({"history": [{"title": "x" * 51}]}, "body.history.0.title"),
         ({"history": [{"title": ""}]}, "body.history"),
@@ -143,6 +143,7 @@ def test_unknown_items_are_refused_by_name_or_skipped(engine: LocalEngine) -> No
         ({"history": HISTORY, "aggregation": "both"}, "body.aggregation"),
         ({"history": HISTORY, "deny": ["x"] * 31}, "body.deny"),
         ({"histroy": HISTORY}, "body.histroy: unknown field"),
+        ({"History-2": HISTORY}, "body.History-2: unknown field"),
         ({}, "body.history"),
     ],
 )

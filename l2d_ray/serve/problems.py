@@ -1,6 +1,7 @@
 """Error responses: every failed request is answered in JSON, as a `Problem`."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,8 +63,10 @@ def _described(error: dict[str, Any]) -> dict[str, str]:
     """Return the field and the message of an error of pydantic."""
     if error.get("type") == "json_invalid":
         return {"field": "body", "message": "not JSON"}
-    field = ".".join(str(part) for part in error["loc"])[:MAX_FIELD_CHARS]
-    return {"field": field, "message": "unknown field" if error.get("type") == "extra_forbidden" else error["msg"]}
+    unknown, path = error.get("type") == "extra_forbidden", map(str, error["loc"])
+    # pydantic also names the type that it tried, such as constrained-str or TitledItem, which no client knows.
+    field = ".".join(part for part in path if unknown or re.fullmatch(r"[a-z_]+|\d+", part))
+    return {"field": field[:MAX_FIELD_CHARS], "message": "unknown field" if unknown else error["msg"]}
 
 
 def add_error_handlers(app: FastAPI) -> None:
