@@ -18,7 +18,7 @@ from l2d_ray.config import CompactConfig, Config, IndexConfig
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.errors import InputError
 from l2d_ray.index.sharding import ShardedIndex
-from l2d_ray.memory.store import MemoryStore
+from l2d_ray.memory.store import MemoryStore, unit_path
 from l2d_ray.memory.verify import verify
 from l2d_ray.schema import Split
 from l2d_ray.stages import compaction
@@ -202,6 +202,18 @@ def test_units_of_a_build_that_is_under_way_stay(folder: Path) -> None:
     make_older(folder, 100)
     compacted(folder)
     assert store_of(folder).units() == {}
+
+
+def test_units_that_were_built_again_after_a_killed_removal_stay(folder: Path) -> None:
+    units = set(store_of(folder).units())
+    shutil.rmtree(folder / "memory/snapshots")
+    paths = {"paths": [unit_path(unit) for unit in units]}
+    Workspace.open(str(folder)).write_json("memory/removals/killed.json", paths)
+    make_older(folder, 100)
+    make_older(folder, 99, "killed.json")
+    make_older(folder, 0, *(f"{unit}.json" for unit in units - {min(units)}))
+    compacted(folder)
+    assert set(store_of(folder).units()) == units - {min(units)}
 
 
 def test_an_append_during_a_compaction_is_not_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

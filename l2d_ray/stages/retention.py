@@ -9,10 +9,11 @@ A record goes before the files that it names. Before both, a list of them is wri
 killed one began. A file that no record names may be one that a job is about to name: it stays `compact.grace_hours`.
 """
 
+import math
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +21,7 @@ from l2d_ray.config import CompactConfig
 from l2d_ray.data.dataset import HISTORIES_FOLDER, read_versions
 from l2d_ray.data.dataset import ITEMS_FOLDER as DATASET_ITEMS
 from l2d_ray.data.versions import VERSIONS_FOLDER, Version, version_path
+from l2d_ray.errors import InputError
 from l2d_ray.index.manifest import FOLDER as INDEX_FOLDER
 from l2d_ray.index.manifest import snapshot_folder
 from l2d_ray.memory.deletions import DELETIONS_FOLDER
@@ -68,7 +70,7 @@ def expire(workspace: Workspace, config: CompactConfig) -> Removal:
     written = workspace.times("dataset") | workspace.times("memory") | workspace.times(INDEX_FOLDER)
     is_old = {path for path, at in written.items() if at <= now - config.grace_hours * HOUR}
     lists = workspace.files(REMOVALS_FOLDER, ".json")
-    abandoned = {path for one in lists for path in workspace.read_json(one)["paths"]}
+    abandoned = {path for one in lists for path in _abandoned(workspace, one, written)}
     unlisted = {unit for unit in units.keys() - listed if unit_path(unit) not in abandoned}
     if all(unit_path(unit) in is_old for unit in unlisted):  # else a build is under way, which may take longer
         unlisted = set()
@@ -94,6 +96,18 @@ def _holding_erased(versions: list[Version], snapshots: list[Snapshot]) -> int:
     return sum(bool(erasures - set(version.lineage)) for version in versions) + sum(
         bool(snapshot.deletions or erasures & set(newest.since(snapshot.dataset))) for snapshot in snapshots
     )
+
+
+def _abandoned(workspace: Workspace, removals: str, written: Mapping[str, float]) -> set[str]:
+    """Return the files of the list of a killed run; not those that a build has written again since.
+
+    None if another compaction has just ended what that run began.
+    """
+    try:
+        paths = workspace.read_json(removals)["paths"]
+    except InputError:
+        return set()
+    return {path for path in paths if written.get(path, math.inf) <= written.get(removals, 0.0)}
 
 
 def _named(versions: Iterable[Version], snapshots: Iterable[Snapshot], units: Iterable[UnitRecord]) -> set[str]:
@@ -142,7 +156,7 @@ def _kept_snapshots(
     written = workspace.times(SNAPSHOTS_FOLDER)
     kept = snapshots[-config.keep_snapshots :]
     for snapshot, successor in pairwise(snapshots):
-        is_recent = written[snapshot_path(successor.number)] > now - config.keep_days * DAY
+        is_recent = written.get(snapshot_path(successor.number), now) > now - config.keep_days * DAY
         if is_recent and snapshot not in kept:
             kept.append(snapshot)
     last = IndexSettings.read(workspace, INDEX).index.snapshot if workspace.exists(INDEX) else None
@@ -162,7 +176,7 @@ def _kept_versions(
     """Return the versions of the dataset to keep, of `versions` from the newest to the oldest."""
     written, needed, kept = workspace.times(VERSIONS_FOLDER), {snapshot.dataset for snapshot in snapshots}, versions[:1]
     for successor, version in pairwise(versions):
-        is_recent = written[version_path(successor.number)] > now - config.keep_days * DAY
+        is_recent = written.get(version_path(successor.number), now) > now - config.keep_days * DAY
         is_needed = version.lineage[-1] in needed - {newer.lineage[-1] for newer in kept}
         if is_recent or is_needed:
             kept.append(version)
