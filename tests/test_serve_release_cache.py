@@ -66,6 +66,11 @@ def test_a_damaged_release_stops_nothing_unless_it_is_the_served_one(file: Relea
         assert cache.versions() == [FIRST.version]
         with pytest.raises(InputError, match="damaged"):
             await cache.refresh()
+        with pytest.raises(VersionError):
+            await cache.get(DAMAGED.version)
+        file.write([DAMAGED, SECOND])
+        with pytest.raises(VersionError):
+            await cache.get(SECOND.version)
         file.write([SECOND, DAMAGED, FIRST])
         await cache.refresh_quietly()
         assert cache.versions() == [SECOND.version, FIRST.version]

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class VersionError(Exception):
-    """A request for a release that the replica does not hold and that the release file does not name."""
+    """A request for a release that the replica does not hold and cannot load, or that the file does not name."""
 
 
 class ReleaseCache(Generic[T]):
@@ -38,9 +38,15 @@ class ReleaseCache(Generic[T]):
         self._start()
 
     async def get(self, version: str) -> T:
-        """Return the content of a release, after loading it if the file names it. Raises VersionError if not."""
+        """Return the content of a release, after loading it if the file names it.
+
+        Raises VersionError if it does not, or if the release cannot be loaded.
+        """
         if version not in self._contents:
-            await self.refresh()
+            try:
+                await self.refresh()
+            except Exception as error:  # also a MemoryError
+                logger.warning("cannot load release %s: %s", version, error)
         if version not in self._contents:
             raise VersionError
         return self._contents[version][1]
@@ -105,7 +111,7 @@ class ReleaseCache(Generic[T]):
                     raise
                 failure = error
         # In this order, `current` finds the content of `served` at every moment.
-        self._contents |= contents
+        self._contents = self._contents | contents  # a new one: others may go through the old one
         self.served = releases[0].version
         self._contents = contents
         if failure:
