@@ -154,23 +154,33 @@ def test_an_explanation_is_one_more_round_and_otherwise_there_is_none(engine: Lo
     query, found, expected = explained(engine)
     query_UD, rounds = engine.index.space(engine.encoder.encode([HISTORY]).states_UD), list[str]()
 
+    away: list[int] = []
+
     def handle(number: int) -> FakeHandle:
         async def answer(version: str, request: Request) -> list[Any]:
+            if number in away:
+                raise TimeoutError
             rounds.append(request.function.__name__)
             return request.answer([engine.index.shards[number]])
 
         return FakeHandle(answer=answer)
 
     shards = len(engine.index.shards)
-    groups = ShardGroups([handle(number) for number in range(shards)], ServeConfig(), GatewayMetrics())
+    settings = ServeConfig(partial=True)
+    groups = ShardGroups([handle(number) for number in range(shards)], settings, GatewayMetrics())
 
-    async def scenario() -> dict[int, ItemExplanation]:
+    async def scenario() -> tuple[dict[int, ItemExplanation], list[int]]:
         await groups.search("v", shards, query, query_UD)
         assert rounds == ["score_items"] * shards
         return await groups.explain("v", shards, query, query_UD, found)
 
-    assert asyncio.run(scenario()) == expected
+    assert asyncio.run(scenario()) == (expected, [])
     assert rounds == ["score_items"] * shards + ["explain_items"] * shards
+    away.append(1)  # between search and explanation
+    some, missing = asyncio.run(groups.explain("v", shards, query, query_UD, found))
+    assert missing == [1]
+    assert some == {item: one for item, one in expected.items() if item in some}
+    assert 0 < len(some) < len(expected)
 
 
 def test_a_recommendation_in_python_is_explained_alike(engine: LocalEngine) -> None:

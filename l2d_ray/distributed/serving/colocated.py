@@ -70,10 +70,10 @@ class LocalComponents(Components):
 
     async def explain(
         self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
-    ) -> dict[int, ItemExplanation]:
-        """Explain the items of a query (`index.explanation`)."""
+    ) -> tuple[dict[int, ItemExplanation], list[int]]:
+        """Explain the items of a query (`index.explanation`), with no shard away."""
         exchange = explain(query_UD[0], query.history, found)
-        return await await_reply("the index", self.shards.run(version, exchange))
+        return await await_reply("the index", self.shards.run(version, exchange)), []
 
 
 class ColocatedGateway(Gateway):

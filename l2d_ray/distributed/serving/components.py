@@ -50,8 +50,8 @@ class Components(ABC):
     @abstractmethod
     async def explain(
         self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
-    ) -> dict[int, ItemExplanation]:
-        """Explain the items of a query (`index.explanation`). Items of a shard that is away are left out."""
+    ) -> tuple[dict[int, ItemExplanation], list[int]]:
+        """Explain the items of a query (`index.explanation`), and return the shards whose items are left out."""
 
     async def search_beams(self, version: str, query: Query) -> ScoredItems:
         """Return the items that constrained beam search finds."""

@@ -59,7 +59,8 @@ class RayRelease:
             items, missing = await components.search(self.version, shards, query, query_UD)
             explanations = None
             if query.explain:
-                explained = await components.explain(self.version, shards, query, query_UD, items)
+                explained, unexplained = await components.explain(self.version, shards, query, query_UD, items)
+                missing = sorted({*missing, *unexplained})
                 explanations = await asyncio.to_thread(self._explainer.explain, items.items_I.tolist(), explained)
             total_ms = milliseconds_since(started)
             outcomes.append("partial" if missing else "ok")

@@ -102,6 +102,6 @@ class Replicas(Components):
 
     async def explain(
         self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
-    ) -> dict[int, ItemExplanation]:
+    ) -> tuple[dict[int, ItemExplanation], list[int]]:
         """Explain the items of a query (`ShardGroups.explain`)."""
         return await self.shards.explain(version, shards, query, query_UD, found)

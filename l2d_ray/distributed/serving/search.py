@@ -50,13 +50,13 @@ class ShardGroups:
 
     async def explain(
         self, version: str, shards: int, query: Query, query_UD: Float64, found: ScoredItems
-    ) -> dict[int, ItemExplanation]:
-        """Explain the items of a query (`index.explanation`), in one more round. Raises as `search` does."""
+    ) -> tuple[dict[int, ItemExplanation], list[int]]:
+        """Explain the items of a query (`index.explanation`) in one more round. Returns and raises as `search` does."""
 
         def attempt(sizes: dict[int, int]) -> Awaitable[dict[int, ItemExplanation]]:
             return self._drive(version, explain(query_UD[0], query.history, found), sizes)
 
-        return (await self._with_available(shards, attempt))[0]
+        return await self._with_available(shards, attempt)
 
     async def _with_available(
         self, shards: int, attempt: Callable[[dict[int, int]], Awaitable[T]]
