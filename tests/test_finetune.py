@@ -18,6 +18,7 @@ from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.training import driver
 from l2d_ray.distributed.training.driver import FinetuneResult, finetune
+from l2d_ray.distributed.training.worker import PADDED_BATCH_SIZE
 from l2d_ray.errors import InputError
 from l2d_ray.models.trainable import check_trained
 from l2d_ray.schema import Split
@@ -121,11 +122,16 @@ def test_full_tuning_leaves_a_model_and_stops_when_validation_stops_improving(
     assert build_memory(config_of(folder, **{"model.name": result.adapter, "memory.units": 1})).rows == 108
 
 
-@pytest.mark.parametrize(("quantity", "norm"), [("loss", 1e25), ("gradient", 1e-25)])
+@pytest.mark.parametrize(
+    ("quantity", "norm", "size"), [("loss", 1e25, PADDED_BATCH_SIZE), ("gradient", 1e-25, 8)], ids=["loss", "gradient"]
+)
 def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
-    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, quantity: str, norm: float
+    folder: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch, quantity: str, norm: float, size: int
 ) -> None:
-    """A large norm and a large head make the loss infinite. After a small norm, the squared gradient overflows."""
+    """A large norm and a large head make the loss infinite. After a small norm, the squared gradient overflows.
+
+    Where the loss is infinite, every sample runs in full, in smaller micro-batches.
+    """
     model = tiny_model(tiny_config("llama", tie_word_embeddings=False))
     with torch.no_grad():
         model.model.norm.weight *= norm
@@ -140,7 +146,7 @@ def test_a_loss_or_gradient_that_is_not_finite_names_the_samples(
         finetune(settings)
     _, *named = map(int, re.findall(r"-?\d+", str(caught.value).partition(";")[0]))
     table = SampleTable.read(Dataset.open(Workspace.open(str(folder))), Split.TRAIN, settings, None)
-    schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=8)
+    schedule = Schedule(len(table), epochs=2, workers=1, batch_size=16, micro_batch_size=size)
     ((*parts,),) = next(schedule.divide(table, settings.finetune.seed))
     assert set(named) <= set(table.ids[np.concatenate(parts)].tolist())
     assert not (folder / "adapter" / "training.json").exists()

@@ -226,7 +226,7 @@ def test_the_last_line_of_the_job_is_its_result(
     done = run_job(f"workspace={tmp_path}", "data.source=table", "data.min_interactions=3", *paths)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    names = "users items interactions samples train valid test dropped seconds dataset"
+    names = "users items interactions samples train valid test dropped items_left_out seconds dataset"
     assert list(result) == names.split()
     assert result["samples"] == prepared[0].samples
     assert result["dataset"] == str(tmp_path / "dataset")

@@ -209,12 +209,14 @@ class Schedule:
     def divide(self, table: SampleTable, seed: int) -> Iterator[list[list[IntArray]]]:
         """Yield for each step the micro-batches of each worker: row numbers of `table`, each row once an epoch.
 
-        The workers' micro-batches cost about the same, because a step lasts as long as its busiest worker.
+        The micro-batches of a step cost about the same, because a step lasts as long as its busiest worker. The samples
+        of a step do not depend on how many workers share its micro-batches.
         """
         shape = self.steps_per_epoch, self.micro_batches, self.workers
         for epoch in range(self.epochs):
             parts = table.split(table.epoch(seed, epoch), math.prod(shape))
-            by_cost = np.argsort([table.titles(part) for part in parts], kind="stable").reshape(-1, self.workers)
+            costs = [table.titles(part) for part in parts]
+            by_cost = np.argsort(costs, kind="stable").reshape(self.steps_per_epoch, -1)
             for step in np.random.default_rng([seed, epoch, 1]).permutation(by_cost).reshape(shape):
                 yield [[parts[part] for part in of_worker] for of_worker in step.T]
 
