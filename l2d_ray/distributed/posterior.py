@@ -43,25 +43,24 @@ def ensure_posterior(config: Config) -> PosteriorRecord:
     Raises InputError if the workspace has another dataset than that of the memory, or if `config` names another model.
     """
     plan = plan_index(config)
-    if plan.workspace.exists(plan.posterior):
-        record = PosteriorRecord.read(plan.workspace, plan.posterior)
-        if record.samples or not plan.config.parameters_from:
-            return record
-        kept_parameters(plan)  # raises InputError before the defaults are removed
-        plan.workspace.remove([plan.posterior])
+    has_defaults = plan.workspace.exists(plan.posterior)
+    if has_defaults:
+        known = PosteriorRecord.read(plan.workspace, plan.posterior)
+        if known.samples or not plan.config.parameters_from:
+            return known
+    kept = kept_parameters(plan)
     check_room(config)
     dataset = dataset_of(plan)
     check_query(plan.snapshot.identity, identify_memory(config))
     shards = [(plan, shard) for shard in range(plan.num_shards)]
     transitions = run_tasks("transitions", config, count_transitions, shards)
     run_tasks("titles", config, _compute_titles, [(config, plan)], gpus=config.workers.gpus)
-    kept = kept_parameters(plan)
     samples = [] if kept else validation_samples(dataset)
     states_UD = _encode(config, plan, samples)
-    fits: list[PosteriorRecord] = run_tasks(
-        "parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)]
-    )
-    (record,) = fits
+    if has_defaults:  # index.parameters_from replaces them
+        plan.workspace.remove([plan.posterior])
+    record: PosteriorRecord
+    (record,) = run_tasks("parameters", config, fit_posterior, [(config, plan, transitions, samples, states_UD)])
     if not record.samples:
         logger.warning(
             "%s: no validation samples; `l2d` (aggregation=posterior) has the default parameters. To take those that"

@@ -40,9 +40,8 @@ class TokenBatcher(Generic[T, R]):
         self._working: asyncio.Task[None] | None = None
         self._started: float | None = None
         self._size_running = 0
-        self._done: dict[int, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=SPEED_SAMPLES))
-        self._last: dict[int, float] = {}
-        """Time of the last batch of each order of magnitude."""
+        self._done: dict[int, deque[tuple[int, float, float]]] = defaultdict(lambda: deque(maxlen=SPEED_SAMPLES))
+        """Size, seconds and time of the recent batches of each order of magnitude."""
         self._per_batch = self._rate = 0.0
         """Estimated seconds per batch, and per unit of size."""
         self.failed = 0
@@ -86,12 +85,11 @@ class TokenBatcher(Generic[T, R]):
         ignore a batch that stalled. The orders of magnitude keep large batches in view after many small ones, but not
         for ever: a single one that stalled would have all large ones refused.
         """
-        now, magnitude = time.monotonic(), size.bit_length()
-        self._last[magnitude] = now
-        self._done[magnitude].append((size, seconds))
-        for old in [old for old, last in self._last.items() if now - last > FORGET_SECONDS]:
-            del self._last[old], self._done[old]
-        size_M, seconds_M = np.array([np.median(done, axis=0) for done in self._done.values()]).T
+        now = time.monotonic()
+        self._done[size.bit_length()].append((size, seconds, now))
+        for old in [old for old, done in self._done.items() if now - done[-1][2] > FORGET_SECONDS]:
+            del self._done[old]
+        size_M, seconds_M, _ = np.array([np.median(done, axis=0) for done in self._done.values()]).T
         through_zero = size_M @ seconds_M / max(size_M @ size_M, 1.0)
         variance = size_M.var()
         rate = np.mean((size_M - size_M.mean()) * seconds_M) / variance if variance else through_zero

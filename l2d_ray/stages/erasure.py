@@ -146,10 +146,11 @@ class _Rows:
     without_history: IntArray
     """Ids of samples that lost their whole history."""
 
-    def of(self, items: pa.Table) -> RowErasure:
-        """Return them for a memory with these items (`schema.ITEMS`)."""
-        users = np.sort(user_hashes(self.selection.user_ids))
-        return RowErasure(users, self.selection.in_items(items), self.before, self.without_history)
+    def of(self, store: MemoryStore, digest: str) -> RowErasure:
+        """Return them for a memory of this version of the dataset."""
+        selection = self.selection
+        items = selection.in_items(store.items(digest)) if len(selection.item_ids) else NO_ITEMS
+        return RowErasure(np.sort(user_hashes(selection.user_ids)), items, self.before, self.without_history)
 
 
 def _erase_dataset(old: Dataset, selection: Selection, run: Run) -> _Change:
@@ -216,7 +217,7 @@ def _erase_memory(dataset: Dataset, rows: _Rows | None, run: Run) -> Snapshot | 
         chunks = [live[start : start + UNITS_PER_TASK] for start in range(0, len(live), UNITS_PER_TASK)]
         uri, own = store.workspace.uri, {newest.dataset, dataset.digest}
         if rows and digest in own and not set(dataset.version.since(newest.dataset)) - own:
-            erasure = rows.of(store.items(newest.dataset))
+            erasure = rows.of(store, newest.dataset)
             found = run("erase from the memory", erase_rows, [(uri, chunk, erasure) for chunk in chunks])
         else:
             found = run("erase from the memory", erase_absent, [(uri, chunk, version.digest) for chunk in chunks])
@@ -232,6 +233,8 @@ def _erase_memory(dataset: Dataset, rows: _Rows | None, run: Run) -> Snapshot | 
 
 def _version(dataset: Dataset, digest: str) -> Dataset:
     """Return this version of a dataset; if a compaction has removed it, the newest one, which has all that it had."""
+    if digest == dataset.digest:
+        return dataset
     try:
         return Dataset.open(dataset.workspace, digest)
     except InputError:

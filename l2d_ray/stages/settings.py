@@ -231,7 +231,7 @@ def _training_to_use(config: Config, workspace: Workspace) -> str | None:
     """Return the location of the fine-tuned model that the settings mean, if any."""
     given, trainings = config.given(), _trainings(workspace)
     for key in ("model.adapter", "model.name"):
-        if given.get(key) and (given[key] in trainings or _is_training(given[key])):
+        if given.get(key) and _is_training(given[key]):
             return str(given[key])
     if "model.adapter" in given:
         return None
