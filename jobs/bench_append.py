@@ -1,6 +1,6 @@
 """Measure a memory that grows: ten appends of 1%, each until it is served, next to a rebuild of everything.
 
-    python jobs/bench_append.py workspace=SCRATCH [bench.samples=100000] [model.num_layers=1] [key=value …]
+    python jobs/bench_append.py workspace=SCRATCH [bench.samples=100000] [model.num_layers=10] [key=value …]
 
 Needs Locust (`pip install locust`). The interactions are synthetic; the model is that of the settings. The last line on
 stdout is one JSON object (`AppendBenchmark`).

@@ -5,7 +5,7 @@ The interactions are synthetic, in time order, and items appear over time. The m
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.arrays import FloatArray
 from l2d_ray.core.query import Query
 from l2d_ray.data.files import join
-from l2d_ray.distributed.build_index import build_index
+from l2d_ray.distributed.build_index import IndexResult, build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.prepare import prepare_or_append
 from l2d_ray.distributed.progress import Progress
@@ -37,6 +37,8 @@ from l2d_ray.workspace import Workspace
 APPENDS, SHARE = 10, 0.01
 """Appends that are compared with a rebuild, and the interactions of each as a share of the first ones."""
 INTERACTIONS_OF_A_USER, INTERACTIONS_OF_AN_ITEM = 20, 10
+VISIT = 5
+"""Interactions in a row of one user. A visit's samples share a window, which has to run once more for each visit."""
 RATE = 10
 """Requests per second before and while an append is made and served."""
 QUERIES, TOP_M = 50, 200
@@ -61,9 +63,11 @@ class Seconds:
 
 @dataclass(frozen=True)
 class AppendBenchmark:
-    """Appends of 1% to a memory, and one build of all that they led to."""
+    """Appends of 1% to a memory, and what a build at once takes."""
 
     rebuild_seconds: float
+    """Seconds of the first dataset and memory, and of an index of all rows at once. With the appended rows, the dataset
+    and the memory would take a tenth more."""
     append_seconds: list[float]
     ratio: float
     """Seconds of the rebuild over those of the median append."""
@@ -85,7 +89,7 @@ class AppendBenchmark:
 
 
 def bench_append(config: Config) -> AppendBenchmark:
-    """Build a memory of `bench.samples` samples, serve it, append to it and rebuild it, below the workspace.
+    """Build a memory of `bench.samples` samples, serve it, append to it and index it anew, below the workspace.
 
     Deletes what it wrote. The workspace may be empty.
     """
@@ -95,7 +99,7 @@ def bench_append(config: Config) -> AppendBenchmark:
     grown, rebuilt = (config.replace({"workspace": uri}) for uri in workspaces.values())
     with TemporaryDirectory() as folder, Progress(APPENDS + 4, "builds") as bar:
         log = _Log(Path(folder), config.bench.samples)
-        _run(grown, log.first, promotes=False)
+        first, _ = _run(grown, log.first, promotes=False)
         bar.advance()
         with endpoint(grown) as url:
             appends, segments = [], []
@@ -114,9 +118,12 @@ def bench_append(config: Config) -> AppendBenchmark:
             bar.advance()
             compacted, _ = _run(grown.replace({"index.max_segments": 1}), log.appends[APPENDS + 1])
             bar.advance()
-            rebuild, _ = _run(rebuilt, log.everything)
+            places = Workspace.open(grown.workspace), Workspace.open(rebuilt.workspace)
+            for part in ("dataset", "memory"):
+                places[0].copy(part, places[1], part)
+            index, promoted = _serve(rebuilt)
+            rebuild = replace(first, index=index.seconds, promote=promoted)
             bar.advance()
-        places = Workspace.open(grown.workspace), Workspace.open(rebuilt.workspace)
         paths = [plan_index(for_queries(one)).manifest for one in (grown, rebuilt)]
         at_once = ShardedIndex.open(places[1], paths[1])
         store = MemoryStore(places[1])
@@ -152,7 +159,7 @@ class _Log:
         random, first = np.random.default_rng(0), samples + samples // INTERACTIONS_OF_A_USER
         count = round(first * (1 + (APPENDS + 2) * SHARE))
         num_items = max(first // INTERACTIONS_OF_AN_ITEM, 10)
-        self._users = random.integers(0, first // INTERACTIONS_OF_A_USER, count)
+        self._users = random.integers(0, first // INTERACTIONS_OF_A_USER, -(-count // VISIT)).repeat(VISIT)[:count]
         self._items = (num_items * random.random(count) ** 2 * (0.9 + 0.1 * np.arange(count) / count)).astype(int)
         self._known = self._items[:first]
         ids = pa.array([f"i{item}" for item in range(num_items)])
@@ -161,7 +168,6 @@ class _Log:
         bounds = [round(first * (1 + part * SHARE)) for part in range(APPENDS + 3)]
         self.first = self._write(folder / "first", 0, first)
         self.appends = [self._write(folder / f"append-{start}", start, stop) for start, stop in pairwise(bounds)]
-        self.everything = self._write(folder / "everything", 0, bounds[-1])
 
     def _write(self, folder: Path, start: int, stop: int) -> Path:
         part = slice(start, stop)
@@ -193,11 +199,15 @@ def _run(config: Config, log: Path, promotes: bool = True) -> tuple[Seconds, int
     moments.append(time.perf_counter())
     build_memory(config)
     moments.append(time.perf_counter())
+    prepared, extracted = np.diff(moments).round(3).tolist()
+    index, promoted = _serve(config, promotes)
+    return Seconds(prepared, extracted, index.seconds, promoted), index.segments
+
+
+def _serve(config: Config, promotes: bool = True) -> tuple[IndexResult, float]:
+    """Build the index and promote it; return it and the seconds that the promotion took."""
     index = build_index(config)
-    moments.append(time.perf_counter())
-    prepared, extracted, indexed = np.diff(moments).round(3).tolist()
-    promoted = promote(config).load_seconds if promotes else 0.0
-    return Seconds(prepared, extracted, indexed, promoted), index.segments
+    return index, promote(config).load_seconds if promotes else 0.0
 
 
 def _search_ratio(states_UD: FloatArray, ours: ShardedIndex, other: ShardedIndex, repeats: int) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2d_ray.bench.cores import on_cores_of_its_workers
 from l2d_ray.config import Config
 from l2d_ray.core.packing import Prompts, TrainingSamples, plan_forest
 from l2d_ray.data.dataset import Dataset
@@ -51,8 +52,8 @@ class FinetuneBenchmark:
     """Sequences in a padded batch: the fastest of 1 to 16 for one-by-one training."""
     threads: int
     two_workers_over_one: float | None
-    """Samples per second of jobs/finetune.py with two workers over those with one, each on workers.cpus, over
-    finetune.samples (null: bench.samples). None if two do not fit."""
+    """Samples per second of jobs/finetune.py with two workers over those with one, over finetune.samples (null:
+    bench.samples). For each worker the job has workers.cpus cores (`bench.cores`). None if two do not fit."""
 
 
 def bench_finetune(config: Config) -> FinetuneBenchmark:
@@ -138,6 +139,6 @@ def _rate(config: Config, workers: int) -> float:
     workspace = Workspace.open(config.workspace)
     for left in (name, run_folder(identify_run(changed, Dataset.open(workspace)))):  # by a run that was killed
         workspace.delete(left)
-    result = finetune(changed)
+    result = on_cores_of_its_workers(finetune, changed)
     workspace.delete(name)
     return result.samples / result.seconds

@@ -1,21 +1,17 @@
 """Benchmark of how jobs/build_memory.py scales with workers and samples: speed, driver memory, requests, bookkeeping.
 
-Every build runs in a process that starts its own Ray, as the job does. The job, Ray and the workers together have
-`workers.cpus` cores for each worker. One worker with all cores would look faster than one of many: it plans its next
-batch in a thread, and the job runs elsewhere.
+Every build runs in a separate process, and has `workers.cpus` cores for each worker (`bench.cores`).
 """
 
-import multiprocessing
-import os
 import resource
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 
+from l2d_ray.bench.cores import on_cores_of_its_workers
 from l2d_ray.bench.counting_proxy import Request, counting_proxy
 from l2d_ray.config import Config
 from l2d_ray.core.capacity import MemorySizes, Rates
@@ -23,7 +19,6 @@ from l2d_ray.data.dataset import Dataset, write_manifest, write_part
 from l2d_ray.data.files import join
 from l2d_ray.data.interactions import user_hashes
 from l2d_ray.distributed.build_memory import build_memory
-from l2d_ray.distributed.job import connect
 from l2d_ray.distributed.progress import Progress
 from l2d_ray.encoding import identify_memory
 from l2d_ray.memory.store import SNAPSHOTS_FOLDER, MemoryStore
@@ -149,9 +144,7 @@ def _run(config: Config, scale: int) -> ScaleRun:
     workspace = Workspace.open(config.workspace)
     dataset, store = Dataset.open(workspace), MemoryStore(workspace)
     with _counted(config.workspace) as (uri, requests):
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, spawn) as pool:
-            seconds, driver_megabytes = pool.submit(_build, config.replace({"workspace": uri})).result()
+        seconds, driver_megabytes = on_cores_of_its_workers(_build, config.replace({"workspace": uri}))
     plan_seconds, units = timed(lambda: plan_units(config, dataset))
     list_seconds, records = timed(store.units)
     workspace.delete(SNAPSHOTS_FOLDER)
@@ -181,21 +174,8 @@ def _run(config: Config, scale: int) -> ScaleRun:
 
 
 def _build(config: Config) -> tuple[float, float]:
-    """Build a memory as the job does; return its seconds and this process's largest resident memory in megabytes."""
-    import ray
-
-    _hold_to_cores(config.workers.min * config.workers.cpus)
-    connect(config)
-    try:
-        return build_memory(config).seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    finally:
-        ray.shutdown()
-
-
-def _hold_to_cores(number: int) -> None:
-    """Run this process, and those that it will start, on a number of the cores that it has. Only Linux can do that."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:number])
+    """Build a memory; return its seconds and this process's largest resident memory in megabytes."""
+    return build_memory(config).seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def _summary(runs: list[ScaleRun], scales: int) -> ScaleBenchmark:

@@ -73,12 +73,15 @@ class TitleRegression:
         plain = cls(axes_EE, values_E, axes_EE.T @ cross_ED)
         if not scale:  # there are no rows
             return replace(plain, values_E=values_E + 1)
-        errors = np.sum([[ridge._error(part) for ridge in plain._ridges(scale)] for part in parts()], axis=0)
-        return plain._ridges(scale)[int(np.argmin(errors))]
+        ridges = plain._ridges(scale)
+        errors = np.sum([plain._errors(ridges, part) for part in parts()], axis=0)
+        return ridges[int(np.argmin(errors))]
 
     def leave_own_out(self, titles: Titles) -> Float64:
         """Return the means [I, D] that a regression on all other items predicts for each item."""
-        projected_IE = titles.features_IE @ self.axes_EE
+        return self._leave_own_out(titles, titles.features_IE @ self.axes_EE)
+
+    def _leave_own_out(self, titles: Titles, projected_IE: Float64) -> Float64:
         scaled_IE = projected_IE / self.values_E
         own_I1 = (titles.weights_I * np.vecdot(scaled_IE, projected_IE))[:, None]
         predicted_ID: Float64 = (scaled_IE @ self.cross_ED - own_I1 * titles.means_ID) / (1 - own_I1)
@@ -87,10 +90,11 @@ class TitleRegression:
     def _ridges(self, scale: float) -> list[Self]:
         return [replace(self, values_E=self.values_E + ridge * scale) for ridge in RIDGES]
 
-    def _error(self, titles: Titles) -> float:
-        """Return the weighted sum of the squared errors of `leave_own_out`."""
-        errors_ID = self.leave_own_out(titles) - titles.means_ID
-        return float(titles.weights_I @ np.vecdot(errors_ID, errors_ID))
+    def _errors(self, ridges: Iterable[Self], titles: Titles) -> list[float]:
+        """Return the weighted sum of the squared errors of `leave_own_out` for each ridge; the axes are the same."""
+        projected_IE = titles.features_IE @ self.axes_EE
+        errors = (ridge._leave_own_out(titles, projected_IE) - titles.means_ID for ridge in ridges)
+        return [float(titles.weights_I @ np.vecdot(errors_ID, errors_ID)) for errors_ID in errors]
 
 
 def _products(titles: Titles) -> tuple[Float64, Float64]:

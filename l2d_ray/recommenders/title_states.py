@@ -19,7 +19,7 @@ from l2d_ray.core.arrays import FloatArray
 from l2d_ray.data.dataset import Dataset
 from l2d_ray.encoding import identify_memory
 from l2d_ray.errors import InputError
-from l2d_ray.recommenders.trained import FOLDER, load_tensors
+from l2d_ray.recommenders.trained import FOLDER, load_arrays
 from l2d_ray.workspace import Workspace
 
 DECISIVE = ("base_model", "num_layers", "adapter", "tokenizer", "template", "dtype")
@@ -56,9 +56,8 @@ def _states_of(titles: Sequence[str], identity: dict[str, Any], config: Config, 
         with workspace.create(path) as stream:
             stream.write(safetensors.numpy.save({STATES: states_ID}))
     location = workspace.path(path)
-    tensors = load_tensors(workspace.storage.read(location), location, "delete it and run the same command again")
-    found: FloatArray = tensors[STATES].numpy()
-    return found
+    arrays = load_arrays(workspace.storage.read(location), location, "delete it and run the same command again")
+    return arrays[STATES]
 
 
 def _computed(config: Config, titles: Sequence[str]) -> FloatArray:

@@ -5,10 +5,11 @@ a record names, and damaged weights are noticed.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from l2d_ray.config import TrainConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER = "recommenders"
+T = TypeVar("T")
 
 
 class Epoch(Record):
@@ -156,13 +158,23 @@ class Trained:
 
 def load_tensors(content: bytes, location: str, remedy: str) -> "dict[str, Tensor]":
     """Return the tensors of a safetensors file. Raises InputError, with its location and this remedy, if it is none."""
-    from safetensors.torch import load
+    from safetensors.torch import load  # here, because importing PyTorch takes seconds
 
+    return _loaded(load, content, location, remedy)
+
+
+def load_arrays(content: bytes, location: str, remedy: str) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a safetensors file as NumPy's, which has no bfloat16. Raises as `load_tensors` does."""
+    from safetensors.numpy import load
+
+    return _loaded(load, content, location, remedy)
+
+
+def _loaded(load: Callable[[bytes], dict[str, T]], content: bytes, location: str, remedy: str) -> dict[str, T]:
     try:
-        tensors: dict[str, Tensor] = load(content)
+        return load(content)
     except SafetensorError as error:
         raise InputError(f"{location}: damaged ({error}); {remedy}") from None
-    return tensors
 
 
 def _again(name: str) -> str:
