@@ -28,7 +28,7 @@ test: lint types imports unit  ## style, types, import rules and tests, in minut
 
 test-all: test slow  ## everything that CI checks
 
-test-long: install  ## proofs that take minutes each: several nodes, S3, scale, the steps of the image
+test-long: install  ## proofs that take minutes each: many kills, a year of appends, scale, the steps of the image
 	$(BIN)/pytest -m long
 
 lint: install  ## ruff: style and format
@@ -44,7 +44,7 @@ imports: install  ## the architecture: who may import whom
 unit: install  ## the tests that take seconds, and one pass of every job on Ray
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-slow: install  ## kills, full disks, lost nodes, hostile requests; last those that need the machine to themselves
+slow: install  ## kills, full disks, hostile requests, S3, lost nodes; last those that need the machine to themselves
 	$(BIN)/pytest -m "slow and not alone and not long" -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest -m "alone and not long"
 

@@ -20,7 +20,7 @@ ALLOWED = os.geteuid() == 0 and subprocess.run([*NAMESPACE, "true"], capture_out
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.long,
+    pytest.mark.alone,
     pytest.mark.skipif(not ALLOWED, reason="a namespace for the cluster needs root"),
 ]
 SETTINGS = {"memory.units": 40, "workers.max": "null"}

@@ -86,7 +86,6 @@ def assert_same_memory(uri: str, built: Path) -> None:
     assert sorted(workspace.files("memory/data")) == sorted(named)
 
 
-@pytest.mark.long
 def test_every_stage_runs_and_gives_the_bytes_that_it_gives_on_a_disk(
     dataset: Path, remote: str, built: Path, proxied: tuple[Faults, int]
 ) -> None:
@@ -123,7 +122,6 @@ def test_two_builders_at_once_lose_and_double_nothing_while_requests_fail(
     assert_same_memory(remote, built)
 
 
-@pytest.mark.long
 def test_a_worker_that_outlives_its_node_loses_and_doubles_nothing(
     dataset: Path, remote: str, built: Path, s3: S3Server, proxied: tuple[Faults, int]
 ) -> None:

@@ -39,8 +39,6 @@ APPENDS, SHARE = 10, 0.01
 INTERACTIONS_OF_A_USER, INTERACTIONS_OF_AN_ITEM = 20, 10
 VISIT = 5
 """Interactions in a row of one user. A visit's samples share a window, which has to run once more for each visit."""
-RATE = 10
-"""Requests per second before and while an append is made and served."""
 QUERIES, TOP_M = 50, 200
 
 
@@ -110,10 +108,10 @@ def bench_append(config: Config) -> AppendBenchmark:
                 bar.advance()
             segmented = plan_index(for_queries(grown)).manifest
             bodies = [{"history": history, "k": 20} for history in log.histories()]
-            before = load(url, "/v1/recommend", bodies, config.bench.seconds, rate=RATE)
+            before = load(url, "/v1/recommend", bodies, config.bench.seconds, rate=config.bench.rate)
             with ThreadPoolExecutor(1) as pool:
                 seconds_of_load = round(2 * appends[-1].total) + 10
-                during = pool.submit(load, url, "/v1/recommend", bodies, seconds_of_load, rate=RATE)
+                during = pool.submit(load, url, "/v1/recommend", bodies, seconds_of_load, rate=config.bench.rate)
                 _run(grown, log.appends[APPENDS])
             bar.advance()
             compacted, _ = _run(grown.replace({"index.max_segments": 1}), log.appends[APPENDS + 1])

@@ -103,7 +103,9 @@ class BenchConfig(Section):
     threads: int | None = Field(None, ge=1)
     """CPU threads. null: workers.cpus."""
     seconds: int = Field(20, ge=1)
-    """Duration of each load on the endpoint, in seconds (jobs/bench_serve.py)."""
+    """Duration of each load on the endpoint, in seconds (jobs/bench_serve.py, jobs/bench_append.py)."""
+    rate: float = Field(10.0, gt=0)
+    """Requests per second on an endpoint whose memory grows (jobs/bench_append.py)."""
     scales: list[Annotated[int, Field(ge=1)]] = Field([1, 10, 100], min_length=2)
     """Numbers by which bench.samples are multiplied (jobs/bench_scale.py)."""
     workers: int = Field(2, ge=1)

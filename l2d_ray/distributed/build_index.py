@@ -23,6 +23,7 @@ from l2d_ray.config import Config
 from l2d_ray.core.posterior import Parameters
 from l2d_ray.distributed.job import root_error
 from l2d_ray.distributed.posterior import ensure_posterior
+from l2d_ray.distributed.rounds import in_rounds
 from l2d_ray.distributed.tasks import RETRIES, run_tasks
 from l2d_ray.distributed.workers import check_room, worker_options, workers_that_fit
 from l2d_ray.errors import InputError
@@ -133,9 +134,17 @@ def _build(config: Config, plan: IndexPlan, started: float) -> tuple[IndexManife
 
 
 def _tune(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
-    """Find the search setting with actors that share the shards, so that no node needs room for all of them."""
+    """Find the search setting; again from the start if Ray gives up on an actor, whatever its retries."""
     if engine.create(plan.factory, plan.dimension).exhaustive:
         return EXACT
+    (tuned,) = in_rounds(
+        {"search": plan}, lambda pieces: iter([(["search"], _tune_once(config, plan, fitted, records))])
+    )
+    return tuned
+
+
+def _tune_once(config: Config, plan: IndexPlan, fitted: Fitted, records: list[ShardRecord]) -> tuple[str, IndexQuality]:
+    """Find the search setting with actors that share the shards, so that no node needs room for all of them."""
     parts = partition(len(records), min(len(records), workers_that_fit(config)))
     cpus = config.workers.cpus
     options = worker_options(config) | {"num_gpus": 0, "max_restarts": RETRIES, "max_task_retries": RETRIES}

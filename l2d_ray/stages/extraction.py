@@ -30,7 +30,7 @@ from l2d_ray.schema import SAMPLES, Split
 from l2d_ray.workspace import Workspace
 
 SAMPLES_PER_UNIT, FEWEST_UNITS = 100_000, 64
-FEWEST_SAMPLES = 1000
+FEWEST_SAMPLES = 250
 """Samples of a unit that was added to a memory: fewer would take less time than the start of a worker."""
 PADDED_TOKENS_PER_BATCH = 1 << 20
 """Bound on the planner's memory: samples of a batch times the tokens of its longest prompt."""
