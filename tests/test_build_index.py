@@ -9,20 +9,25 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import ActorUnavailableError
 from support.small_workspace import ITEM_COUNT, command, config_of, environment_of_cluster, refusal, write_dataset
 
 from l2d_ray.core.metrics import recall
 from l2d_ray.core.posterior import Parameters
+from l2d_ray.distributed import build_index as job
 from l2d_ray.distributed.build_index import build_index
 from l2d_ray.distributed.build_memory import build_memory
 from l2d_ray.distributed.evaluate import evaluate
 from l2d_ray.distributed.posterior import ensure_posterior
 from l2d_ray.errors import InputError
+from l2d_ray.index.exchange import drive
 from l2d_ray.index.sharding import ShardedIndex
 from l2d_ray.workspace import Workspace
 
@@ -105,6 +110,22 @@ def test_the_same_command_completes_a_killed_job(folder: Path) -> None:
     }
     files = {str(path.relative_to(folder)) for path in folder.glob("index/*/whiten*/**/*") if path.is_file()}
     assert {path for path in files if not path.endswith(".json")} <= kept
+
+
+def test_the_search_is_tuned_again_after_ray_gave_up_on_an_actor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def lost_once(steps: Any, send: Callable[[Any], Any]) -> Any:
+        tries.append(len(tries))
+        if tries == [0]:
+            send(next(steps))
+            raise ActorUnavailableError("refused", None)
+        return drive(steps, send)
+
+    monkeypatch.setattr(job, "drive", lost_once)
+    result = build_index(config_of(folder, **SETTINGS | {"index.factory": "IVF4,Flat"}))
+    assert tries == [0, 1]
+    assert result.recall_top_m >= 0.95
 
 
 def test_a_missing_memory_is_refused_in_one_line(
